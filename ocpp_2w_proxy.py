@@ -36,24 +36,39 @@ changes a message only where an id has to be translated, and then nothing else i
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import ipaddress
+import itertools
 import json
 import logging
 import os
+import random
 import re
+import ssl
 import textwrap
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import websockets
+from websockets.client import ClientProtocol
+from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import SEND_EOF, State
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 __version__ = "1.0.0"
@@ -1093,3 +1108,2270 @@ def may_copy(action: str) -> bool:
     """Whether the Action never carries a badge or a transaction, in no version."""
     entries = [vocabulary.charger.get(action, PLAIN) for vocabulary in VOCABULARIES.values()]
     return not any(entry.badge or entry.transaction for entry in entries)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Routing
+#
+# Whose a message is. A message goes in, decisions with their reasons come out; the sections below carry
+# them out. Pure: no socket, no clock, no log. Time is passed in.
+# ---------------------------------------------------------------------------------------------------------
+
+MAX_ID = 2**31 - 1  # The largest transaction id that chargers and servers agree on (SteVe, MicroOcpp).
+FIRST_PROXY_ID = 2_000_000_000  # From here on, transaction ids are the proxy's; Unix time gets there in 2033.
+SESSION_SECONDS = 7 * DAY  # An ended session can still be named for so long; a silent one counts as ended.
+CLAIM_SECONDS = 300.0  # A remote start that no session followed.
+REQUEST_SECONDS = DAY  # Reports on a request may come for so long.
+ACCEPTED_SECONDS = 3600.0  # A server's last word on a badge stands in for it for so long.
+SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
+
+# The most of each kind that one charger may have; beyond it the oldest goes.
+MAX_SESSIONS = 1000
+MAX_CLAIMS = 32
+MAX_REQUESTS = 64
+MAX_ACCEPTED = 256
+MAX_STATUSES = 64
+MAX_KEPT_EVENTS = 100  # Of one transaction without an owner; the last gives it to the primary.
+MAX_SEEN_EVENTS = 256  # Sequence numbers of a transaction, to know a repeat by.
+MAX_WAITING = 64  # Calls of one server for the charger, or the reverse.
+MAX_SPENT_IDS = 16  # Message ids of Calls given up, whose late answers must not be taken for others'.
+
+TransactionId = int | str
+
+
+class Instant(NamedTuple):
+    """A point in time, on both clocks."""
+
+    seconds: float  # Monotonic. All deadlines are measured on this one.
+    utc: float  # Seconds since 1970, for people and other machines; may jump.
+
+    @property
+    def text(self) -> str:
+        return datetime.fromtimestamp(self.utc, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Kind(Enum):
+    """What becomes of a Call on its way to a server."""
+
+    RELAYED = "relayed"  # Its answer goes to the charger.
+    STORED = "stored"  # The charger has its answer; delivered until the server has answered.
+    NOTED = "noted"  # The charger has its answer; the server gets it soon or not at all.
+    COPY = "copy"  # The other server's matter; dropped with the connection.
+    OWN = "own"  # The proxy's: boot, heartbeat.
+    SEND = "send"  # A message that nobody answers (OCPP 2.1 part 4, 4.2.5).
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A Call on its way to a server. Its text stands under its message id, for life."""
+
+    kind: Kind
+    action: str
+    message_id: str
+    text: str
+    payload: dict[str, Any]
+    facts: Facts
+    reply_to: str | None = None  # The charger's message id that waits for the answer.
+    session: Session | None = None
+    is_vouched: bool = False  # A list or a claim speaks for its badge.
+    is_kept: bool = False  # A 2.x event that waited for its transaction's owner.
+    is_pending: bool = True  # Until it is answered, given up or dropped.
+    queued: float = 0.0  # Monotonic seconds.
+    sent: float | None = None  # Monotonic seconds; None = not on this connection.
+    tries: int = 0  # CallErrors that a stored Call met.
+    not_before: float = 0.0  # Monotonic seconds; the next try of a stored Call.
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A charging session. Its owner never changes."""
+
+    owner: Peer | None  # None: a 2.x transaction whose badge has not come yet.
+    badge: str  # As it came; "" = none.
+    connector: int | None  # 2.x: the EVSE.
+    begun: float  # UTC seconds.
+    touched: float  # Monotonic seconds of its last message.
+    transaction_id: TransactionId | None = None  # As the charger knows it; None until it was told.
+    server_id: TransactionId | None = None  # As its owner knows it; None until it has told.
+    start: str = ""  # 1.6: what a repeated StartTransaction has in common with this one's.
+    start_call: Call | None = None  # 1.6: the relayed StartTransaction.
+    start_answer: dict[str, Any] | None = None  # 1.6: what the charger is told.
+    is_told: bool = False  # 1.6: the charger knows the transaction id.
+    ended: float | None = None  # Monotonic seconds.
+    is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
+    refused: str = ""  # The owner's words, when it refused the start.
+    is_undeliverable: bool = False  # The owner refused the start and knows no id for the rest.
+    is_stop_stored: bool = False  # 1.6: a repeated StopTransaction is answered here.
+    kept: list[Call] = field(default_factory=list)  # 2.x: events without an owner, at most MAX_KEPT_EVENTS.
+    seen: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_SEEN_EVENTS))  # 2.x: answered here.
+    remote_start: tuple[int, int] | None = None  # 2.x: its remoteStartId at the charger, at the server.
+
+    @property
+    def key(self) -> TransactionId:
+        """What the session is found by: its transaction id, or until there is one, its start."""
+        return self.start if self.transaction_id is None else self.transaction_id
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A server's word that the next session of a badge is its own (remote start, reservation)."""
+
+    peer: Peer
+    badge: str  # Normalized.
+    connector: int | None  # None = any.
+    until: float  # Monotonic seconds.
+    reservation: int | None = None
+    remote_start: tuple[int, int] | None = None  # The remoteStartId at the charger, at the server.
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A server's request that the charger reports on later."""
+
+    peer: Peer
+    request_id: int  # As the server knows it.
+    until: float  # Monotonic seconds.
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is remembered of one charger from one connection to the next."""
+
+    sessions: dict[TransactionId, Session] = field(default_factory=dict)  # By Session.key; MAX_SESSIONS.
+    connectors: dict[int, Session] = field(default_factory=dict)  # The open session on each.
+    claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_CLAIMS.
+    requests: dict[int, Asked] = field(default_factory=dict)  # By request id at the charger; MAX_REQUESTS.
+    askers: dict[str, Peer] = field(default_factory=dict)  # Who sent each Action of Facts.asked_by last.
+    accepted: dict[tuple[Peer, str], float] = field(default_factory=dict)  # When; MAX_ACCEPTED.
+    boot: str = ""  # The text of the last BootNotification; "" = none seen.
+    statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_STATUSES.
+    stored: dict[Peer, list[Call]] = field(default_factory=dict)  # Undelivered, in order.
+    refused: list[tuple[Call, str]] = field(default_factory=list)  # And the server's words.
+
+
+# Decisions. Each carries its reason.
+
+
+@dataclass(frozen=True, slots=True)
+class ToServer:
+    """Put the Call into the queue of this server."""
+
+    peer: Peer
+    call: Call
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToCharger:
+    """Send the text to the charger; if durable, not before everything decided so far is safe."""
+
+    text: str
+    why: str
+    is_durable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Send the text to this server: it answers a Call of the server's."""
+
+    peer: Peer
+    text: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The message goes to nobody."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Something that belongs into the story of the day."""
+
+    what: str
+    badge: str = ""
+
+
+Decision = ToServer | ToCharger | Answer | Dropped | Told
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Whose a Call is, and by which rule."""
+
+    owner: Peer
+    why: str
+    session: Session | None = None
+    claim: Claim | None = None
+    is_vouched: bool = False  # A list or a claim speaks for the badge.
+    is_rejected: bool = False  # On neither list, and the ini says reject.
+    is_station: bool = False  # Nobody's in particular: the other server may have a copy.
+
+
+@dataclass(slots=True, eq=False)
+class ServerCall:
+    """A Call of a server for the charger."""
+
+    peer: Peer
+    message_id: str  # As the server knows it.
+    wire_id: str  # As the charger knows it.
+    action: str
+    payload: dict[str, Any]
+    facts: Facts
+    text: str  # As the charger gets it.
+    queued: float  # Monotonic seconds.
+    sent: float = 0.0  # Monotonic seconds.
+    claim: Claim | None = None
+    request_id: int | None = None  # At the charger.
+    is_abandoned: bool = False  # Its server is gone; nobody waits for the answer.
+
+
+def is_proxy_id(value: object) -> bool:
+    return type(value) is int and FIRST_PROXY_ID <= value <= MAX_ID
+
+
+def owner_of_proxy_id(transaction_id: int) -> Peer:
+    """Return the owner that a transaction id of the proxy names in its lowest bit."""
+    return Peer.SECONDARY if transaction_id & 1 else Peer.PRIMARY
+
+
+def integer(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+def answered_kind(facts: Facts, session: Session | None) -> Kind:
+    """Return what a Call is that the proxy answers: what belongs to a session must not be lost."""
+    return Kind.STORED if session or facts.role is Role.STOP else Kind.NOTED
+
+
+def trim(table: dict[Any, Any], most: int) -> None:
+    """Remove the oldest entries of a table beyond its bound."""
+    while len(table) > most:
+        del table[next(iter(table))]
+
+
+def is_accepted(payload: dict[str, Any]) -> bool:
+    """Whether a badge's verdict in an answer is Accepted; an answer without a verdict is no refusal."""
+    for name in ("idTagInfo", "idTokenInfo"):
+        status = value_at(payload, (name, "status"))
+        if status is not None:
+            return bool(status == "Accepted")
+    return True
+
+
+class Router:
+    """Decides for one charger. Owns the Calls of the servers that wait for it; the rest is in its Memory."""
+
+    def __init__(self, config: ChargerConfig, memory: Memory, version: str, call_timeout: float) -> None:
+        self.config = config
+        self.memory = memory
+        self.version = version  # The subprotocol.
+        self.vocabulary = VOCABULARIES[version]
+        self.call_timeout = call_timeout  # Seconds.
+        self.waiting: dict[Peer, deque[ServerCall]] = {}  # For the charger, unsent; MAX_WAITING each.
+        self.outstanding: ServerCall | None = None  # The one Call that the charger has to answer.
+        self.last_served = Peer.SECONDARY  # Whose Call the charger got last; the others come first.
+        self.spent_ids: deque[str] = deque(maxlen=MAX_SPENT_IDS)
+        self.last_answered: ServerCall | None = None  # For a CallResultError of its server.
+        self.last_relayed: tuple[Peer, Call] | None = None  # For a CallResultError of the charger.
+        self.heartbeat_interval = HEARTBEAT_INTERVAL  # Seconds; what the charger was told.
+        self.next_sweep = 0.0  # Monotonic seconds.
+
+    # Calls of the charger: whose they are (rule 1).
+
+    def charger_call(self, message: Message, now: Instant) -> list[Decision]:
+        """Decide on a Call of the charger. Raises MessageError if it can be read in two ways."""
+        facts = self._facts(self.vocabulary.charger, message)
+        if facts.role is Role.START:
+            return self._start(message, facts, now)
+        if facts.role is Role.EVENT and type(value_at(message.payload, facts.transaction)) is str:
+            return self._event(message, facts, now)
+        route = self._route(message, facts, now)
+        decisions = self._remembered(message, facts, route, now)
+        return decisions + self._dispatched(message, facts, route, now) + self._copies(message, facts, route)
+
+    def charger_send(self, message: Message) -> list[Decision]:
+        """Decide on a message of the charger that nobody answers."""
+        call = Call(Kind.SEND, message.action, message.message_id, message.text, message.payload, PLAIN)
+        return [ToServer(Peer.PRIMARY, call, "is a SEND")]
+
+    def _facts(self, table: dict[str, Facts], message: Message) -> Facts:
+        facts = table.get(message.action, PLAIN)
+        for path in facts.single_paths:
+            if repeats(message.text, (3, *path)):
+                raise MessageError(f"{'.'.join(path)} stands twice", message.text)
+        return facts
+
+    def _route(self, message: Message, facts: Facts, now: Instant) -> Route:
+        """Return the owner. The first rule that matches wins."""
+        payload = message.payload
+        return (
+            self._by_transaction(facts, payload)
+            or self._by_claim(facts, payload, now)
+            or self._by_badge(facts, payload)
+            or self._by_connector(facts, payload)
+            or self._by_request(facts, payload, now)
+            or Route(Peer.PRIMARY, "concerns the station", is_station=True)
+        )
+
+    def _by_transaction(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
+        named = [self._transaction_id(value) for value in values_at(payload, facts.transaction)]
+        usable = [value for value in named if value is not None]
+        sessions = [self.memory.sessions[value] for value in usable if value in self.memory.sessions]
+        owners = {session.owner for session in sessions}
+        if len(owners) > 1:
+            return Route(Peer.PRIMARY, "names transactions of both servers")
+        if sessions:
+            owner = sessions[0].owner
+            return Route(owner, "its transaction", sessions[0]) if owner else None
+        if usable:
+            return self._by_lost_id(usable[0])
+        if facts.role is Role.STOP:
+            return self._by_only_session(facts, payload)
+        return None
+
+    def _by_lost_id(self, transaction_id: TransactionId) -> Route:
+        """Return the route of a transaction that nobody here remembers."""
+        if type(transaction_id) is not int or not is_proxy_id(transaction_id):
+            return Route(Peer.PRIMARY, "an unknown transaction")
+        owner = owner_of_proxy_id(transaction_id)
+        session = Session(owner, "", None, 0.0, 0.0, transaction_id, refused="its start is not known here")
+        session.is_undeliverable = True
+        return Route(owner, "a transaction id of the proxy, whose session is forgotten", session)
+
+    def _by_only_session(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
+        """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
+        opened = [session for session in self.memory.sessions.values() if session.ended is None]
+        badge = normalized(self._badge(facts, payload) or "")
+        same_badge = [session for session in opened if badge and normalized(session.badge) == badge]
+        unanswered = [session for session in opened if session.start and not session.is_told]
+        for found, why in (
+            (same_badge, "the open session of its badge"),
+            (unanswered, "the only session whose start was never answered"),
+            (opened, "the only open session"),
+        ):
+            if len(found) == 1 and found[0].owner:
+                return Route(found[0].owner, why, found[0])
+        return None
+
+    def _by_claim(self, facts: Facts, payload: dict[str, Any], now: Instant) -> Route | None:
+        claims = [claim for claim in reversed(self.memory.claims) if now.seconds < claim.until]
+        badge = self._badge(facts, payload)
+        name = None if badge is None else normalized(badge)
+        connector = integer(value_at(payload, facts.connector))
+        reservation = integer(value_at(payload, facts.reservation))
+        remote_start = integer(value_at(payload, facts.remote_start))
+
+        def matches(claim: Claim) -> bool:
+            if reservation is not None and claim.reservation == reservation:
+                return True
+            if name is None:
+                return (
+                    remote_start is not None
+                    and claim.remote_start is not None
+                    and (claim.remote_start[0] == remote_start)
+                )
+            return claim.badge == name and (connector is None or claim.connector in (None, connector))
+
+        def is_named(claim: Claim) -> bool:
+            return (reservation is not None and claim.reservation == reservation) or (
+                claim.remote_start is not None and claim.remote_start[0] == remote_start
+            )
+
+        found = sorted(filter(matches, claims), key=is_named, reverse=True)
+        for claim in found:
+            why = "its reservation" if claim.reservation is not None else "its remote start"
+            return Route(claim.peer, f"{claim.peer.value} claimed it: {why}", claim=claim, is_vouched=True)
+        return None
+
+    def _by_badge(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
+        badge = self._badge(facts, payload)
+        if badge is None:
+            return None
+        found = self.config.badges.find(badge)
+        if found:
+            peer, _ = found
+            if peer is Peer.PRIMARY or self.config.secondary:
+                return Route(peer, f"its badge is on {peer.value}_rfid", is_vouched=True)
+        if self.config.unknown_rfid == "reject":
+            return Route(Peer.PRIMARY, "its badge is on no list: rejected", is_rejected=True)
+        if self.config.unknown_rfid == "secondary" and self.config.secondary:
+            return Route(Peer.SECONDARY, "its badge is on no list: unknown_rfid = secondary")
+        return Route(Peer.PRIMARY, "its badge is on no list: unknown_rfid = primary")
+
+    def _by_connector(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
+        connector = integer(value_at(payload, facts.connector))
+        if not facts.by_connector or connector is None:
+            return None
+        session = self.memory.connectors.get(connector)
+        if session is None or session.owner is None:
+            return None
+        return Route(session.owner, f"the session on its connector {connector}", session)
+
+    def _by_request(self, facts: Facts, payload: dict[str, Any], now: Instant) -> Route | None:
+        asked = self._asked(facts, payload)
+        if asked and now.seconds < asked.until:
+            return Route(asked.peer, f"{asked.peer.value} asked for it")
+        peer = self.memory.askers.get(facts.asked_by)
+        if peer and value_at(payload, facts.request) is None:
+            return Route(peer, f"{peer.value} sent the last {facts.asked_by}")
+        return None
+
+    def _asked(self, facts: Facts, payload: dict[str, Any]) -> Asked | None:
+        """Return the request that a Call reports on by its id."""
+        request_id = integer(value_at(payload, facts.request))
+        return None if request_id is None else self.memory.requests.get(request_id)
+
+    def _badge(self, facts: Facts, payload: dict[str, Any]) -> str | None:
+        """Return the badge that a Call carries; None if it carries none."""
+        value = value_at(payload, facts.badge)
+        if value_at(payload, facts.badge_type) == "NoAuthorization":
+            return None
+        if type(value) is int:
+            return str(value)
+        return value if type(value) is str else None
+
+    def _transaction_id(self, value: Any) -> TransactionId | None:
+        """Return a usable transaction id as it is kept in tables, or None."""
+        if self.version == "ocpp1.6" and type(value) is str and re.fullmatch(r"\d{1,10}", value, re.ASCII):
+            value = int(value)
+        if type(value) is int:
+            return value if 1 <= value <= MAX_ID else None
+        return value if type(value) is str and value else None
+
+    # Calls of the charger: what becomes of them.
+
+    def _is_relayed(self, route: Route) -> bool:
+        """Whether the owner itself answers. Otherwise the proxy does."""
+        server = self.config.server(route.owner)
+        if route.is_rejected or server is None or server.is_local:
+            return False
+        session = route.session
+        if session and (
+            session.is_rejected or (session.is_undeliverable and is_proxy_id(session.transaction_id))
+        ):
+            return False
+        return route.owner is Peer.PRIMARY or self.config.secondary_replies == "forward"
+
+    def _is_delivered(self, route: Route) -> bool:
+        """Whether the owner gets what the proxy answered."""
+        server = self.config.server(route.owner)
+        is_rejected = route.is_rejected or (route.session is not None and route.session.is_rejected)
+        return server is not None and not server.is_local and not is_rejected
+
+    def _dispatched(self, message: Message, facts: Facts, route: Route, now: Instant) -> list[Decision]:
+        """Relay the Call, or answer it and deliver it."""
+        session = route.session
+        is_rejected = route.is_rejected or (session is not None and session.is_rejected)
+        if session and session.is_stop_stored and facts.role is Role.STOP:
+            return [ToCharger(result_text(message.message_id, {}), "repeats a stop")]
+        if self._is_relayed(route):
+            call = self._call(Kind.RELAYED, message, facts, route)
+            if session and facts.role is Role.START:
+                session.start_call = call
+            return [ToServer(route.owner, call, route.why)]
+        kind = answered_kind(facts, session)
+        decisions: list[Decision] = []
+        if self._is_delivered(route):
+            decisions.append(ToServer(route.owner, self._call(kind, message, facts, route), route.why))
+        answer = self._answer(message.payload, facts, session, not is_rejected, now)
+        text = result_text(message.message_id, answer)
+        return [*decisions, ToCharger(text, route.why, is_durable=kind is Kind.STORED)]
+
+    def _call(self, kind: Kind, message: Message, facts: Facts, route: Route) -> Call:
+        """Return the charger's Call as its server gets it."""
+        text = message.text
+        asked = self._asked(facts, message.payload)
+        if asked and asked.request_id != value_at(message.payload, facts.request):
+            text = patch(text, (3, *facts.request), asked.request_id)
+        session = route.session
+        call = Call(kind, message.action, message.message_id, text, message.payload, facts)
+        call.session, call.is_vouched = session, route.is_vouched
+        if kind is Kind.RELAYED:
+            call.reply_to = message.message_id
+        else:
+            call.message_id = new_message_id()
+            call.text = with_message_id(text, call.message_id)
+        return self._restored(call)
+
+    def _answer(
+        self, payload: dict[str, Any], facts: Facts, session: Session | None, accepted: bool, now: Instant
+    ) -> dict[str, Any]:
+        """Return the smallest answer that the schema allows; note in the session what the charger is told."""
+        if session and facts.role is Role.START:
+            self._name(session, self._new_transaction_id(session.owner))
+        has_badge = facts.badge_answer is not None and value_at(payload, facts.badge) is not None
+        values = {
+            Fill.NOW: now.text,
+            Fill.STATUS: "Accepted" if accepted else "Invalid",
+            Fill.TRANSACTION: session.transaction_id if session else None,
+            Fill.VAT_NUMBER: str(payload.get("vatNumber", "")),
+        }
+        answer: dict[str, Any] = filled(facts.badge_answer if has_badge else facts.answer, values)
+        if session and facts.role is Role.START:
+            session.start_answer, session.is_told = answer, True
+        elif session and facts.role is Role.STOP:
+            session.is_stop_stored = True
+        elif session and facts.role is Role.EVENT:
+            session.seen.append(integer(payload.get("seqNo")) or 0)
+        return answer
+
+    def _remembered(self, message: Message, facts: Facts, route: Route, now: Instant) -> list[Decision]:
+        """Keep what the Call says about the station and its sessions."""
+        session, badge = route.session, self._badge(facts, message.payload)
+        if session:
+            session.touched = now.seconds
+        if facts.role is Role.BOOT:
+            self.memory.boot = message.text
+        elif facts.role is Role.STATUS:
+            self._remember_status(message, facts)
+        elif facts.role is Role.STOP and session and session.ended is None:
+            return [self._end(session, now)]
+        elif badge is not None and not session:
+            return [Told(f"{message.action} belongs to {route.owner.value}: {route.why}", badge)]
+        return []
+
+    def _remember_status(self, message: Message, facts: Facts) -> None:
+        payload = message.payload
+        connector = integer(value_at(payload, facts.connector))
+        where = dump([connector, payload.get("connectorId")])
+        self.memory.statuses.pop(where, None)
+        self.memory.statuses[where] = message.text
+        trim(self.memory.statuses, MAX_STATUSES)
+        if connector is not None and value_at(payload, facts.state) == "Available":
+            self.memory.connectors.pop(connector, None)
+
+    def _copies(self, message: Message, facts: Facts, route: Route) -> list[Decision]:
+        """Let the secondary see what concerns the station."""
+        secondary = self.config.secondary
+        if not route.is_station or secondary is None or secondary.is_local:
+            return []
+        if facts.role is Role.BOOT:
+            return [ToServer(Peer.SECONDARY, self._call(Kind.OWN, message, facts, route), "is a boot")]
+        if message.action in self.config.secondary_copies:
+            return [ToServer(Peer.SECONDARY, self._call(Kind.COPY, message, facts, route), "is to be copied")]
+        return []
+
+    # Sessions of OCPP 1.6: StartTransaction, whose answer names the transaction.
+
+    def _start(self, message: Message, facts: Facts, now: Instant) -> list[Decision]:
+        payload = message.payload
+        badge = self._badge(facts, payload) or ""
+        connector = integer(value_at(payload, facts.connector))
+        start = dump([connector, normalized(badge), payload.get("meterStart"), payload.get("timestamp")])
+        for session in self.memory.sessions.values():
+            if session.start == start and session.ended is None and session.owner:
+                return self._repeated_start(message, facts, session, now)
+        route = (
+            self._by_claim(facts, payload, now)
+            or self._by_badge(facts, payload)
+            or Route(Peer.PRIMARY, "it carries no badge")
+        )
+        session = Session(route.owner, badge, connector, now.utc, now.seconds, start=start)
+        session.is_rejected = route.is_rejected
+        self._keep(session)
+        told = self._begin(session, route)
+        return [told, *self._dispatched(message, facts, replace(route, session=session), now)]
+
+    def _repeated_start(
+        self, message: Message, facts: Facts, session: Session, now: Instant
+    ) -> list[Decision]:
+        """Join the session that the StartTransaction repeats: one Call at its owner, one answer."""
+        session.touched = now.seconds
+        if session.start_answer is not None:
+            session.is_told = True
+            return [ToCharger(result_text(message.message_id, session.start_answer), "repeats a start", True)]
+        if session.start_call and session.start_call.is_pending:
+            session.start_call.reply_to = message.message_id
+            return [Told("a repeated StartTransaction joins the one that waits for its answer")]
+        assert session.owner is not None, "only sessions with an owner are repeated"
+        route = Route(session.owner, "repeats a start that was never answered", session)
+        return self._dispatched(message, facts, route, now)
+
+    def _begin(self, session: Session, route: Route) -> Told:
+        """Let the session take its connector and its claim."""
+        if session.connector is not None and session.connector > 0:
+            self.memory.connectors[session.connector] = session
+        if route.claim in self.memory.claims:
+            self.memory.claims.remove(route.claim)
+        where = f"on connector {session.connector}: {route.why}"
+        if route.is_rejected:
+            return Told(f"a session is rejected {where}", session.badge)
+        return Told(f"a session of {route.owner.value} begins {where}", session.badge)
+
+    def _end(self, session: Session, now: Instant) -> Told:
+        session.ended = now.seconds
+        if session.connector is not None and self.memory.connectors.get(session.connector) is session:
+            del self.memory.connectors[session.connector]
+        owner = session.owner.value if session.owner else "nobody"
+        return Told(f"session {session.transaction_id} of {owner} ends", session.badge)
+
+    def _keep(self, session: Session) -> None:
+        self.memory.sessions[session.key] = session
+        if len(self.memory.sessions) > MAX_SESSIONS:
+            ended = (key for key, old in self.memory.sessions.items() if old.ended is not None)
+            self._forget(self.memory.sessions[next(ended, next(iter(self.memory.sessions)))])
+
+    def _forget(self, session: Session) -> None:
+        self.memory.sessions.pop(session.key, None)
+        if session.connector is not None and self.memory.connectors.get(session.connector) is session:
+            del self.memory.connectors[session.connector]
+
+    def _name(self, session: Session, transaction_id: TransactionId) -> None:
+        """Let the session be found by the id that the charger is told."""
+        self.memory.sessions.pop(session.key, None)
+        session.transaction_id = transaction_id
+        self._keep(session)
+
+    def _new_transaction_id(self, owner: Peer | None) -> int:
+        """Return an id that is not in use and names its owner in the lowest bit."""
+        bit = int(owner is Peer.SECONDARY)
+        while True:
+            transaction_id = random.randrange(FIRST_PROXY_ID, MAX_ID, 2) + bit
+            if transaction_id not in self.memory.sessions:
+                return transaction_id
+
+    def _learn_start(self, session: Session, payload: dict[str, Any]) -> None:
+        """Take the owner's transaction id, and choose the one that the charger is told."""
+        server_id = self._transaction_id(payload.get("transactionId"))
+        session.server_id = server_id
+        if session.transaction_id is None:
+            is_free = server_id not in self.memory.sessions and not is_proxy_id(server_id)
+            named = (
+                server_id if server_id is not None and is_free else self._new_transaction_id(session.owner)
+            )
+            self._name(session, named)
+            session.start_answer = {**payload, "transactionId": session.transaction_id}
+
+    # Transactions of OCPP 2.x: TransactionEvent, whose badge may come late.
+
+    def _event(self, message: Message, facts: Facts, now: Instant) -> list[Decision]:
+        payload = message.payload
+        transaction_id = value_at(payload, facts.transaction)
+        session = self.memory.sessions.get(transaction_id)
+        if session is None:
+            session = Session(None, "", None, now.utc, now.seconds, transaction_id, transaction_id)
+            self._keep(session)
+        session.touched = now.seconds
+        self._occupy(session, integer(value_at(payload, facts.connector)))
+        if integer(payload.get("seqNo")) in session.seen:
+            answer = self._answer(payload, facts, None, not session.is_rejected, now)
+            return [ToCharger(result_text(message.message_id, answer), "repeats an event")]
+        decisions: list[Decision] = []
+        if session.owner is None:
+            settled = self._settled(session, facts, payload, now)
+            if settled is None:
+                return self._kept(message, facts, session, now)
+            decisions = self._own(session, settled, self._badge(facts, payload) or "")
+            route = replace(settled, session=session)
+        else:
+            route = Route(session.owner, "its transaction", session, is_vouched=True)
+        decisions += self._dispatched(message, facts, route, now)
+        if payload.get("eventType") == "Ended" and session.ended is None:
+            decisions.append(self._end(session, now))
+        return decisions
+
+    def _occupy(self, session: Session, evse: int | None) -> None:
+        """Let the transaction take its EVSE; only its first events name it (2.0.1 E01.FR.16)."""
+        if evse is not None and evse > 0 and session.connector is None and session.ended is None:
+            session.connector = evse
+            self.memory.connectors[evse] = session
+
+    def _settled(self, session: Session, facts: Facts, payload: dict[str, Any], now: Instant) -> Route | None:
+        """Return whose a transaction without an owner is, once this event tells."""
+        if values_at(payload, facts.connector) == [] and session.connector is not None:
+            payload = {**payload, "evse": {"id": session.connector}}  # Claims may name the EVSE.
+        route = self._by_claim(facts, payload, now) or self._by_badge(facts, payload)
+        if route:
+            return route
+        for is_settled, why in (
+            (value_at(payload, facts.badge_type) == "NoAuthorization", "it needs no authorization"),
+            (value_at(payload, facts.state) == "Charging", "it charges without a badge"),
+            (payload.get("eventType") == "Ended", "it ends without a badge"),
+            (len(session.kept) + 1 >= MAX_KEPT_EVENTS, f"{MAX_KEPT_EVENTS} events without a badge"),
+        ):
+            if is_settled:
+                return Route(Peer.PRIMARY, why)
+        return None
+
+    def _kept(self, message: Message, facts: Facts, session: Session, now: Instant) -> list[Decision]:
+        """Answer an event that nobody owns yet, and keep it for whom it will belong to."""
+        route = Route(Peer.PRIMARY, "its transaction has no owner yet", session)
+        call = self._call(Kind.STORED, message, facts, route)
+        call.is_kept = True
+        session.kept.append(call)
+        answer = self._answer(message.payload, facts, session, True, now)
+        return [ToCharger(result_text(message.message_id, answer), route.why, is_durable=True)]
+
+    def _own(self, session: Session, route: Route, badge: str) -> list[Decision]:
+        """Give the transaction its owner, and the owner what was kept for it."""
+        session.owner, session.badge, session.is_rejected = route.owner, badge, route.is_rejected
+        if route.claim:
+            session.remote_start = route.claim.remote_start
+        told = self._begin(session, route)
+        kept, session.kept = session.kept, []
+        if not self._is_delivered(replace(route, session=session)):
+            return [told]
+        return [
+            told,
+            *(ToServer(route.owner, self._restored(call), "was kept for its owner") for call in kept),
+        ]
+
+    def _restored(self, call: Call) -> Call:
+        """Give an event the remoteStartId that its owner knows."""
+        session = call.session
+        if session and session.remote_start:
+            at_charger, at_server = session.remote_start
+            if at_charger != at_server and value_at(call.payload, call.facts.remote_start) == at_charger:
+                call.text = patch(call.text, (3, *call.facts.remote_start), at_server)
+        return call
+
+    # Answers of the servers (rules 2 and 3).
+
+    def text_for_server(self, call: Call) -> str:
+        """Return the Call's text with the transaction id that its owner knows by now."""
+        session, path = call.session, call.facts.transaction
+        if session is None or session.server_id is None or not path or "*" in path:
+            return call.text
+        if value_at(call.payload, path) == session.server_id:
+            return call.text
+        return patch(call.text, (3, *path), session.server_id)
+
+    def server_answer(self, peer: Peer, call: Call, message: Message, now: Instant) -> list[Decision]:
+        """Decide on a server's answer to a Call of the charger that is still waited for."""
+        call.is_pending = False
+        self.learn(peer, call, message, now)
+        if call.reply_to is None:
+            return [Dropped("the charger has its answer from the proxy")]
+        self.last_relayed = (peer, call)
+        if call.facts.role is Role.BOOT:
+            self.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
+        session, text = call.session, message.text
+        if call.facts.role is Role.START and session and message.type is MessageType.CALLRESULT:
+            session.is_told = True
+            if message.payload.get("transactionId") != session.transaction_id:
+                assert session.transaction_id is not None, "an answered start names its session"
+                text = patch(text, (2, "transactionId"), session.transaction_id)
+        if call.reply_to != message.message_id:
+            text = with_message_id(text, call.reply_to)
+        return [ToCharger(text, f"{peer.value} answers")]
+
+    def learn(self, peer: Peer, call: Call, message: Message, now: Instant) -> str:
+        """Take what a server's answer tells, late or not. Return its words if it is a refusal, else ""."""
+        if message.type is MessageType.CALLERROR:
+            return f"CallError {message.action}"
+        if call.facts.role is Role.START and call.session:
+            self._learn_start(call.session, message.payload)
+        if not is_accepted(message.payload):
+            status = value_at(message.payload, ("idTagInfo", "status"))
+            return f"status {status or value_at(message.payload, ('idTokenInfo', 'status'))}"
+        badge = self._badge(call.facts, call.payload)
+        if badge is not None:
+            self.memory.accepted.pop((peer, normalized(badge)), None)
+            self.memory.accepted[peer, normalized(badge)] = now.seconds
+            trim(self.memory.accepted, MAX_ACCEPTED)
+        return ""
+
+    def stand_in(self, peer: Peer, call: Call, now: Instant) -> list[Decision]:
+        """Answer the charger in the place of a server that cannot; the Call is delivered to it later."""
+        session, reply_to = call.session, call.reply_to
+        call.kind, call.reply_to = answered_kind(call.facts, session), None
+        if reply_to is None:
+            return []
+        answer = self._answer(call.payload, call.facts, session, self._is_trusted(peer, call, now), now)
+        why = f"{peer.value} cannot answer: the proxy stands in for it"
+        return [ToCharger(result_text(reply_to, answer), why, is_durable=call.kind is Kind.STORED), Told(why)]
+
+    def _is_trusted(self, peer: Peer, call: Call, now: Instant) -> bool:
+        """Whether the proxy accepts a badge in the place of a server whose verdict counts."""
+        badge = self._badge(call.facts, call.payload)
+        accepted = self.memory.accepted.get((peer, normalized(badge or "")))
+        return (
+            badge is None
+            or call.is_vouched
+            or (accepted is not None and now.seconds - accepted <= ACCEPTED_SECONDS)
+        )
+
+    def refuse(self, call: Call, words: str, is_error: bool) -> None:
+        """Note that its owner refused a stored Call; a refused start may refuse the rest of its session."""
+        session = call.session
+        if session and (call.facts.role is Role.START or call.payload.get("eventType") == "Started"):
+            session.refused = words
+            session.is_undeliverable = is_error or session.server_id is None
+
+    # Calls of the servers (rule 4).
+
+    def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
+        """Decide on a Call of a server. Raises MessageError if it can be read in two ways."""
+        facts = self._facts(self.vocabulary.server, message)
+        if peer is Peer.SECONDARY and message.action in self.config.secondary_refuse:
+            return [self._refusal(peer, message, facts, f"{message.action} is on secondary_refuse")]
+        call = ServerCall(
+            peer,
+            message.message_id,
+            message.message_id,
+            message.action,
+            message.payload,
+            facts,
+            message.text,
+            now.seconds,
+        )
+        for value in values_at(message.payload, facts.transaction):
+            why = self._translated(call, value)
+            if why:
+                return [self._refusal(peer, message, facts, why)]
+        self._translate_request(call, now)
+        self._claim(call, now)
+        if call.message_id in self._wire_ids():
+            call.wire_id = new_message_id()
+            call.text = with_message_id(call.text, call.wire_id)
+        return self._queued(call, now)
+
+    def proxy_call(self, action: str, payload: dict[str, Any], now: Instant) -> list[Decision]:
+        """Ask the charger something in the proxy's own name; its answer is dropped."""
+        message_id = new_message_id()
+        text = call_text(message_id, action, payload)
+        facts = self.vocabulary.server.get(action, PLAIN)
+        return self._queued(
+            ServerCall(Peer.PROXY, message_id, message_id, action, payload, facts, text, now.seconds), now
+        )
+
+    def _queued(self, call: ServerCall, now: Instant) -> list[Decision]:
+        waiting = self.waiting.setdefault(call.peer, deque())
+        if len(waiting) >= MAX_WAITING:
+            return self._given_up(call, f"{MAX_WAITING} Calls wait for the charger already")
+        waiting.append(call)
+        return self._next(now)
+
+    def _refusal(self, peer: Peer, message: Message, facts: Facts, why: str) -> Answer:
+        """Return the schema's Rejected; not every schema has one."""
+        if facts.rejects:
+            return Answer(peer, result_text(message.message_id, STATUS_REJECTED), f"refused: {why}")
+        return Answer(peer, error_text(message.message_id, "SecurityError", why), f"refused: {why}")
+
+    def _translated(self, call: ServerCall, value: Any) -> str:
+        """Translate the transaction that the Call names; return why it must not reach the charger, or ""."""
+        named = self._transaction_id(value)
+        session = self._session_of(call.peer, named)
+        if session and session.transaction_id is not None:
+            if session.transaction_id != named:
+                call.text = patch(call.text, (3, *call.facts.transaction), session.transaction_id)
+            return ""
+        other = self.memory.sessions.get(named) if named is not None else None
+        if other and other.owner is not None:
+            return f"transaction {named} is not one of {call.peer.value}"
+        if call.peer is Peer.SECONDARY:
+            return f"nobody knows a transaction {str(value)[:40]} of secondary"
+        return ""
+
+    def _session_of(self, peer: Peer, server_id: TransactionId | None) -> Session | None:
+        """Return the session that a server knows by this id; of several an open one, the newest."""
+        if server_id is None:
+            return None
+        found = [
+            session
+            for session in self.memory.sessions.values()
+            if session.owner is peer and session.server_id == server_id and not session.is_rejected
+        ]
+        return max(found, key=lambda session: (session.ended is None, session.begun), default=None)
+
+    def _translate_request(self, call: ServerCall, now: Instant) -> None:
+        """Note who asks for a report; give a request id that the other server still uses another value."""
+        path = call.facts.request
+        request_id = integer(value_at(call.payload, path))
+        if request_id is None:
+            return
+        call.request_id = request_id
+        asked = self.memory.requests.get(request_id)
+        if asked and asked.peer is not call.peer and now.seconds < asked.until:
+            call.request_id = self._new_number(self.memory.requests)
+            call.text = patch(call.text, (3, *path), call.request_id)
+        self.memory.requests.pop(call.request_id, None)
+        self.memory.requests[call.request_id] = Asked(call.peer, request_id, now.seconds + REQUEST_SECONDS)
+        trim(self.memory.requests, MAX_REQUESTS)
+
+    def _claim(self, call: ServerCall, now: Instant) -> None:
+        """Prepare the claim of a remote start or a reservation, for when the Call is sent."""
+        facts, payload = call.facts, call.payload
+        badge = self._badge(facts, payload)
+        if facts.role not in (Role.REMOTE_START, Role.RESERVE) or badge is None:
+            return
+        claim = Claim(call.peer, normalized(badge), integer(value_at(payload, facts.connector)) or None, 0.0)
+        claim.reservation = integer(value_at(payload, facts.reservation))
+        remote_start = integer(value_at(payload, facts.remote_start))
+        if remote_start is not None:
+            others = {
+                other.remote_start[0]
+                for other in self.memory.claims
+                if other.remote_start and other.peer is not call.peer and now.seconds < other.until
+            }
+            claim.remote_start = (
+                self._new_number(others) if remote_start in others else remote_start,
+                remote_start,
+            )
+            if remote_start in others:
+                call.text = patch(call.text, (3, *facts.remote_start), claim.remote_start[0])
+        call.claim = claim
+
+    def _new_number(self, used: Container[int]) -> int:
+        while True:
+            number = random.randrange(1, MAX_ID)
+            if number not in used:
+                return number
+
+    def _wire_ids(self) -> set[str]:
+        """Return the message ids of servers' Calls that the charger may still answer."""
+        calls = itertools.chain(*self.waiting.values(), [self.outstanding] if self.outstanding else [])
+        return {call.wire_id for call in calls}.union(self.spent_ids)
+
+    def _next(self, now: Instant) -> list[Decision]:
+        """Send the next Call if the charger has none to answer; the servers take turns."""
+        if self.outstanding:
+            return []
+        turns = sorted(self.waiting, key=lambda peer: peer is self.last_served)
+        for peer in turns:
+            if self.waiting[peer]:
+                call = self.waiting[peer].popleft()
+                self.outstanding, self.last_served, call.sent = call, peer, now.seconds
+                self._note_sent(call, now)
+                return [ToCharger(call.text, f"{peer.value} calls {call.action}")]
+        return []
+
+    def _note_sent(self, call: ServerCall, now: Instant) -> None:
+        if call.claim:
+            call.claim.until = now.seconds + self._claim_seconds(call, now)
+            self.memory.claims.append(call.claim)
+            del self.memory.claims[:-MAX_CLAIMS]
+        self.memory.askers[call.action] = call.peer
+
+    def _claim_seconds(self, call: ServerCall, now: Instant) -> float:
+        """Return for how long the claim holds: a reservation until its expiry date."""
+        if call.facts.role is not Role.RESERVE:
+            return CLAIM_SECONDS
+        date = call.payload.get("expiryDate", call.payload.get("expiryDateTime"))
+        try:
+            expiry = datetime.fromisoformat(date if type(date) is str else "")
+        except ValueError:
+            return CLAIM_SECONDS
+        return max(0.0, expiry.replace(tzinfo=expiry.tzinfo or UTC).timestamp() - now.utc)
+
+    # Answers of the charger (rule 5).
+
+    def charger_answer(self, message: Message, now: Instant) -> list[Decision]:
+        """Decide on the charger's answer to a Call of a server."""
+        call = self.outstanding
+        if call is None or call.wire_id != message.message_id:
+            return [Dropped("an answer to a Call that nobody waits for")]
+        self.outstanding, self.last_answered = None, call
+        decisions = self._settle_claim(call, message)
+        if call.is_abandoned or call.peer is Peer.PROXY:
+            return [*decisions, Dropped(f"the {call.peer.value} does not wait for it"), *self._next(now)]
+        text = message.text
+        if call.wire_id != call.message_id:
+            text = with_message_id(text, call.message_id)
+        return [Answer(call.peer, text, "the charger answers"), *decisions, *self._next(now)]
+
+    def _settle_claim(self, call: ServerCall, message: Message) -> list[Decision]:
+        """Void what the charger refused; end what it cancelled; own what it says has begun."""
+        is_refused = message.type is MessageType.CALLERROR or message.payload.get("status") not in (
+            None,
+            "Accepted",
+        )
+        if is_refused:
+            if call.claim in self.memory.claims:
+                self.memory.claims.remove(call.claim)
+            if call.request_id is not None:
+                self.memory.requests.pop(call.request_id, None)
+        elif call.facts.role is Role.CANCEL:
+            reservation = value_at(call.payload, call.facts.reservation)
+            self.memory.claims = [
+                claim
+                for claim in self.memory.claims
+                if claim.peer is not call.peer
+                or claim.reservation is None
+                or claim.reservation != reservation
+            ]
+        elif call.claim and call.claim.remote_start:
+            session = self.memory.sessions.get(str(message.payload.get("transactionId", "")))
+            if session and session.owner is None:
+                badge = self._badge(call.facts, call.payload) or ""
+                return self._own(session, Route(call.peer, "its remote start", claim=call.claim), badge)
+        return []
+
+    def result_error(self, sender: Peer, message: Message) -> list[Decision]:
+        """Decide on a CallResultError (OCPP 2.1): it goes to whoever gave the last answer."""
+        if sender is Peer.CHARGER:
+            if self.last_relayed and self.last_relayed[1].reply_to == message.message_id:
+                peer, relayed = self.last_relayed
+                return [
+                    Answer(peer, with_message_id(message.text, relayed.message_id), "an answer was unfit")
+                ]
+        elif self.last_answered and (self.last_answered.peer, self.last_answered.message_id) == (
+            sender,
+            message.message_id,
+        ):
+            return [
+                ToCharger(with_message_id(message.text, self.last_answered.wire_id), "an answer was unfit")
+            ]
+        return [Dropped("a CallResultError for an answer that nobody gave")]
+
+    # What time and lost connections do.
+
+    def _given_up(self, call: ServerCall, why: str) -> list[Decision]:
+        """Tell its server that a Call will not be answered."""
+        if call.peer is Peer.PROXY or call.is_abandoned:
+            return [Dropped(why)]
+        return [Answer(call.peer, error_text(call.message_id, "GenericError", why), why)]
+
+    def tick(self, now: Instant) -> list[Decision]:
+        """Give up what has waited too long."""
+        decisions: list[Decision] = []
+        call = self.outstanding
+        if call and now.seconds >= call.sent + self.call_timeout:
+            self.outstanding = None
+            self.spent_ids.append(call.wire_id)
+            decisions += self._given_up(call, f"the charger did not answer within {self.call_timeout:g} s")
+        for waiting in self.waiting.values():
+            while waiting and now.seconds >= waiting[0].queued + 2 * self.call_timeout:
+                decisions += self._given_up(waiting.popleft(), "the charger was busy for too long")
+        if now.seconds >= self.next_sweep:
+            self.next_sweep = now.seconds + SWEEP_SECONDS
+            decisions += self.sweep(now)
+        return decisions + self._next(now)
+
+    def due(self) -> float:
+        """Return when `tick` has something to do, in monotonic seconds."""
+        times = [self.next_sweep]
+        if self.outstanding:
+            times.append(self.outstanding.sent + self.call_timeout)
+        times += [calls[0].queued + 2 * self.call_timeout for calls in self.waiting.values() if calls]
+        return min(times)
+
+    def sweep(self, now: Instant) -> list[Decision]:
+        """Remove what has expired."""
+        memory, told = self.memory, list[Decision]()
+        memory.claims = [claim for claim in memory.claims if now.seconds < claim.until]
+        memory.requests = {key: asked for key, asked in memory.requests.items() if now.seconds < asked.until}
+        memory.accepted = {
+            key: when for key, when in memory.accepted.items() if now.seconds - when <= ACCEPTED_SECONDS
+        }
+        for session in list(memory.sessions.values()):
+            if session.ended is None and now.seconds - session.touched > SESSION_SECONDS:
+                session.ended = now.seconds
+                told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
+            elif session.ended is not None and now.seconds - session.ended > SESSION_SECONDS:
+                self._forget(session)
+        return told
+
+    def charger_gone(self) -> list[Decision]:
+        """Give up all Calls that the charger's connection leaves unanswered."""
+        calls = [self.outstanding] if self.outstanding else []
+        calls += itertools.chain(*self.waiting.values())
+        self.outstanding, self.waiting = None, {}
+        return [decision for call in calls for decision in self._given_up(call, "the charger is gone")]
+
+    def server_gone(self, peer: Peer) -> None:
+        """Forget the Calls of a server's connection that was lost; it will not wait for their answers."""
+        self.waiting.pop(peer, None)
+        if self.outstanding and self.outstanding.peer is peer:
+            self.outstanding.is_abandoned = True
+        if self.last_answered and self.last_answered.peer is peer:
+            self.last_answered = None
+        if self.last_relayed and self.last_relayed[0] is peer:
+            self.last_relayed = None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Journal
+#
+# What outlives a connection: the Memory of every charger, with its stored Calls. In memory.
+# ---------------------------------------------------------------------------------------------------------
+
+MAX_STORED = 10_000  # Undelivered Calls of one charger; beyond it the oldest MeterValues go.
+MAX_REFUSED = 1_000  # Refused Calls of one charger that are kept to be shown.
+
+
+class Journal:
+    """Keeps the Memory of every charger."""
+
+    def __init__(self) -> None:
+        self.memories: dict[str, Memory] = {}  # By charger id.
+
+    def memory(self, charger_id: str) -> Memory:
+        return self.memories.setdefault(charger_id, Memory())
+
+    def store(self, memory: Memory, peer: Peer, call: Call) -> list[Call]:
+        """Keep a Call until its server has answered it. Return those that had to go for it."""
+        stored = memory.stored.setdefault(peer, [])
+        stored.append(call)
+        if len(stored) <= MAX_STORED:
+            return []
+        readings = [old for old in stored if old.action == "MeterValues"]
+        for old in readings[:1]:
+            stored.remove(old)
+        return readings[:1]
+
+    def remove(self, memory: Memory, peer: Peer, call: Call) -> None:
+        """Forget a Call that its server has answered."""
+        if call in memory.stored.get(peer, []):
+            memory.stored[peer].remove(call)
+
+    def refuse(self, memory: Memory, peer: Peer, call: Call, words: str) -> None:
+        """Keep a Call as refused by its server."""
+        self.remove(memory, peer, call)
+        memory.refused.append((call, words))
+        del memory.refused[:-MAX_REFUSED]
+
+    def commit(self, then: Callable[[], None]) -> None:
+        """Call `then` as soon as everything kept so far is safe."""
+        then()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Link
+#
+# One websocket: bytes to texts and back, for all three peers alike. An asyncio.BufferedProtocol drives the
+# Sans-I/O layer of websockets, so a message is handled in the callback that received it: no task waits for
+# it and nothing is awaited between its arrival and the decision on it.
+# ---------------------------------------------------------------------------------------------------------
+
+DIAL_SECONDS = 8.0  # From the decision to dial a server to its 101; less than a charger's patience.
+HANDSHAKE_SECONDS = 10.0  # From a charger's TCP connection to its complete request.
+CLOSE_SECONDS = 3.0  # From a Close frame to the end of the TCP connection, then it is cut.
+PROBE_SECONDS = 5.0  # For the Pong of a charger whose place a newcomer wants.
+MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread before it is cut off.
+MAX_PRIMARY_DIALS = 150  # At the same time, in the whole process; apart from the secondaries',
+MAX_SECONDARY_DIALS = 50  # so that secondaries that hang never keep a charger waiting.
+
+# One buffer for all links: it is read out in the same callback that filled it. A view, because asyncio's TLS
+# fills slices of it, and slices of a bytearray are copies.
+RECEIVE_BUFFER = memoryview(bytearray(2**16))
+
+# Not a logger of the library's own, whose DEBUG lines would show credentials.
+LIBRARY_LOG = logging.getLogger("proxy.websockets")
+LIBRARY_LOG.setLevel(logging.WARNING)
+
+
+class DialError(Exception):
+    """A server cannot be reached or does not want this connection."""
+
+    def __init__(self, what: str, response: Response | None = None) -> None:
+        super().__init__(what)
+        self.status = response.status_code if response else None
+        self.headers = response.headers if response else Headers()
+
+
+class LinkUser(Protocol):
+    """Who hears what a Link receives."""
+
+    def link_received(self, link: Link, text: str) -> None:
+        """Take a text. It is not empty."""
+
+    def link_closed(self, link: Link) -> None:
+        """Take note that nothing more will come; called once."""
+
+
+class Link(asyncio.BufferedProtocol):
+    """One websocket, from handshake to end. Never waits for a peer that does not read: cuts it off."""
+
+    def __init__(
+        self,
+        protocol: ServerProtocol | ClientProtocol,
+        on_connected: Callable[[Link], None] | None = None,
+    ) -> None:
+        self.protocol = protocol
+        self.on_connected = on_connected
+        self.loop = asyncio.get_running_loop()
+        self.handshake: asyncio.Future[Request | Response] = self.loop.create_future()
+        self.transport: asyncio.Transport | None = None  # Set by connection_made.
+        self.user: LinkUser | None = None  # Set by attach; texts that come before it wait in `early`.
+        self.early: list[str] = []  # At most what one TCP segment holds: reading is paused.
+        self.fragments: list[bytes] = []  # Of the message that comes in; bounded by max_size.
+        self.subprotocol: str | None = None  # What a charger's handshake is answered with.
+        self.opened = 0.0  # Monotonic seconds of the handshake's end.
+        self.seen = self.loop.time()  # Monotonic seconds of the last frame that came in.
+        self.ping_at = 0.0  # Monotonic seconds of the next Ping.
+        self.has_ponged = False
+        self.pong_waiters: list[asyncio.Future[None]] = []
+        self.is_answered = False  # A charger's handshake has its response.
+        self.ended: asyncio.Future[None] = self.loop.create_future()  # Done when nothing more will come.
+        self.cutter: asyncio.TimerHandle | None = None  # Cuts a connection whose closing takes too long.
+
+    # What its user does with it.
+
+    @property
+    def is_open(self) -> bool:
+        return self.protocol.state is State.OPEN
+
+    @property
+    def is_closed(self) -> bool:
+        return self.ended.done()
+
+    @property
+    def closed_by(self) -> str:
+        """Say with which code and reason the connection was closed, for a log line."""
+        received = self.protocol.close_rcvd
+        if received is None:
+            return str(self.protocol.parser_exc or "connection lost")
+        return f"code {received.code} {received.reason!a}" if received.reason else f"code {received.code}"
+
+    def attach(self, user: LinkUser) -> None:
+        """Let the user hear what has come in and what will come in."""
+        self.user = user
+        early, self.early = self.early, []
+        for text in early:
+            self._deliver(text)
+        if self.is_closed:
+            user.link_closed(self)
+        elif self.transport and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def send(self, text: str) -> None:
+        """Send a text, if the connection is open."""
+        if self.protocol.state is State.OPEN:
+            self.protocol.send_text(text.encode())
+            self._flush()
+
+    def keep_alive(self, now: float, interval: float) -> None:
+        """Send a Ping if it is time for one."""
+        if now >= self.ping_at and self.is_open:
+            self.ping_at = now + interval
+            self.protocol.send_ping(b"")
+            self._flush()
+
+    async def probe(self, seconds: float) -> bool:
+        """Return whether the peer answers a Ping within so many seconds."""
+        waiter = self.loop.create_future()
+        self.pong_waiters.append(waiter)
+        self.keep_alive(self.ping_at, seconds)
+        done, _ = await asyncio.wait([waiter], timeout=seconds)
+        return bool(done) and not self.is_closed
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Close the connection; it is cut if that takes more than CLOSE_SECONDS."""
+        if self.protocol.state is State.OPEN:
+            self.protocol.send_close(code, reason)
+            self._flush()
+            if self.transport and self.user is None and not self.transport.is_closing():
+                self.transport.resume_reading()  # To see the peer close it, too.
+        elif self.protocol.state is State.CONNECTING:
+            self.abort()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self.transport:
+            self.transport.abort()
+
+    # The handshake.
+
+    def request(self, request: Request) -> None:
+        """Send the handshake request of a client; `handshake` has the result."""
+        assert isinstance(self.protocol, ClientProtocol)
+        self.protocol.send_request(request)
+        self._flush()
+
+    def accept(self, request: Request, subprotocol: str | None) -> bool:
+        """Answer a charger's handshake with 101; return False if the library finds the request unfit."""
+        assert isinstance(self.protocol, ServerProtocol)
+        self.subprotocol = subprotocol
+        response = self.protocol.accept(request)
+        self.respond(response)
+        return response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
+
+    def respond(self, response: Response) -> None:
+        """Answer a charger's handshake."""
+        assert isinstance(self.protocol, ServerProtocol)
+        if self.transport is None or self.is_closed:
+            return
+        self.is_answered = True
+        self.opened = self.seen = self.loop.time()
+        self.protocol.send_response(response)
+        if not self.is_open:
+            self.transport.resume_reading()
+        self._flush()
+
+    def _handshake_came(self, event: Request | Response) -> None:
+        """Take the peer's part of the handshake; what follows it has to wait until there is a user."""
+        assert self.transport is not None
+        self.transport.pause_reading()
+        self.opened = self.loop.time()
+        self.handshake.set_result(event)
+
+    def _fail_handshake(self, error: DialError) -> None:
+        if not self.handshake.done():
+            self.handshake.set_exception(error)
+            self.handshake.exception()  # Nobody may be waiting any more.
+
+    # Callbacks of asyncio.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if self.on_connected:
+            self.on_connected(self)
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return RECEIVE_BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.protocol.receive_data(bytes(RECEIVE_BUFFER[:nbytes]))
+        self._process()
+
+    def eof_received(self) -> None:
+        self.protocol.receive_eof()
+        self._process()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.protocol.receive_eof()
+        self._process()
+        self.ended.set_result(None)
+        if self.cutter:
+            self.cutter.cancel()
+        for waiter in self.pong_waiters:
+            waiter.cancel()
+        self._fail_handshake(DialError("the connection was closed during the handshake"))
+        if self.user:
+            self.user.link_closed(self)
+
+    # What comes in and what goes out.
+
+    def _process(self) -> None:
+        for event in self.protocol.events_received():
+            if isinstance(event, Frame):
+                self._frame(event)
+            elif self.protocol.handshake_exc is None and not self.handshake.done():
+                self._handshake_came(event)
+            elif isinstance(event, Response):
+                phrase = ascii(event.reason_phrase[:80]).strip("'")
+                what = f"HTTP {event.status_code} {phrase}"
+                if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+                    what = f"an unfit handshake: {ascii(str(self.protocol.handshake_exc))[1:-1]}"
+                self._fail_handshake(DialError(what, event))
+        if self.protocol.handshake_exc is not None:
+            self._fail_handshake(DialError(f"no HTTP: {self.protocol.handshake_exc}"))
+        self._flush()
+
+    def _frame(self, frame: Frame) -> None:
+        self.seen = self.loop.time()
+        if frame.opcode is Opcode.PONG:
+            self.has_ponged = True
+            waiters, self.pong_waiters = self.pong_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        elif frame.opcode is Opcode.BINARY:
+            self._fail(1003, "OCPP-J is text")
+        elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
+            self.fragments.append(bytes(frame.data))
+            if frame.fin:
+                data, self.fragments = b"".join(self.fragments), []
+                self._text(data)
+
+    def _text(self, data: bytes) -> None:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            self._fail(1007, "text is not UTF-8")
+        else:
+            if text.strip():  # Some chargers send empty texts to keep the connection alive.
+                self._deliver(text)
+
+    def _deliver(self, text: str) -> None:
+        if self.user:
+            self.user.link_received(self, text)
+        else:
+            self.early.append(text)
+
+    def _fail(self, code: int, reason: str) -> None:
+        if self.protocol.state is State.OPEN:
+            self.protocol.fail(code, reason)
+
+    def _flush(self) -> None:
+        """Write what the protocol has to say; cut off a peer that does not read."""
+        chunks = self.protocol.data_to_send()
+        if self.transport is None or self.transport.is_closing():
+            return
+        if data := b"".join(chunks):
+            self.transport.write(data)
+        if self.transport.get_write_buffer_size() > MAX_WRITE_BUFFER:
+            self.abort()
+        elif SEND_EOF in chunks:
+            self._end()
+        if self.cutter is None and self.protocol.close_expected():
+            self.cutter = self.loop.call_later(CLOSE_SECONDS, self.abort)
+
+    def _end(self) -> None:
+        assert self.transport is not None
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+
+def charger_link(max_size: int, on_connected: Callable[[Link], None]) -> Link:
+    """Return the link of a charger that connects; `handshake` will have its request."""
+
+    def chosen(_protocol: ServerProtocol, _offered: Iterable[Subprotocol]) -> Subprotocol | None:
+        return Subprotocol(link.subprotocol) if link.subprotocol else None
+
+    link = Link(
+        ServerProtocol(select_subprotocol=chosen, max_size=max_size, logger=LIBRARY_LOG), on_connected
+    )
+    return link
+
+
+class Credentials(NamedTuple):
+    """What a charger said of itself in its handshake."""
+
+    authorization: str | None = None
+    user_agent: str | None = None
+
+
+class Dialer:
+    """Opens links to servers: a bounded number at a time, with one SSL context for all links of a server."""
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self.places = {
+            Peer.PRIMARY: asyncio.Semaphore(MAX_PRIMARY_DIALS),
+            Peer.SECONDARY: asyncio.Semaphore(MAX_SECONDARY_DIALS),
+        }
+        self.contexts: dict[tuple[str, str, str], ssl.SSLContext] = {}  # One for each server of the ini.
+
+    async def dial(
+        self,
+        peer: Peer,
+        server: ServerConfig,
+        charger_id: str,
+        offers: Iterable[str],
+        credentials: Credentials,
+    ) -> Link:
+        """Return an open link that waits for its user. Raises DialError."""
+        name = server.id or charger_id
+        uri = parse_uri(f"{server.url}/{urllib.parse.quote(name, safe='')}")
+        subprotocols = [Subprotocol(offer) for offer in offers]
+        protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=self.max_size, logger=LIBRARY_LOG)
+        link = Link(protocol)
+        is_done = False
+        try:
+            async with asyncio.timeout(DIAL_SECONDS), self.places[peer]:
+                context = self._context(server) if uri.secure else None
+                await link.loop.create_connection(lambda: link, uri.host, uri.port, ssl=context)
+                link.request(self._request(protocol, server, name, credentials))
+                await link.handshake
+            is_done = True
+        except TimeoutError:
+            raise DialError(f"no answer within {DIAL_SECONDS:g} s") from None
+        except (OSError, UnicodeError) as error:
+            raise DialError(str(error)) from None
+        finally:
+            if not is_done:
+                link.abort()
+        return link
+
+    def _request(
+        self, protocol: ClientProtocol, server: ServerConfig, name: str, credentials: Credentials
+    ) -> Request:
+        """Return the handshake request, with the ini's login or the charger's own."""
+        request = protocol.connect()
+        if credentials.user_agent:
+            request.headers["User-Agent"] = credentials.user_agent
+        if server.user or server.password:
+            login = f"{server.user or name}:{server.password}".encode()
+            request.headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        elif server.auth == "forward" and credentials.authorization:
+            request.headers["Authorization"] = credentials.authorization
+        return request
+
+    def _context(self, server: ServerConfig) -> ssl.SSLContext:
+        key = (server.ca, server.cert, server.key)
+        if key not in self.contexts:
+            context = ssl.create_default_context(cafile=server.ca or None)
+            if server.cert:
+                context.load_cert_chain(server.cert, server.key or None)
+            self.contexts[key] = context
+        return self.contexts[key]
+
+
+class Tasks:
+    """The tasks that somebody owns: kept until they end, a failure reported to the loop's handler."""
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self.running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def cancel(self) -> None:
+        for task in self.running:
+            task.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            context = {"message": f"{task.get_name()} failed", "exception": error}
+            task.get_loop().call_exception_handler(context)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Outbox
+#
+# All that goes to one server of one charger: one queue, one Call in flight. Whether an item is relayed,
+# stored, a copy or the proxy's own, it waits here for the server's boot and for its place, and is answered,
+# timed out, retried, stood in for or dropped here.
+# ---------------------------------------------------------------------------------------------------------
+
+COPY_SECONDS = 5.0  # A copy holds the place in flight for so long.
+STAND_IN_SECONDS = 10.0  # `forward`: a server that is silent for so long does not answer itself.
+AWAITED_SECONDS = 5.0  # `forward`: a server that has just gone may come back.
+DELIVERY_SECONDS = 120.0  # A server that leaves a stored Call unanswered for so long is disconnected.
+OWN_BOOT_SECONDS = 2.0  # A charger that has connected may send its BootNotification itself.
+MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up.
+BOOT_RETRY_SECONDS = 60.0  # Where the server does not say when to ask again.
+RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call.
+STOOD_SECONDS = 60.0  # A connection that stood for so long makes the next redial a first one.
+MAX_LATE = 16  # Calls given up whose late answer may still tell something.
+
+
+@dataclass(frozen=True, slots=True)
+class Redial:
+    """How long to wait before each next dial, in seconds; each time 1.6 times as long, +-20 %."""
+
+    at_once: bool
+    first: float
+    most: float
+
+
+REDIAL = {Peer.PRIMARY: Redial(True, 0.5, 5.0), Peer.SECONDARY: Redial(False, 1.0, 60.0)}
+
+# What to change in the ini when a server refuses the proxy's handshake.
+ADVICE = {
+    401: "check {peer}_user and {peer}_password, or set {peer}_auth = forward",
+    403: "check {peer}_user and {peer}_password, or set {peer}_auth = forward",
+    404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
+    101: "check versions: the server does not speak this one",
+}
+
+
+class OutboxOwner(Protocol):
+    """What an Outbox needs of its Relay."""
+
+    charger_id: str
+    version: str
+    credentials: Credentials
+    host: HostConfig
+    memory: Memory
+    journal: Journal
+    router: Router
+    dialer: Dialer
+    tasks: Tasks
+    now: Callable[[], Instant]
+
+    @property
+    def has_charger(self) -> bool: ...
+    def wake(self, at: float) -> None: ...
+    def carry_out(self, decisions: Iterable[Decision]) -> None: ...
+    def server_said(self, peer: Peer, message: Message) -> None: ...
+    def server_changed(self, peer: Peer) -> None: ...
+
+
+class Outbox:
+    """One server of one charger. Owns the server's link and the queue of what goes to it."""
+
+    def __init__(self, owner: OutboxOwner, peer: Peer, server: ServerConfig, forwards: bool) -> None:
+        self.owner = owner
+        self.peer = peer
+        self.server = server
+        self.stands_in = peer is Peer.SECONDARY and forwards  # The proxy answers when the server cannot.
+        self.name = f"{owner.charger_id}: {peer.value}"
+        self.queue: deque[Call] = deque(owner.memory.stored.get(peer, ()))  # MAX_WAITING and MAX_STORED.
+        self.in_flight: Call | None = None  # Holds the one place; the next Call waits for its answer.
+        self.unanswered: Call | None = None  # The stored Call that this connection has to answer.
+        self.late: dict[str, Call] = {}  # Relayed Calls given up, by message id; MAX_LATE.
+        self.link: Link | None = None
+        self.dialing: asyncio.Task[None] | None = None
+        self.dial_at: float | None = None  # Monotonic seconds; None = nothing to dial for.
+        self.redial_after = 0.0  # Seconds; grows with each dial that fails.
+        self.complaint = ""  # The last thing logged about a dial that failed.
+        self.is_booted = False  # The server accepted a BootNotification on this connection.
+        self.boot_at: float | None = None  # Monotonic seconds; when to send it one.
+        self.charger_came_at = 0.0  # Monotonic seconds; it may be about to send its boot itself.
+        self.has_own_boot = False  # It has sent it.
+        self.has_asked_for_boot = False
+        self.owes_statuses = False  # This connection has not seen the connectors' statuses yet.
+        self.heartbeat_at: float | None = None  # Monotonic seconds.
+        self.heartbeat_interval = 0.0  # Seconds, as the server asked for.
+        self.awaited_until = 0.0  # Monotonic seconds; until then a server that is away is waited for.
+        self.is_silent = False  # It left a Call unanswered and has answered nothing since.
+        self.farewell: tuple[Link, Call] | None = None  # A relayed Call whose link is being closed.
+        self.has_older_ids = False  # Its link carried message ids of an earlier connection of the charger.
+
+    # What goes in.
+
+    def put(self, call: Call) -> None:
+        """Take a Call for this server."""
+        now = self.owner.now()
+        call.queued = now.seconds
+        if call.kind is Kind.OWN:
+            self.has_own_boot, self.is_booted, self.boot_at = True, False, now.seconds
+        elif call.kind is Kind.COPY and (self.link is None or not self.link.is_open):
+            call.is_pending = False
+        elif call.kind is Kind.STORED and call.session and call.session.is_undeliverable:
+            self._refuse(call, call.session.refused)
+        elif call.kind is not Kind.RELAYED or self._may_relay(call):
+            self.queue.append(call)
+            if call.kind is Kind.STORED:
+                self._store(call)
+            elif call.kind is Kind.RELAYED and self._must_stand_in(call, now):
+                self._stand_in(call, now)
+        self.pump()
+
+    def _may_relay(self, call: Call) -> bool:
+        """Put a Call that is repeated while its server is away into its predecessor's place; drop a flood."""
+        relayed = [index for index, old in enumerate(self.queue) if old.kind is Kind.RELAYED]
+        for index in relayed if self.link is None and call.action != "MeterValues" else []:
+            old = self.queue[index]
+            if (old.action, old.payload) == (call.action, call.payload):
+                old.is_pending = False
+                self.queue[index] = call
+                return False
+        if len(relayed) >= MAX_WAITING:
+            call.is_pending = False
+            log.warning("%s: %d Calls wait for it; %s is dropped", self.name, MAX_WAITING, ascii(call.action))
+            return False
+        if self.has_older_ids:
+            call.message_id = new_message_id()
+            call.text = with_message_id(call.text, call.message_id)
+        return True
+
+    def has_work(self) -> bool:
+        """Whether something is left that this server is to get, with or without its charger."""
+        return any(call.kind is Kind.STORED for call in self.queue)
+
+    def is_wanted(self) -> bool:
+        """Whether a connection to this server is needed."""
+        return self.owner.has_charger or (self.has_work() and not self.server.needs_charger_login)
+
+    # What goes out.
+
+    def pump(self) -> None:
+        """Send what may be sent now."""
+        now = self.owner.now()
+        while self.link and self.link.is_open and self.in_flight is None:
+            if self.boot_at is not None and now.seconds >= self.boot_at:
+                self._send_boot(now)
+            call = self._next(now) if self.is_booted and self.in_flight is None else None
+            if call is None:
+                break
+            self._send(call, now)
+        if self.link and self.in_flight is None and not self.is_wanted():
+            self.link.close(1001, "the charger is gone")
+        self.owner.wake(self.due())
+
+    def _next(self, now: Instant) -> Call | None:
+        """Return the first Call that may go; a stored one, and what follows it in its session, may wait."""
+        held: set[Session | None] = set()
+        for call in self.queue:
+            if call.kind is not Kind.STORED:
+                if call.session is None or call.session not in held:
+                    return call
+            elif not held and self.unanswered is None and now.seconds >= call.not_before:
+                if call.sent is None:
+                    return call
+                # Its try on this connection met a CallError; a message id is used once per connection.
+                assert self.link is not None
+                self.link.close(1000, "to try again")
+                return None
+            else:
+                held.add(call.session)
+        return None
+
+    def _send(self, call: Call, now: Instant) -> None:
+        assert self.link is not None
+        text = self.owner.router.text_for_server(call)
+        log.debug("%s < %s", self.name, text)
+        self.link.send(text)
+        call.sent = now.seconds
+        if call.kind is Kind.STORED:
+            self.unanswered = call
+        else:
+            self.queue.remove(call)
+        if call.kind is not Kind.SEND:
+            self.in_flight = call
+
+    def _send_own(self, action: str, text: str, now: Instant) -> None:
+        """Send a Call of the proxy's own past the queue."""
+        call = Call(Kind.OWN, action, new_message_id(), "", {}, PLAIN)
+        call.text = with_message_id(text, call.message_id)
+        self.queue.appendleft(call)
+        self._send(call, now)
+
+    def _send_boot(self, now: Instant) -> None:
+        """Send the charger's BootNotification; ask an unknown charger for it, then make one up."""
+        memory, router = self.owner.memory, self.owner.router
+        if not memory.boot and not self.has_asked_for_boot and self.owner.has_charger:
+            self.has_asked_for_boot = True
+            self.boot_at = now.seconds + MADE_UP_BOOT_SECONDS - OWN_BOOT_SECONDS
+            self.owner.carry_out(
+                router.proxy_call("TriggerMessage", {"requestedMessage": "BootNotification"}, now)
+            )
+            return
+        self.boot_at = None
+        model = {Fill.MODEL: (self.server.id or self.owner.charger_id)[:20]}
+        text = memory.boot or call_text("", "BootNotification", filled(router.vocabulary.boot, model))
+        self._send_own("BootNotification", text, now)
+
+    # What comes back.
+
+    def link_received(self, link: Link, text: str) -> None:
+        log.debug("%s > %s", self.name, text)
+        if link is not self.link:
+            self._last_word(link, text)
+            return
+        try:
+            message = parse(text)
+            if message.type in (MessageType.CALLRESULT, MessageType.CALLERROR):
+                self._answered(message)
+            else:
+                self.owner.server_said(self.peer, message)
+        except MessageError as error:
+            log.warning("%s: a message is dropped: %s: %s", self.name, error, text)
+            if error.message_id:
+                code = self.owner.router.vocabulary.malformed
+                link.send(error_text(error.message_id, code, str(error)))
+
+    def _last_word(self, link: Link, text: str) -> None:
+        """Learn from an answer that comes while its connection is being closed."""
+        if self.farewell and self.farewell[0] is link:
+            try:
+                message = parse(text)
+            except MessageError:
+                return  # Nobody waits for it.
+            if message.message_id == self.farewell[1].message_id:
+                self.owner.router.learn(self.peer, self.farewell[1], message, self.owner.now())
+
+    def _answered(self, message: Message) -> None:
+        now, call = self.owner.now(), self._waiting_for(message.message_id)
+        if call is None:
+            late = self.late.pop(message.message_id, None)
+            if late:
+                self.owner.router.learn(self.peer, late, message, now)
+            log.info("%s: %s answer is dropped", self.name, "a late" if late else "an unasked")
+            return
+        self.is_silent = False
+        if call is self.in_flight:
+            self.in_flight = None
+        if call.kind is Kind.RELAYED:
+            self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
+        elif call.kind is Kind.STORED:
+            self._delivered(call, message, now)
+        elif call.action == "BootNotification" and call.kind is Kind.OWN:
+            self._boot_answered(message, now)
+        self.pump()
+
+    def _waiting_for(self, message_id: str) -> Call | None:
+        for call in (self.in_flight, self.unanswered):
+            if call and call.message_id == message_id:
+                return call
+        return None
+
+    def _delivered(self, call: Call, message: Message, now: Instant) -> None:
+        """Take the answer to a stored Call."""
+        self.unanswered = None
+        words = self.owner.router.learn(self.peer, call, message, now)
+        is_error = message.type is MessageType.CALLERROR
+        if is_error and call.tries < len(RETRY_SECONDS):
+            call.not_before = now.seconds + RETRY_SECONDS[call.tries]
+            call.tries += 1
+            log.warning("%s: %s got %s; tried again", self.name, ascii(call.action), ascii(words))
+            return
+        self.queue.remove(call)
+        if words:
+            self.owner.router.refuse(call, words, is_error)
+            self._refuse(call, words)
+        else:
+            self._finish(call)
+        session = call.session
+        if session and session.is_undeliverable:
+            for rest in [
+                other for other in self.queue if other.session is session and other.kind is Kind.STORED
+            ]:
+                self.queue.remove(rest)
+                self._refuse(rest, session.refused)
+        self.owner.journal.commit(self.pump)
+
+    def _finish(self, call: Call) -> None:
+        call.is_pending = False
+        self.owner.journal.remove(self.owner.memory, self.peer, call)
+        log.info("%s: %s is delivered", self.name, ascii(call.action))
+
+    def _refuse(self, call: Call, words: str) -> None:
+        call.is_pending = False
+        self.owner.journal.refuse(self.owner.memory, self.peer, call, words)
+        log.warning("%s: refuses %s (%s); it is kept as refused", self.name, ascii(call.action), ascii(words))
+
+    def _boot_answered(self, message: Message, now: Instant) -> None:
+        status = message.payload.get("status") if message.type is MessageType.CALLRESULT else message.action
+        interval = integer(message.payload.get("interval")) or 0
+        if status != "Accepted":
+            self.boot_at = now.seconds + (min(max(interval, 1), DAY) if interval else BOOT_RETRY_SECONDS)
+            log.warning("%s: the boot is answered with %s; asked again later", self.name, ascii(status))
+            return
+        log.info("%s: accepts the charger", self.name)
+        self.is_booted = True
+        self.heartbeat_interval = min(max(interval, 1), DAY) if interval else HEARTBEAT_INTERVAL
+        self.heartbeat_at = now.seconds + self.heartbeat_interval
+        if self.owes_statuses:
+            self.owes_statuses = False
+            for text in reversed(self.owner.memory.statuses.values()):
+                call = Call(
+                    Kind.COPY, "StatusNotification", new_message_id(), "", {}, PLAIN, queued=now.seconds
+                )
+                call.text = with_message_id(text, call.message_id)
+                self.queue.appendleft(call)
+
+    # `forward`: answering in the server's place.
+
+    def _must_stand_in(self, call: Call, now: Instant) -> bool:
+        if not self.stands_in:
+            return False
+        is_away = not self.is_booted and now.seconds >= self.awaited_until
+        older = itertools.takewhile(lambda old: old is not call, self.queue)
+        has_older = any(old.kind is Kind.STORED and not old.is_kept for old in older)
+        return is_away or has_older or self.is_silent or now.seconds >= call.queued + STAND_IN_SECONDS
+
+    def _stand_in(self, call: Call, now: Instant) -> None:
+        """Let the proxy answer; the Call goes on as a stored one where it stands."""
+        decisions = self.owner.router.stand_in(self.peer, call, now)
+        if call.kind is Kind.STORED:
+            self._store(call)
+        self.owner.carry_out(decisions)
+
+    def _store(self, call: Call) -> None:
+        for old in self.owner.journal.store(self.owner.memory, self.peer, call):
+            self.queue.remove(old)
+            log.warning("%s: %d Calls are stored; the oldest MeterValues are dropped", self.name, MAX_STORED)
+
+    # The connection.
+
+    def connected(self, link: Link, needs_boot: bool) -> None:
+        """Take a link that has just been opened."""
+        now = self.owner.now().seconds
+        self.link, self.complaint, self.dial_at, self.has_older_ids = link, "", None, False
+        self.is_booted, self.owes_statuses, self.has_asked_for_boot = not needs_boot, needs_boot, False
+        self.boot_at = self.heartbeat_at = None
+        if needs_boot:
+            self.boot_at = now if self.has_own_boot else max(now, self.charger_came_at + OWN_BOOT_SECONDS)
+        log.info("%s: connected to %s", self.name, self.server.url)
+        link.keep_alive(now, self.owner.host.ping_interval)
+        link.attach(self)
+        self.owner.server_changed(self.peer)
+        self.pump()
+
+    def dial(self) -> None:
+        """Begin to open a connection, unless one is there or being opened."""
+        self.dial_at = None
+        if self.link is None and self.dialing is None:
+            self.dialing = self.owner.tasks.start(self._dial(), f"{self.name}: dial")
+
+    async def _dial(self) -> None:
+        owner = self.owner
+        version = owner.version
+        try:
+            link = await owner.dialer.dial(
+                self.peer, self.server, owner.charger_id, [version], owner.credentials
+            )
+            if (link.protocol.subprotocol or "ocpp1.6") != version:
+                link.close(1002, f"{version} is needed")
+                raise DialError("it answered without a subprotocol; check versions")
+        except DialError as error:
+            self._dial_failed(error)
+            return
+        finally:
+            self.dialing = None
+        if self.is_wanted() and version == owner.version:
+            self.connected(link, needs_boot=self.peer is Peer.SECONDARY or bool(owner.memory.boot))
+        else:
+            link.close(1001, "the charger is gone")
+
+    def _dial_failed(self, error: DialError) -> None:
+        advice = ADVICE.get(error.status or 0, "it is dialled again").format(peer=self.peer.value)
+        if self.complaint != str(error):
+            self.complaint = str(error)
+            log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
+        self._redial_later()
+
+    def _redial_later(self) -> None:
+        redial = REDIAL[self.peer]
+        if self.redial_after == 0.0 and not redial.at_once:
+            self.redial_after = redial.first
+        self.dial_at = self.owner.now().seconds + self.redial_after * random.uniform(0.8, 1.2)
+        self.redial_after = min(max(self.redial_after * 1.6, redial.first), redial.most)
+        self.owner.wake(self.dial_at)
+
+    def link_closed(self, link: Link) -> None:
+        if link is not self.link:
+            return
+        now = self.owner.now().seconds
+        log.info("%s: disconnected (%s)", self.name, link.closed_by)
+        if now - link.opened >= STOOD_SECONDS:
+            self.redial_after = 0.0
+        self.disconnect()
+        self.awaited_until = now + AWAITED_SECONDS
+        self._redial_later()
+        self.owner.server_changed(self.peer)
+
+    def disconnect(self) -> None:
+        """Let go of the link and of all that ends with it."""
+        call, self.in_flight, self.unanswered = self.in_flight, None, None
+        link, self.link = self.link, None
+        self.is_booted, self.boot_at, self.heartbeat_at = False, None, None
+        self.late.clear()
+        if call and call.kind is Kind.RELAYED and self.stands_in and call.reply_to is not None:
+            self.queue.appendleft(call)
+        elif call and call.kind is not Kind.STORED:
+            call.is_pending = False  # It may have been carried out; its sender repeats it.
+            self.farewell = (link, call) if link and call.kind is Kind.RELAYED else None
+        for waiting in list(self.queue):
+            waiting.sent = None
+            if waiting.kind in (Kind.COPY, Kind.OWN):
+                self.queue.remove(waiting)
+        self.owner.router.server_gone(self.peer)
+        if link:
+            link.close(1001)
+
+    def charger_came(self) -> None:
+        """Take note of a new connection of the charger."""
+        now = self.owner.now().seconds
+        self.has_older_ids, self.has_own_boot, self.charger_came_at = self.link is not None, False, now
+        if self.link is None:
+            self.awaited_until = now + AWAITED_SECONDS
+            self.dial()
+
+    def charger_left(self) -> None:
+        """Drop what only the charger waited for; an answer in flight still tells its session."""
+        for call in [call for call in self.queue if call.kind is not Kind.STORED]:
+            call.is_pending = False
+            self.queue.remove(call)
+        if self.in_flight:
+            self.in_flight.reply_to = None
+        if self.link and self.peer is Peer.PRIMARY and not self.is_wanted():
+            self.link.close(1001, "the charger is gone")
+        self.pump()
+
+    # What time does.
+
+    def tick(self) -> None:
+        """Do what is due."""
+        now = self.owner.now()
+        if self.link:
+            self.link.keep_alive(now.seconds, self.owner.host.ping_interval)
+        elif self.dial_at is not None and now.seconds >= self.dial_at and self.is_wanted():
+            self.dial()
+        if self.heartbeat_at is not None and now.seconds >= self.heartbeat_at and self.in_flight is None:
+            self.heartbeat_at = now.seconds + self.heartbeat_interval
+            if self.peer is Peer.SECONDARY and self.is_booted and self.link and self.link.is_open:
+                self._send_own("Heartbeat", call_text("", "Heartbeat", {}), now)
+        self._time_out(now)
+        for call in [call for call in self.queue if call.kind is Kind.NOTED]:
+            if now.seconds >= call.queued + self.owner.host.call_timeout:
+                self.queue.remove(call)
+        if self.stands_in:
+            for call in [call for call in self.queue if call.kind is Kind.RELAYED]:
+                if self._must_stand_in(call, now):
+                    self._stand_in(call, now)
+        self.pump()
+
+    def _time_out(self, now: Instant) -> None:
+        call = self.in_flight
+        if call and call.sent is not None:
+            if call.kind is Kind.RELAYED and self.stands_in and now.seconds >= call.sent + STAND_IN_SECONDS:
+                self.is_silent = True
+                self._stand_in(call, now)
+                if answered_kind(call.facts, call.session) is Kind.STORED:
+                    self.queue.appendleft(call)
+                    self.unanswered = call
+            limit = COPY_SECONDS if call.kind is Kind.COPY else self.owner.host.call_timeout
+            if now.seconds >= call.sent + limit:
+                self._give_up(call, now)
+        stored = self.unanswered
+        if self.link and stored and stored.sent is not None and now.seconds >= stored.sent + DELIVERY_SECONDS:
+            log.warning("%s: left a stored Call unanswered for %g s; redialled", self.name, DELIVERY_SECONDS)
+            self.link.close(1000, "a Call was left unanswered")
+
+    def _give_up(self, call: Call, now: Instant) -> None:
+        """Free the place of a Call that its server leaves unanswered."""
+        self.in_flight = None
+        if call.kind is Kind.STORED:
+            return
+        call.is_pending = False
+        if call.kind is Kind.OWN and call.action == "BootNotification":
+            self.boot_at = now.seconds + BOOT_RETRY_SECONDS
+        if call.kind is Kind.RELAYED:
+            self.late[call.message_id] = call
+            trim(self.late, MAX_LATE)
+        log.warning("%s: %s was not answered; the next is sent", self.name, ascii(call.action))
+
+    def due(self) -> float:
+        """Return when `tick` has something to do, in monotonic seconds."""
+        timeout = self.owner.host.call_timeout
+        times = [self.heartbeat_at, self.boot_at, self.link.ping_at if self.link else self.dial_at]
+        if self.in_flight and self.in_flight.sent is not None:
+            times.append(self.in_flight.sent + min(timeout, COPY_SECONDS))
+        if self.unanswered and self.unanswered.sent is not None:
+            times.append(self.unanswered.sent + DELIVERY_SECONDS)
+        for call in self.queue:
+            if call.kind is Kind.NOTED:
+                times.append(call.queued + timeout)
+            elif call.kind is Kind.STORED and call.not_before:
+                times.append(call.not_before)
+            elif call.kind is Kind.RELAYED and self.stands_in:
+                times.append(min(call.queued + STAND_IN_SECONDS, self.awaited_until))
+        return min((time for time in times if time is not None), default=float("inf"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Relay
+#
+# One charger: its link and an outbox for each of its servers. Hands every message to the router and carries
+# out what the router decides.
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Relay:
+    """One charger, from its first connection until nothing is left to be done for it."""
+
+    def __init__(
+        self,
+        charger_id: str,
+        config: ChargerConfig,
+        version: str,
+        host: HostConfig,
+        dialer: Dialer,
+        journal: Journal,
+        clock: Callable[[], Instant],
+    ) -> None:
+        self.charger_id = charger_id
+        self.config = config
+        self.version = version  # The subprotocol.
+        self.host = host
+        self.dialer = dialer
+        self.journal = journal
+        self.now = clock
+        self.memory = journal.memory(charger_id)
+        self.credentials = Credentials()
+        self.tasks = Tasks()  # Dials; at most one for each outbox.
+        self.router = Router(config, self.memory, version, host.call_timeout)
+        self.link: Link | None = None  # The charger's.
+        self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
+        self.grace_until: float | None = None  # Monotonic seconds; the charger is closed then.
+        forwards = config.secondary_replies == "forward"
+        self.outboxes = {
+            peer: Outbox(self, peer, server, forwards)
+            for peer in (Peer.PRIMARY, Peer.SECONDARY)
+            if (server := config.server(peer)) and not server.is_local
+        }
+
+    # What the outboxes ask for.
+
+    @property
+    def has_charger(self) -> bool:
+        return self.link is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may be forgotten: neither a charger nor anything to deliver without one."""
+        return self.link is None and not any(
+            outbox.link or outbox.dialing or outbox.is_wanted() for outbox in self.outboxes.values()
+        )
+
+    def wake(self, at: float) -> None:
+        self.deadline = min(self.deadline, at)
+
+    def server_said(self, peer: Peer, message: Message) -> None:
+        """Take a Call (or something as rare) of a server. Raises MessageError."""
+        if message.type is MessageType.CALLRESULTERROR:
+            self.carry_out(self.router.result_error(peer, message))
+        elif self.link is None:
+            text = error_text(message.message_id, "GenericError", "the charger is not connected")
+            self.carry_out([Answer(peer, text, "the charger is not connected")])
+        elif message.type is MessageType.SEND:
+            self.carry_out([ToCharger(message.text, f"{peer.value} sends {message.action}")])
+        else:
+            self.carry_out(self.router.server_call(peer, message, self.now()))
+
+    def server_changed(self, peer: Peer) -> None:
+        """Take note that a server's connection was opened or lost."""
+        if peer is Peer.PRIMARY:
+            is_away = self.link is not None and self.outboxes[peer].link is None
+            self.grace_until = self.now().seconds + self.config.primary_grace if is_away else None
+            self.wake(self.grace_until or self.deadline)
+
+    # The charger's connection.
+
+    def connect(self, link: Link, primary: Link | None, version: str, credentials: Credentials) -> None:
+        """Take the charger's new connection, and the one that its primary accepted for it."""
+        if self.link:
+            log.info("%s: charger connects again; its old connection is closed", self.charger_id)
+            self.disconnect_charger(1001, "the charger has connected again", link)
+        if version != self.version:
+            self._change_version(version)
+        self.credentials = credentials
+        self.link = link
+        self.deadline = 0.0
+        link.keep_alive(self.now().seconds, self.host.ping_interval)
+        log.info("%s: charger connected (%s)", self.charger_id, version)
+        for peer, outbox in self.outboxes.items():
+            if peer is Peer.PRIMARY and primary:
+                outbox.disconnect()
+                outbox.connected(primary, needs_boot=False)
+            else:
+                outbox.charger_came()
+        link.attach(self)
+
+    def _change_version(self, version: str) -> None:
+        self.version = version
+        for outbox in self.outboxes.values():
+            outbox.disconnect()
+        self.router = Router(self.config, self.memory, version, self.host.call_timeout)
+
+    def link_received(self, link: Link, text: str) -> None:
+        if link is not self.link:
+            return
+        log.debug("%s > %s", self.charger_id, text)
+        try:
+            message = parse(text)
+            self.carry_out(self._decided(message))
+        except MessageError as error:
+            log.warning("%s: a message is dropped: %s: %s", self.charger_id, error, text)
+            if error.message_id:
+                link.send(error_text(error.message_id, self.router.vocabulary.malformed, str(error)))
+
+    def _decided(self, message: Message) -> list[Decision]:
+        """Return what becomes of a message of the charger. Raises MessageError."""
+        if message.type is MessageType.CALL:
+            return self.router.charger_call(message, self.now())
+        if message.type is MessageType.SEND:
+            return self.router.charger_send(message)
+        if message.type is MessageType.CALLRESULTERROR:
+            return self.router.result_error(Peer.CHARGER, message)
+        return self.router.charger_answer(message, self.now())
+
+    def link_closed(self, link: Link) -> None:
+        if link is self.link:
+            log.info("%s: charger disconnected (%s)", self.charger_id, link.closed_by)
+            self.disconnect_charger(1001)
+
+    def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
+        """Let go of the charger's connection and of all that ends with it."""
+        link, self.link, self.grace_until = self.link, successor, None
+        self.carry_out(self.router.charger_gone())
+        for outbox in self.outboxes.values():
+            outbox.charger_left()
+        if link:
+            link.close(code, reason)
+
+    async def dismiss(self) -> None:
+        """Let go of a charger that does not answer, and of its primary; wait until the primary knows."""
+        primary = self.outboxes.get(Peer.PRIMARY)
+        link = primary.link if primary else None
+        self.disconnect_charger(1001, "the charger does not answer")
+        if link:
+            link.close(1001, "the charger does not answer")
+            await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
+
+    # Decisions.
+
+    def carry_out(self, decisions: Iterable[Decision]) -> None:
+        """Do what the router has decided."""
+        for decision in decisions:
+            if isinstance(decision, ToServer):
+                log.debug("%s = %s: %s", self.charger_id, decision.peer.value, decision.why)
+                if decision.peer in self.outboxes:
+                    self.outboxes[decision.peer].put(decision.call)
+            elif isinstance(decision, ToCharger):
+                self._to_charger(decision)
+            elif isinstance(decision, Answer):
+                self._answer(decision)
+            elif isinstance(decision, Dropped):
+                log.debug("%s ! %s", self.charger_id, decision.why)
+            elif decision.badge:
+                log.info("%s: %s; badge %s", self.charger_id, decision.what, decision.badge)
+            else:
+                log.info("%s: %s", self.charger_id, decision.what)
+        self.wake(self.router.due())
+
+    def _to_charger(self, decision: ToCharger) -> None:
+        link = self.link
+        if link is None:
+            return
+
+        def send() -> None:
+            log.debug("%s < %s (%s)", self.charger_id, decision.text, decision.why)
+            link.send(decision.text)
+
+        if decision.is_durable:
+            self.journal.commit(send)
+        else:
+            send()
+
+    def _answer(self, decision: Answer) -> None:
+        outbox = self.outboxes.get(decision.peer)
+        if outbox and outbox.link:
+            level = logging.INFO if decision.why.startswith("refused") else logging.DEBUG
+            log.log(
+                level, "%s: %s < %s (%s)", self.charger_id, decision.peer.value, decision.text, decision.why
+            )
+            outbox.link.send(decision.text)
+
+    # What time does.
+
+    def tick(self) -> None:
+        """Do what is due, and find out when to be called again."""
+        now = self.now()
+        self.deadline = float("inf")
+        if self.link:
+            self.link.keep_alive(now.seconds, self.host.ping_interval)
+            self.wake(self.link.ping_at)
+        if self.link and self.grace_until is not None and now.seconds >= self.grace_until:
+            log.warning(
+                "%s: primary stays away; the charger is closed, so that it keeps its messages",
+                self.charger_id,
+            )
+            self.disconnect_charger(1012, "the primary server is away")
+        for outbox in self.outboxes.values():
+            outbox.tick()
+        self.carry_out(self.router.tick(now))
+        self.wake(self.grace_until or float("inf"))
+
+    def watch(self) -> None:
+        """Close the connections that nothing has been seen of for too long."""
+        now = self.now().seconds
+        link = self.link
+        if link:
+            patience = self.host.watchdog_stale
+            if not link.has_ponged:
+                patience = max(patience, 3 * self.router.heartbeat_interval)
+            if now - link.seen > patience:
+                log.warning(
+                    "%s: nothing seen of the charger for %d s; it is closed", self.charger_id, now - link.seen
+                )
+                link.abort()
+        for outbox in self.outboxes.values():
+            patience = self.host.ping_interval + self.host.ping_timeout
+            if outbox.link and now - outbox.link.seen > patience:
+                log.warning("%s: nothing seen for %d s; it is closed", outbox.name, now - outbox.link.seen)
+                outbox.link.abort()
+
+    def links(self) -> Iterator[Link]:
+        """Yield all its connections."""
+        if self.link:
+            yield self.link
+        for outbox in self.outboxes.values():
+            if outbox.link:
+                yield outbox.link

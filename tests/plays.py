@@ -1,0 +1,265 @@
+"""
+A stage for plays: one charger and its two servers around a Relay, without sockets and without waiting.
+
+The links are stand-ins that note what they are sent; time passes when the play says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ocpp_2w_proxy as p
+
+INI = """\
+[ext-server]
+server = ws://primary.example
+secondary_server = ws://secondary.example
+primary_rfid = PRIM*
+secondary_rfid = SECO*
+{more}
+"""
+
+
+def config_of(text: str, environment: dict[str, str] | None = None) -> p.Config:
+    """Return the configuration that an ini of this text gives."""
+    ini = p.Ini(Path("test.ini"), environment or {})
+    ini.parse(text)
+    return p.ConfigLoader(ini, p.may_copy).load()
+
+
+class StageLink:
+    """Stands in for a Link: notes what it is sent, and says what the play lets it say."""
+
+    def __init__(self, stage: Stage, name: str, subprotocol: str) -> None:
+        self.stage = stage
+        self.name = name
+        self.protocol = self
+        self.subprotocol = subprotocol
+        self.texts: list[str] = []
+        self.user: Any = None
+        self.is_open = True
+        self.closed_with: tuple[int, str] | None = None
+        self.opened = self.seen = stage.time
+        self.ping_at = 0.0
+        self.pings = 0
+        self.has_ponged = True
+        self.closed_by = "the play"
+
+    def attach(self, user: Any) -> None:
+        self.user = user
+
+    def send(self, text: str) -> None:
+        if self.is_open:
+            self.texts.append(text)
+
+    def keep_alive(self, now: float, interval: float) -> None:
+        if now >= self.ping_at:
+            self.ping_at = now + interval
+            self.pings += 1
+
+    def close(self, code: int, reason: str = "") -> None:
+        if self.is_open:
+            self.is_open, self.closed_with = False, (code, reason)
+
+    def abort(self) -> None:
+        self.close(1006)
+
+    # What the play does with it.
+
+    def says(self, text: str) -> None:
+        """Let the peer send a text."""
+        self.seen = self.stage.time
+        self.user.link_received(self, text)
+
+    def calls(self, message_id: str, action: str, **payload: Any) -> None:
+        self.says(json.dumps([2, message_id, action, payload]))
+
+    def answers(self, message_id: str, **payload: Any) -> None:
+        self.says(json.dumps([3, message_id, payload]))
+
+    def errs(self, message_id: str, code: str = "InternalError") -> None:
+        self.says(json.dumps([4, message_id, code, "", {}]))
+
+    def hears(self) -> list[Any]:
+        """Return what the peer was sent since the last look."""
+        texts, self.texts = self.texts, []
+        return [json.loads(text) for text in texts]
+
+    def hears_text(self) -> str:
+        """Return the one text that the peer was sent since the last look."""
+        (text,) = self.texts
+        self.texts = []
+        return text
+
+    def hears_call(self) -> tuple[str, str, dict[str, Any]]:
+        """Return message id, Action and payload of the one Call that the peer was sent."""
+        ((number, message_id, action, payload),) = self.hears()
+        assert number == 2
+        return message_id, action, payload
+
+    def lost(self) -> None:
+        """End the connection."""
+        self.is_open = False
+        self.user.link_closed(self)
+
+
+class StageDialer(p.Dialer):
+    """Dials nobody."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class StageTasks(p.Tasks):
+    """Counts the dials that are asked for; the play itself connects the servers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[str] = []
+
+    def start(self, work: Any, name: str) -> asyncio.Task[None]:
+        work.close()
+        self.started.append(name)
+        return None  # type: ignore[return-value]
+
+
+class Stage:
+    """One charger with a primary and, unless the ini says otherwise, a secondary."""
+
+    def __init__(
+        self, more: str = "", version: str = "ocpp1.6", ini: str = INI, connect: bool = True
+    ) -> None:
+        self.time = 1000.0
+        self.utc = 1_800_000_000.0
+        self.version = version
+        self.config = config_of(ini.format(more=more))
+        self.journal = p.Journal()
+        self.relay = p.Relay(
+            "CP1",
+            self.config.charger("CP1"),
+            version,
+            self.config.host,
+            StageDialer(),
+            self.journal,
+            lambda: p.Instant(self.time, self.utc + self.time),
+        )
+        self.relay.tasks = StageTasks()
+        self.charger = self.primary = self.secondary = StageLink(self, "nobody", version)
+        if connect:
+            self.charger_connects()
+            if p.Peer.SECONDARY in self.relay.outboxes:
+                self.secondary_connects()
+
+    @property
+    def memory(self) -> p.Memory:
+        return self.relay.memory
+
+    def outbox(self, peer: p.Peer) -> p.Outbox:
+        return self.relay.outboxes[peer]
+
+    def charger_connects(self, version: str | None = None) -> None:
+        """Let the charger connect, accepted by its primary."""
+        self.charger = StageLink(self, "charger", version or self.version)
+        primary = None
+        if p.Peer.PRIMARY in self.relay.outboxes:
+            self.primary = StageLink(self, "primary", version or self.version)
+            primary = self.primary
+        link: Any = self.charger
+        self.relay.connect(link, primary, version or self.version, p.Credentials())  # type: ignore[arg-type]
+
+    def secondary_connects(self, accepts: bool = True) -> None:
+        """Let the secondary accept the connection and, if it accepts the charger, its boot."""
+        self.secondary = self.connects(p.Peer.SECONDARY)
+        if accepts:
+            self.charger_boots()
+
+    def primary_connects(self) -> None:
+        """Let the primary accept another connection for the same charger."""
+        self.primary = self.connects(p.Peer.PRIMARY)
+
+    def connects(self, peer: p.Peer) -> StageLink:
+        link: Any = StageLink(self, peer.value, self.version)
+        outbox = self.outbox(peer)
+        outbox.dialing = None
+        needs_boot = peer is p.Peer.SECONDARY or bool(self.memory.boot)
+        outbox.connected(link, needs_boot=needs_boot)
+        stage_link: StageLink = link
+        return stage_link
+
+    def charger_boots(self) -> None:
+        """Let the charger boot, and both servers accept it."""
+        self.charger.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel="M")
+        if p.Peer.PRIMARY in self.relay.outboxes:
+            self.primary.answers("boot", status="Accepted", currentTime="2026-01-01T00:00:00Z", interval=300)
+            self.primary.hears()
+        if p.Peer.SECONDARY in self.relay.outboxes:
+            self.answer_boot()
+        self.charger.hears()
+
+    def answer_boot(self, status: str = "Accepted", interval: int = 300) -> dict[str, Any]:
+        """Let the secondary answer the BootNotification that it is sent; return its payload."""
+        message_id, action, payload = self.secondary.hears_call()
+        assert action == "BootNotification"
+        self.secondary.answers(message_id, status=status, currentTime="x", interval=interval)
+        return payload
+
+    def passes(self, seconds: float) -> None:
+        """Let time pass, with the watchdog looking every half second at what is due."""
+        end = self.time + seconds
+        while self.time < end:
+            self.time = min(self.time + 0.5, end)
+            for link in self.relay.links():
+                if not link.is_open:
+                    link.user.link_closed(link)  # type: ignore[union-attr]
+            if self.relay.deadline <= self.time:
+                self.relay.tick()
+
+    def starts(self, badge: str, message_id: str = "s1", connector: int = 1, meter: int = 0) -> None:
+        """Let the charger send a StartTransaction."""
+        self.charger.calls(
+            message_id,
+            "StartTransaction",
+            connectorId=connector,
+            idTag=badge,
+            meterStart=meter,
+            timestamp="2026-01-01T00:00:00Z",
+        )
+
+    def primary_session(self, server_id: int = 7, badge: str = "PRIM1", connector: int = 1) -> Any:
+        """Let the charger start a session of the primary; return the transaction id that it hears."""
+        self.starts(badge, "start", connector)
+        assert self.primary.hears()[0][1:3] == ["start", "StartTransaction"]
+        self.primary.answers("start", transactionId=server_id, idTagInfo={"status": "Accepted"})
+        return self.charger.hears()[-1][2]["transactionId"]
+
+    def secondary_session(self, server_id: int = 7, badge: str = "SECO1", connector: int = 1) -> Any:
+        """Let the charger start a session of the secondary; return the transaction id that it hears."""
+        self.starts(badge, "start", connector)
+        transaction_id = self.charger.hears()[-1][2]["transactionId"]
+        message_id, action, _ = self.secondary.hears_call()
+        assert action == "StartTransaction"
+        self.secondary.answers(message_id, transactionId=server_id, idTagInfo={"status": "Accepted"})
+        return transaction_id
+
+    def delivers(self) -> list[tuple[str, dict[str, Any]]]:
+        """Let the secondary accept everything that waits for it; return Actions and payloads."""
+        delivered: list[tuple[str, dict[str, Any]]] = []
+        while heard := self.secondary.hears():
+            for _, message_id, action, payload in heard:
+                delivered.append((action, payload))
+                answer: dict[str, Any] = {}
+                if action in ("BootNotification", "Heartbeat"):
+                    answer = {"status": "Accepted", "currentTime": "x", "interval": 300}
+                if action == "StartTransaction":
+                    answer = {"transactionId": 70 + len(delivered), "idTagInfo": {"status": "Accepted"}}
+                self.secondary.answers(message_id, **answer)
+        return delivered
+
+
+def actions(heard: Iterable[list[Any]]) -> list[str]:
+    """Return the Actions of the Calls among messages."""
+    return [message[2] for message in heard if message[0] == 2]

@@ -1,0 +1,236 @@
+"""
+A machine that plays at random with one charger and its two servers, and what must hold whatever they do.
+
+Invariants: a Call of the charger gets at most one answer; an answer reaches only the server that asked,
+once, under its own id; at most one Call is outstanding at the charger; a transaction has one owner for
+life; what a server gets belongs to it; forwarded text is the text received but for translated ids; tables
+are empty at rest.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import ocpp_2w_proxy as p
+from tests.plays import Stage, StageLink
+
+PEERS = st.sampled_from(["primary", "secondary"])
+BADGES = st.sampled_from(["PRIM1", "PRIM2", "SECO1", "SECO2"])
+CONNECTORS = st.integers(1, 2)
+# Ids that collide: with each other, with the proxy's range, with what is not usable.
+SERVER_IDS = st.sampled_from([1, 2, 7, 0, -1, p.FIRST_PROXY_ID, p.FIRST_PROXY_ID + 1])
+MESSAGE_IDS = st.sampled_from(["1", "2", "3", "4"])
+
+
+class OnePeerEach(RuleBasedStateMachine):
+    """The charger, the servers and the world between them take turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = 0
+        self.charger_calls: dict[str, int] = {}  # Message id to answers heard.
+        self.owners: dict[Any, p.Peer] = {}  # The charger's transaction id to its first owner.
+        self.server_calls: dict[tuple[str, str], list[str]] = {}  # Answers that are due, by server and id.
+        self.at_charger: list[tuple[str, str]] = []  # Calls that the charger has to answer.
+        self.badge_of: dict[str, str] = {}  # StartTransaction texts by timestamp.
+        self.unanswered: dict[str, list[list[Any]]] = {"primary": [], "secondary": []}
+
+    @initialize(forward=st.booleans())
+    def begin(self, forward: bool) -> None:
+        more = "secondary_replies = forward" if forward else ""
+        self.stage = Stage(more)
+        self.listen()
+
+    def server(self, name: str) -> StageLink:
+        link: StageLink = getattr(self.stage, name)
+        return link
+
+    def new_id(self) -> str:
+        self.counter += 1
+        return f"c{self.counter}"
+
+    def listen(self) -> None:
+        """Let everybody hear what there is, and check it."""
+        for message in self.stage.charger.hears():
+            if message[0] == 2:
+                self.at_charger.append((message[1], message[2]))
+            else:
+                assert message[1] in self.charger_calls, "an answer that the charger did not ask for"
+                self.charger_calls[message[1]] += 1
+                assert self.charger_calls[message[1]] == 1, "a second answer to one Call"
+        for name in ("primary", "secondary"):
+            for message in self.server(name).hears():
+                if message[0] == 2:
+                    self.check_owner(name, message)
+                    self.unanswered[name].append(message)
+                else:
+                    due = self.server_calls.get((name, message[1]), [])
+                    assert due, f"{name} hears an answer that it did not ask for"
+                    due.pop()
+
+    def check_owner(self, name: str, message: list[Any]) -> None:
+        """What names a badge or a session reaches its owner alone."""
+        _, _, action, payload = message
+        badge = payload.get("idTag") if action in ("Authorize", "StartTransaction") else None
+        if badge:
+            assert badge[:4].upper() == name[:4].upper()
+        if action in ("MeterValues", "StopTransaction") and "marker" in payload:
+            assert self.badge_of[payload["marker"]][:4] == name[:4].upper()
+
+    @rule(badge=BADGES)
+    def charger_authorizes(self, badge: str) -> None:
+        message_id = self.new_id()
+        self.charger_calls[message_id] = 0
+        self.stage.charger.calls(message_id, "Authorize", idTag=badge)
+
+    @rule()
+    def charger_beats(self) -> None:
+        message_id = self.new_id()
+        self.charger_calls[message_id] = 0
+        text = f'[2,"{message_id}","Heartbeat",  {{ }}]'
+        before = len(self.stage.primary.texts)
+        self.stage.charger.says(text)
+        for sent in self.stage.primary.texts[before:]:
+            if f'"{message_id}"' in sent:
+                assert sent == text, "forwarded text is not the text received"
+
+    @rule(badge=BADGES, connector=CONNECTORS)
+    def charger_starts(self, badge: str, connector: int) -> None:
+        message_id = self.new_id()
+        self.charger_calls[message_id] = 0
+        self.badge_of[message_id] = badge
+        payload = {"connectorId": connector, "idTag": badge, "meterStart": 0, "timestamp": message_id}
+        self.stage.charger.calls(message_id, "StartTransaction", **payload)
+
+    @rule(data=st.data())
+    def charger_repeats_a_start(self, data: st.DataObject) -> None:
+        opened = [s for s in self.stage.memory.sessions.values() if s.ended is None and s.start]
+        if opened:
+            connector, badge, meter, timestamp = json.loads(data.draw(st.sampled_from(opened)).start)
+            message_id = self.new_id()
+            self.charger_calls[message_id] = 0
+            payload = {"connectorId": connector, "idTag": badge, "meterStart": meter, "timestamp": timestamp}
+            before = len(self.stage.memory.sessions)
+            self.stage.charger.calls(message_id, "StartTransaction", **payload)
+            assert len(self.stage.memory.sessions) == before, "a repeated start began a session"
+
+    @rule(data=st.data(), stops=st.booleans())
+    def charger_reports(self, data: st.DataObject, stops: bool) -> None:
+        named = [s for s in self.stage.memory.sessions.values() if s.transaction_id is not None and s.is_told]
+        if named:
+            session = data.draw(st.sampled_from(named))
+            message_id = self.new_id()
+            self.charger_calls[message_id] = 0
+            marker = json.loads(session.start)[3]
+            action = "StopTransaction" if stops else "MeterValues"
+            payload = {"transactionId": session.transaction_id, "connectorId": 1, "marker": marker}
+            self.stage.charger.calls(message_id, action, **payload)
+
+    @precondition(lambda self: bool(self.at_charger))
+    @rule(errs=st.booleans())
+    def charger_answers(self, errs: bool) -> None:
+        message_id, _ = self.at_charger.pop(0)
+        if errs:
+            self.stage.charger.errs(message_id)
+        else:
+            self.stage.charger.answers(message_id, status="Accepted")
+
+    @rule()
+    def charger_answers_nobody(self) -> None:
+        self.stage.charger.answers("nobody")
+
+    @rule(name=PEERS, message_id=MESSAGE_IDS, server_id=SERVER_IDS, action=st.sampled_from(["stop", "clear"]))
+    def server_calls_charger(self, name: str, message_id: str, server_id: int, action: str) -> None:
+        if self.server(name).is_open:
+            self.server_calls.setdefault((name, message_id), []).append(action)
+            if action == "stop":
+                self.server(name).calls(message_id, "RemoteStopTransaction", transactionId=server_id)
+            else:
+                self.server(name).calls(message_id, "ClearCache")
+
+    @rule(name=PEERS, server_id=SERVER_IDS, errs=st.booleans())
+    def server_answers(self, name: str, server_id: int, errs: bool) -> None:
+        if self.unanswered[name] and self.server(name).is_open:
+            _, message_id, action, _ = self.unanswered[name].pop(0)
+            if errs and action != "BootNotification":
+                self.server(name).errs(message_id)
+                return
+            answer: dict[str, Any] = {"idTagInfo": {"status": "Accepted"}, "status": "Accepted"}
+            if action == "StartTransaction":
+                answer["transactionId"] = server_id
+            self.server(name).answers(message_id, **answer)
+
+    @rule(name=PEERS)
+    def server_answers_nobody(self, name: str) -> None:
+        self.server(name).answers("nobody", status="Accepted")
+
+    @rule(seconds=st.sampled_from([1, 6, 12, 35]))
+    def time_passes(self, seconds: int) -> None:
+        self.stage.passes(seconds)
+
+    @rule(name=PEERS)
+    def server_goes_and_comes(self, name: str) -> None:
+        if self.server(name).is_open and self.stage.charger.is_open:
+            self.listen()
+            self.server(name).lost()
+            self.forget(name)
+            if name == "primary":
+                self.stage.primary_connects()
+            else:
+                self.stage.secondary_connects(accepts=False)
+
+    def forget(self, name: str) -> None:
+        """A connection has ended with all that was due on it."""
+        self.unanswered[name] = []
+        self.server_calls = {key: due for key, due in self.server_calls.items() if key[0] != name}
+
+    @rule()
+    def charger_comes_again(self) -> None:
+        self.listen()
+        self.at_charger = []
+        self.stage.charger_connects()
+        self.forget("primary")
+        if not self.stage.secondary.is_open:
+            self.forget("secondary")
+            self.stage.secondary_connects(accepts=False)
+
+    @invariant()
+    def everything_heard_is_right(self) -> None:
+        if hasattr(self, "stage"):
+            if not self.stage.charger.is_open or not self.stage.secondary.is_open:
+                self.charger_comes_again()
+            self.listen()
+            assert len(self.at_charger) <= 1 or self.stage.relay.router.spent_ids, "two Calls outstanding"
+            for session in self.stage.memory.sessions.values():
+                if session.transaction_id is not None and session.owner is not None:
+                    owner = self.owners.setdefault((session.begun, session.transaction_id), session.owner)
+                    assert session.owner is owner, "a transaction changed its owner"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "stage"):
+            return
+        self.stage.charger.lost()
+        for link in list(self.stage.relay.links()):
+            link.user.link_closed(link)  # type: ignore[union-attr]
+        router, memory = self.stage.relay.router, self.stage.memory
+        week = p.SESSION_SECONDS + 1
+        for times in (1, 2, 3):
+            router.sweep(p.Instant(self.stage.time + times * week, 0.0))
+        assert memory.sessions == {}
+        assert memory.connectors == {}
+        assert memory.claims == []
+        assert memory.requests == {}
+        assert router.outstanding is None
+        assert not any(router.waiting.values())
+        for outbox in self.stage.relay.outboxes.values():
+            assert all(call.kind is p.Kind.STORED for call in outbox.queue)
+            assert outbox.in_flight is outbox.unanswered is None
+
+
+TestOnePeerEach = OnePeerEach.TestCase
+TestOnePeerEach.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

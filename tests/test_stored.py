@@ -1,0 +1,559 @@
+"""Stored Calls: the charger is answered here, and the owner gets everything, in order, once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+import ocpp_2w_proxy as p
+from tests.plays import Stage, actions
+
+SECONDARY = p.Peer.SECONDARY
+
+
+def stop(stage: Stage, transaction_id: object, message_id: str = "e") -> None:
+    stage.charger.calls(
+        message_id, "StopTransaction", transactionId=transaction_id, meterStop=5, timestamp="t"
+    )
+
+
+def test_a_session_while_the_secondary_is_away_is_delivered_when_it_is_back() -> None:
+    """Boot first, then the session in order, with the secondary's own transaction id."""
+    stage = Stage()
+    stage.secondary.lost()
+    stage.starts("SECO1")
+    transaction_id = stage.charger.hears()[0][2]["transactionId"]
+    stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=transaction_id, meterValue=[])
+    stop(stage, transaction_id)
+    assert stage.charger.hears() == [[3, "m", {}], [3, "e", {}]]
+    stage.secondary_connects(accepts=False)
+    stage.passes(2.5)
+    delivered = stage.delivers()
+    assert [action for action, _ in delivered] == [
+        "BootNotification",
+        "StartTransaction",
+        "MeterValues",
+        "StopTransaction",
+    ]
+    assert [payload["transactionId"] for _, payload in delivered[2:]] == [72, 72]
+    assert stage.memory.stored[SECONDARY] == []
+
+
+def test_everything_waits_until_the_secondary_accepts_the_boot() -> None:
+    """Pending or Rejected: asked again after its interval."""
+    stage = Stage()
+    stage.secondary.lost()
+    stage.starts("SECO1")
+    stage.secondary_connects(accepts=False)
+    stage.passes(2.5)
+    stage.answer_boot("Pending", interval=20)
+    stage.passes(19)
+    assert stage.secondary.hears() == []
+    stage.passes(2)
+    stage.answer_boot("Rejected", interval=0)
+    stage.passes(p.BOOT_RETRY_SECONDS + 1)
+    stage.answer_boot("Accepted")
+    assert actions(stage.secondary.hears()) == ["StartTransaction"]
+
+
+def test_a_stored_call_keeps_its_message_id_for_life() -> None:
+    """After two silent minutes the server is disconnected, and gets the same text on the next connection."""
+    stage = Stage()
+    stage.starts("SECO1")
+    first = stage.secondary.hears_text()
+    stage.passes(p.DELIVERY_SECONDS - 1)
+    old = stage.secondary
+    assert old.closed_with is None
+    stage.passes(1.5)
+    assert old.closed_with is not None
+    stage.secondary_connects(accepts=False)
+    stage.passes(2.5)
+    stage.answer_boot()
+    assert stage.secondary.hears_text() == first
+
+
+def test_a_late_answer_to_a_stored_call_counts() -> None:
+    """After `call_timeout` other Calls have their turn, but the next stored one still waits."""
+    stage = Stage()
+    stage.starts("SECO1")
+    message_id = stage.secondary.hears_call()[0]
+    transaction_id = stage.charger.hears()[0][2]["transactionId"]
+    stop(stage, transaction_id)
+    stage.passes(31)
+    stage.charger.calls("n", "StatusNotification", connectorId=2, errorCode="NoError", status="Charging")
+    copy = stage.secondary.hears_call()
+    assert copy[1] == "StatusNotification"
+    stage.secondary.answers(copy[0])
+    stage.secondary.answers(message_id, transactionId=9, idTagInfo={"status": "Accepted"})
+    assert stage.secondary.hears_call()[2]["transactionId"] == 9
+
+
+def test_a_call_error_is_tried_three_times_with_growing_delay_each_on_its_own_connection() -> None:
+    """A message id is used once per connection; then the session is refused and kept."""
+    stage = Stage()
+    stage.starts("SECO1")
+    transaction_id = stage.charger.hears()[0][2]["transactionId"]
+    stop(stage, transaction_id)
+    ids = []
+    for delay in (*p.RETRY_SECONDS, None):
+        message_id, action, _ = stage.secondary.hears_call()
+        assert action == "StartTransaction"
+        ids.append(message_id)
+        stage.secondary.errs(message_id)
+        if delay is not None:
+            stage.passes(delay - 1)
+            assert stage.secondary.closed_with is None
+            stage.passes(2)
+            assert stage.secondary.closed_with is not None
+            stage.secondary_connects(accepts=False)
+            stage.passes(2.5)
+            stage.answer_boot()
+    assert len(set(ids)) == 1
+    assert [(call.action, words) for call, words in stage.memory.refused] == [
+        ("StartTransaction", "CallError InternalError"),
+        ("StopTransaction", "CallError InternalError"),
+    ]
+    assert stage.memory.stored[SECONDARY] == []
+
+
+def test_a_call_error_on_another_message_refuses_that_message_alone() -> None:
+    """The rest of the session goes on."""
+    stage = Stage()
+    transaction_id = stage.secondary_session(server_id=9)
+    stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=transaction_id, meterValue=[])
+    stop(stage, transaction_id)
+    (reading, _) = stage.memory.stored[SECONDARY]
+    reading.tries = 2
+    stage.secondary.errs(stage.secondary.hears_call()[0])
+    assert [call.action for call, _ in stage.memory.refused] == ["MeterValues"]
+    assert stage.secondary.hears_call()[1] == "StopTransaction"
+
+
+def test_a_refused_start_with_a_usable_id_still_gets_the_rest_of_its_session() -> None:
+    """A status other than Accepted is kept as refused; the server knows the session."""
+    stage = Stage()
+    stage.starts("SECO1")
+    transaction_id = stage.charger.hears()[0][2]["transactionId"]
+    stop(stage, transaction_id)
+    stage.secondary.answers(stage.secondary.hears_call()[0], transactionId=9, idTagInfo={"status": "Invalid"})
+    assert [(call.action, words) for call, words in stage.memory.refused] == [
+        ("StartTransaction", "status Invalid")
+    ]
+    assert stage.secondary.hears_call()[2]["transactionId"] == 9
+
+
+def test_a_refused_start_without_a_usable_id_refuses_its_session() -> None:
+    """What comes later is answered to the charger and kept as refused at once."""
+    stage = Stage()
+    stage.starts("SECO1")
+    transaction_id = stage.charger.hears()[0][2]["transactionId"]
+    stage.secondary.answers(stage.secondary.hears_call()[0], transactionId=0, idTagInfo={"status": "Invalid"})
+    stop(stage, transaction_id)
+    assert stage.charger.hears() == [[3, "e", {}]]
+    assert stage.secondary.hears() == []
+    assert [call.action for call, _ in stage.memory.refused] == ["StartTransaction", "StopTransaction"]
+
+
+def test_a_refused_2_x_start_refuses_its_session() -> None:
+    """In 2.x the Started event is the start."""
+    stage = Stage(version="ocpp2.0.1")
+    payload = {"seqNo": 0, "transactionInfo": {"transactionId": "T"}, "idToken": {"idToken": "SECO1"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", **payload)
+    (start,) = stage.memory.stored[SECONDARY]
+    start.tries = 2
+    stage.secondary.errs(stage.secondary.hears_call()[0])
+    stage.charger.calls("1", "TransactionEvent", eventType="Ended", **{**payload, "seqNo": 1})
+    assert stage.secondary.hears() == []
+    assert len(stage.memory.refused) == 2
+
+
+# Repeats.
+
+
+def test_a_repeated_stored_start_joins_its_session() -> None:
+    """One Call at the server, the same transaction id for the charger."""
+    stage = Stage()
+    stage.starts("SECO1", "1")
+    stage.starts("SECO1", "2")
+    first, second = stage.charger.hears()
+    assert (first[1], second[1]) == ("1", "2")
+    assert first[2] == second[2]
+    assert actions(stage.secondary.hears()) == ["StartTransaction"]
+
+
+def test_a_repeated_relayed_start_joins_the_one_in_flight() -> None:
+    """One Call at the server, one answer, by the newest message id."""
+    stage = Stage()
+    stage.starts("PRIM1", "1")
+    stage.starts("PRIM1", "2")
+    assert [message[1] for message in stage.primary.hears()] == ["1"]
+    stage.primary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    assert stage.charger.hears() == [[3, "2", {"transactionId": 7, "idTagInfo": {"status": "Accepted"}}]]
+
+
+def test_a_repeated_relayed_start_joins_the_one_in_the_queue() -> None:
+    """It waits behind another Call."""
+    stage = Stage()
+    stage.charger.calls("0", "Heartbeat")
+    stage.starts("PRIM1", "1")
+    stage.starts("PRIM1", "2")
+    stage.primary.answers("0", currentTime="t")
+    stage.primary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    assert [message[1] for message in stage.charger.hears()] == ["0", "2"]
+
+
+def test_a_repeated_start_of_an_answered_session_is_answered_again() -> None:
+    """The charger did not hear the first answer; the server hears nothing new."""
+    stage = Stage()
+    stage.primary_session(server_id=7)
+    stage.starts("PRIM1", "again")
+    assert stage.charger.hears() == [[3, "again", {"transactionId": 7, "idTagInfo": {"status": "Accepted"}}]]
+    assert stage.primary.hears() == []
+
+
+def test_a_repeated_start_after_the_stop_is_new() -> None:
+    """An ended session is joined by nothing."""
+    stage = Stage()
+    stop(stage, stage.primary_session(server_id=7))
+    stage.primary.answers("e")
+    stage.primary.hears()
+    stage.starts("PRIM1", "again")
+    assert actions(stage.primary.hears()) == ["StartTransaction"]
+
+
+def test_a_start_that_was_never_answered_is_sent_again_when_repeated() -> None:
+    """Its first Call timed out, or its connection was lost."""
+    stage = Stage()
+    stage.starts("PRIM1", "1")
+    stage.passes(31)
+    stage.starts("PRIM1", "2")
+    assert [message[1] for message in stage.primary.hears()] == ["1", "2"]
+    assert len(stage.memory.sessions) == 1
+
+
+def test_a_repeated_start_is_answered_from_a_late_answer() -> None:
+    """The server has the session; the repeat must not make it two."""
+    stage = Stage()
+    stage.starts("PRIM1", "1")
+    stage.passes(31)
+    stage.primary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    stage.primary.hears()
+    stage.starts("PRIM1", "2")
+    assert stage.primary.hears() == []
+    assert stage.charger.hears()[0][2]["transactionId"] == 7
+
+
+def test_a_start_that_the_primary_answers_with_an_error_is_sent_again_when_repeated() -> None:
+    """The error is the charger's to deal with."""
+    stage = Stage()
+    stage.starts("PRIM1", "1")
+    stage.primary.errs("1")
+    assert stage.charger.hears()[0][0] == 4
+    stage.starts("PRIM1", "2")
+    assert [message[1] for message in stage.primary.hears()] == ["1", "2"]
+
+
+def test_a_repeated_stored_stop_is_answered_again_and_not_stored_again() -> None:
+    """The same transaction is stopped once."""
+    stage = Stage()
+    transaction_id = stage.secondary_session()
+    stop(stage, transaction_id, "1")
+    stop(stage, transaction_id, "2")
+    assert stage.charger.hears() == [[3, "1", {}], [3, "2", {}]]
+    assert [action for action, _ in stage.delivers()] == ["StopTransaction"]
+
+
+def test_meter_values_are_never_taken_for_repeats() -> None:
+    """Equal readings are readings."""
+    stage = Stage()
+    transaction_id = stage.secondary_session()
+    for number in range(2):
+        stage.charger.calls(str(number), "MeterValues", connectorId=1, transactionId=transaction_id)
+    assert [action for action, _ in stage.delivers()] == ["MeterValues", "MeterValues"]
+
+
+# Without the charger, without end.
+
+
+def test_what_is_left_when_the_charger_goes_is_delivered_without_it() -> None:
+    """The connection to the secondary stands until the outbox is empty."""
+    stage = Stage()
+    transaction_id = stage.secondary_session()
+    stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=transaction_id, meterValue=[])
+    stop(stage, transaction_id)
+    stage.charger.lost()
+    assert stage.primary.closed_with is not None
+    assert stage.secondary.closed_with is None
+    assert [action for action, _ in stage.delivers()] == ["MeterValues", "StopTransaction"]
+    assert stage.secondary.closed_with is not None
+    stage.secondary.lost()
+    stage.primary.lost()
+    assert stage.relay.is_idle
+
+
+def test_the_secondary_is_redialled_for_what_is_left() -> None:
+    """A charger that is gone does not keep its session from its owner."""
+    stage = Stage()
+    stop(stage, stage.secondary_session())
+    stage.charger.lost()
+    stage.secondary.lost()
+    stage.passes(2)
+    assert isinstance(stage.relay.tasks.started, list)  # type: ignore[attr-defined]
+    assert stage.relay.tasks.started[-1] == "CP1: secondary: dial"  # type: ignore[attr-defined]
+    stage.secondary_connects(accepts=False)
+    assert [action for action, _ in stage.delivers()] == ["BootNotification", "StopTransaction"]
+
+
+def test_a_server_whose_login_is_the_chargers_own_waits_for_the_charger() -> None:
+    """`secondary_auth = forward`: the proxy cannot log in without it."""
+    stage = Stage("secondary_auth = forward")
+    stage.starts("SECO1")
+    stage.charger.lost()
+    stage.secondary.lost()
+    stage.primary.lost()
+    assert stage.relay.is_idle
+    stage.charger_connects()
+    stage.secondary_connects(accepts=False)
+    stage.passes(2.5)
+    assert [action for action, _ in stage.delivers()] == ["BootNotification", "StartTransaction"]
+
+
+def test_beyond_the_bound_the_oldest_meter_values_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a start or a stop."""
+    monkeypatch.setattr(p, "MAX_STORED", 4)
+    stage = Stage()
+    stage.secondary.lost()
+    for number in range(3):
+        stage.starts("SECO1", f"s{number}", connector=number + 1, meter=number)
+        transaction_id = stage.charger.hears()[-1][2]["transactionId"]
+        stage.charger.calls(f"m{number}", "MeterValues", connectorId=number + 1, transactionId=transaction_id)
+    stored = [call.action for call in stage.memory.stored[SECONDARY]]
+    assert stored == ["StartTransaction", "StartTransaction", "StartTransaction", "MeterValues"]
+    stage.starts("SECO1", "s4", connector=5, meter=5)
+    stage.starts("SECO1", "s5", connector=6, meter=6)
+    assert [call.action for call in stage.memory.stored[SECONDARY]] == ["StartTransaction"] * 5
+
+
+def test_an_authorize_waits_for_call_timeout_at_most() -> None:
+    """A badge of half a minute ago is nobody's news."""
+    stage = Stage()
+    stage.secondary.lost()
+    stage.charger.calls("1", "Authorize", idTag="SECO1")
+    stage.passes(29)
+    assert len(stage.outbox(SECONDARY).queue) == 1
+    stage.passes(2)
+    assert len(stage.outbox(SECONDARY).queue) == 0
+
+
+# With secondary_replies = forward.
+
+
+def forwarding(more: str = "", connect: bool = True) -> Stage:
+    return Stage(f"secondary_replies = forward\nunknown_rfid = secondary\n{more}", connect=connect)
+
+
+def test_forward_relays_the_secondarys_verdict() -> None:
+    """Text and ids as they came, like the primary's."""
+    stage = forwarding()
+    stage.charger.calls("1", "Authorize", idTag="SECO1")
+    assert stage.charger.hears() == []
+    assert stage.secondary.hears_call()[0] == "1"
+    stage.secondary.answers("1", idTagInfo={"status": "Blocked"})
+    assert stage.charger.hears() == [[3, "1", {"idTagInfo": {"status": "Blocked"}}]]
+
+
+def test_forward_waits_for_a_secondary_that_has_just_gone() -> None:
+    """Five seconds; when it is back in time, it answers itself."""
+    stage = forwarding()
+    stage.secondary.lost()
+    stage.starts("SECO1", "1")
+    stage.passes(3)
+    assert stage.charger.hears() == []
+    stage.secondary_connects(accepts=False)
+    stage.answer_boot()
+    assert stage.secondary.hears_call()[0] == "1"
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    assert stage.charger.hears()[0][2]["transactionId"] == 7
+
+
+def test_forward_answers_in_the_place_of_a_secondary_that_stays_away() -> None:
+    """After five seconds the Call becomes a stored one where it stands."""
+    stage = forwarding()
+    stage.secondary.lost()
+    stage.starts("SECO1", "1")
+    stage.passes(6)
+    ((_, _, answer),) = stage.charger.hears()
+    assert answer["idTagInfo"] == {"status": "Accepted"}
+    assert p.owner_of_proxy_id(answer["transactionId"]) is SECONDARY
+    stop(stage, answer["transactionId"])
+    assert stage.charger.hears() == [[3, "e", {}]]
+    stage.secondary_connects(accepts=False)
+    stage.passes(2.5)
+    assert [action for action, _ in stage.delivers()][1:] == ["StartTransaction", "StopTransaction"]
+
+
+def test_forward_does_not_wait_again_at_every_redial() -> None:
+    """A secondary that has been away for long is not about to answer."""
+    stage = forwarding()
+    stage.secondary.lost()
+    stage.passes(20)
+    stage.starts("SECO1", "1")
+    assert stage.charger.hears()[0][1] == "1"
+
+
+def test_forward_waits_five_seconds_for_the_first_connection() -> None:
+    """A charger that has just come has not been heard by its secondary yet."""
+    stage = forwarding(connect=False)
+    stage.charger_connects()
+    stage.charger.calls("1", "Authorize", idTag="SECO1")
+    stage.passes(4)
+    assert stage.charger.hears() == []
+    stage.passes(2)
+    assert stage.charger.hears()[0][2] == {"idTagInfo": {"status": "Accepted"}}
+
+
+def test_forward_answers_after_ten_silent_seconds_then_at_once_until_the_secondary_answers() -> None:
+    """A late answer to what was stored counts, and ends the silence."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.secondary.hears()
+    stage.passes(9)
+    assert stage.charger.hears() == []
+    stage.passes(2)
+    ((_, _, answer),) = stage.charger.hears()
+    stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=answer["transactionId"])
+    assert stage.charger.hears() == [[3, "m", {}]]
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    assert stage.charger.hears() == []
+    assert [payload["transactionId"] for _, payload in stage.delivers()] == [7]
+    stage.charger.calls("n", "MeterValues", connectorId=1, transactionId=answer["transactionId"])
+    assert stage.secondary.hears_call()[0] == "n"
+
+
+def test_forward_sends_a_call_again_that_was_in_flight_when_the_connection_was_lost() -> None:
+    """The secondary may not have had it; the charger still waits."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.secondary.lost()
+    stage.secondary_connects(accepts=False)
+    stage.answer_boot()
+    assert stage.secondary.hears_call()[0] == "1"
+
+
+def test_forward_keeps_the_order_behind_older_stored_calls() -> None:
+    """While older ones wait, the proxy answers."""
+    stage = forwarding()
+    stage.secondary.lost()
+    stage.starts("SECO1", "1")
+    stage.passes(6)
+    transaction_id = stage.charger.hears()[0][2]["transactionId"]
+    stage.secondary_connects(accepts=False)
+    stop(stage, transaction_id)
+    assert stage.charger.hears() == [[3, "e", {}]]
+
+
+@pytest.mark.parametrize(("badge", "status"), [("SECO1", "Accepted"), ("STRANGER", "Invalid")])
+def test_forward_stands_in_with_invalid_for_a_badge_that_nothing_speaks_for(badge: str, status: str) -> None:
+    """On no list, without a claim, not accepted by that server in the last hour."""
+    stage = forwarding()
+    stage.secondary.lost()
+    stage.passes(6)
+    stage.charger.calls("1", "Authorize", idTag=badge)
+    assert stage.charger.hears()[0][2] == {"idTagInfo": {"status": status}}
+
+
+@pytest.mark.parametrize(("minutes", "status"), [(30, "Accepted"), (61, "Invalid")])
+def test_forward_trusts_a_badge_that_the_server_accepted_in_the_last_hour(minutes: int, status: str) -> None:
+    """The server's last word stands in for it."""
+    stage = forwarding()
+    stage.charger.calls("1", "Authorize", idTag="STRANGER")
+    stage.secondary.answers("1", idTagInfo={"status": "Accepted"})
+    stage.secondary.lost()
+    stage.time += minutes * 60
+    stage.charger.hears()
+    stage.charger.calls("2", "Authorize", idTag="stranger")
+    assert stage.charger.hears()[0][2] == {"idTagInfo": {"status": status}}
+
+
+def test_forward_hands_kept_events_over_before_the_settling_one_is_relayed() -> None:
+    """The events that waited for their owner do not count as older stored Calls."""
+    stage = Stage("secondary_replies = forward", version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    assert stage.charger.hears() == [[3, "0", {}]]
+    token = {"idToken": {"idToken": "SECO1", "type": "ISO14443"}}
+    stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, **info, **token)
+    assert stage.charger.hears() == []
+    stage.secondary.answers(stage.secondary.hears_call()[0])
+    assert stage.secondary.hears_call()[0] == "1"
+    stage.secondary.answers("1", idTokenInfo={"status": "Accepted"})
+    assert stage.charger.hears() == [[3, "1", {"idTokenInfo": {"status": "Accepted"}}]]
+
+
+def test_forward_answers_a_repeated_event_that_was_stored_again() -> None:
+    """What the proxy has answered once, it answers again."""
+    stage = Stage("secondary_replies = forward", version="ocpp2.0.1")
+    stage.secondary.lost()
+    stage.passes(6)
+    payload = {"eventType": "Started", "seqNo": 0, "transactionInfo": {"transactionId": "T"}}
+    token = {"idToken": {"idToken": "SECO1", "type": "ISO14443"}}
+    for message_id in "ab":
+        stage.charger.calls(message_id, "TransactionEvent", **payload, **token)
+    assert [message[1] for message in stage.charger.hears()] == ["a", "b"]
+    assert len(stage.memory.stored[SECONDARY]) == 1
+
+
+def test_an_answer_to_a_stored_call_that_was_relayed_before_is_not_forwarded() -> None:
+    """The charger has its answer already; one Call, one answer."""
+    stage = forwarding()
+    stage.charger.calls("1", "Authorize", idTag="SECO1")
+    stage.passes(11)
+    assert len(stage.charger.hears()) == 1
+    stage.secondary.answers("1", idTagInfo={"status": "Accepted"})
+    assert stage.charger.hears() == []
+
+
+def test_forward_joins_a_start_that_is_in_flight_when_the_charger_connects_again() -> None:
+    """The secondary's connection outlives the charger's; the repeat hears the one answer."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.charger_connects()
+    stage.starts("SECO1", "2")
+    assert [message[1] for message in stage.secondary.hears()] == ["1"]
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    assert stage.charger.hears() == [[3, "2", {"transactionId": 7, "idTagInfo": {"status": "Accepted"}}]]
+
+
+def test_forward_stores_a_start_whose_charger_has_gone() -> None:
+    """It is delivered without the charger, which hears its transaction id when it repeats."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.charger.lost()
+    stage.passes(11)
+    assert len(stage.memory.stored[SECONDARY]) == 1
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    stage.charger_connects()
+    stage.starts("SECO1", "2")
+    assert stage.charger.hears()[0][2]["transactionId"] == 7
+
+
+def test_an_id_in_use_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transaction ids of the proxy are random, and unique for the charger all the same."""
+    numbers = iter([p.FIRST_PROXY_ID, p.FIRST_PROXY_ID, p.FIRST_PROXY_ID + 2])
+    monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
+    stage = Stage()
+    ids = [stage.secondary_session(badge=f"SECO{number}", connector=number) for number in (1, 2)]
+    assert ids == [p.FIRST_PROXY_ID + 1, p.FIRST_PROXY_ID + 3]
+
+
+def test_a_request_id_in_use_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number that replaces a request id is free."""
+    numbers = iter([1, 5])
+    monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
+    stage = Stage()
+    stage.primary.calls("p", "GetLog", requestId=1, log={})
+    stage.charger.answers("p", status="Accepted")
+    stage.charger.hears()
+    stage.secondary.calls("s", "GetLog", requestId=1, log={})
+    assert stage.charger.hears_call()[2]["requestId"] == 5
