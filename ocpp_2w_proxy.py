@@ -47,6 +47,7 @@ import random
 import re
 import ssl
 import textwrap
+import time
 import urllib.parse
 import uuid
 from collections import deque
@@ -3375,3 +3376,263 @@ class Relay:
         for outbox in self.outboxes.values():
             if outbox.link:
                 yield outbox.link
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Proxy
+#
+# The process: listens, admits chargers, keeps the relays by charger id, wakes those that have something to
+# do, and ends it all.
+# ---------------------------------------------------------------------------------------------------------
+
+TICK_SECONDS = 0.5  # How often deadlines are looked at.
+STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
+BACKLOG = 512  # Connections that the system accepts ahead of the proxy.
+
+
+class RefusedError(Exception):
+    """A charger's handshake is answered with an HTTP error."""
+
+    def __init__(self, status: int, what: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(what)
+        self.status = status
+        self.headers = list(headers)
+
+    def response(self) -> Response:
+        body = f"{self}\n".encode("ascii", "backslashreplace")
+        headers = Headers(self.headers)
+        headers["Connection"] = "close"
+        headers["Content-Length"] = str(len(body))
+        headers["Content-Type"] = "text/plain"
+        phrase = next((known.phrase for known in HTTPStatus if known == self.status), "Refused")
+        return Response(self.status, phrase, headers, body)
+
+
+class Visitor(NamedTuple):
+    """What a charger's handshake says."""
+
+    charger_id: str
+    config: ChargerConfig
+    offers: list[str]  # Subprotocols, as it spells them.
+    credentials: Credentials
+
+    def chosen(self, version: str) -> str | None:
+        """Return a version in the charger's own spelling; None if it did not offer it."""
+        return next((offer for offer in self.offers if offer.lower() == version), None)
+
+
+class Proxy:
+    """All chargers. Owns the listener and the relays."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.journal = Journal()
+        self.dialer = Dialer(config.host.max_size)
+        self.relays: dict[str, Relay] = {}  # By charger id.
+        self.tasks = Tasks()  # The watchdog, and one for each handshake.
+        self.handshakes: set[Link] = set()  # Not yet answered.
+        self.server: asyncio.Server | None = None
+        self.watch_at = 0.0  # Monotonic seconds; when stale connections are looked for.
+
+    async def start(self) -> None:
+        """Listen. Raises OSError if the address cannot be had."""
+        host = self.config.host
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(
+            lambda: charger_link(host.max_size, self._connected),
+            host.addr,
+            host.port,
+            ssl=server_context(host),
+            backlog=BACKLOG,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS if host.cert_chain else None,
+        )
+        self.tasks.start(self._watchdog(), "watchdog")
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        assert self.server is not None
+        port: int = self.server.sockets[0].getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Close everything; what does not end by itself is cut."""
+        if self.server:
+            self.server.close()
+        self.tasks.cancel()
+        links = [link for relay in self.relays.values() for link in relay.links()]
+        for relay in self.relays.values():
+            relay.tasks.cancel()
+        for link in links:
+            link.close(1001, "the proxy is stopping")
+        if links:
+            await asyncio.wait([link.ended for link in links], timeout=STOP_SECONDS)
+        for link in [*links, *self.handshakes]:
+            link.abort()
+
+    # Admission: a charger is let in if its primary lets it in.
+
+    def _connected(self, link: Link) -> None:
+        self.handshakes.add(link)
+        self.tasks.start(self._admit(link), "handshake")
+
+    async def _admit(self, link: Link) -> None:
+        """Answer a charger's handshake."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                request = await link.handshake
+            assert isinstance(request, Request)
+            await self._welcome(link, request)
+        except RefusedError as refusal:
+            link.respond(refusal.response())
+        except TimeoutError:
+            log.info("a connection without a handshake is closed")
+            link.abort()
+        except DialError as error:
+            log.info("a connection that is no websocket is closed: %s", error)
+        finally:
+            self.handshakes.discard(link)
+            if not link.is_answered:
+                link.abort()
+
+    async def _welcome(self, link: Link, request: Request) -> None:
+        """Let the charger in if its primary does. Raises RefusedError."""
+        visitor = self._visitor(request)
+        if visitor.offers and not any(offer.lower() in visitor.config.versions for offer in visitor.offers):
+            log.warning(
+                "%s: offers none of %s: %s", visitor.charger_id, visitor.config.versions, visitor.offers
+            )
+            if link.accept(request, None):  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
+                link.close(1002, "no common subprotocol")
+            return
+        versions = [o.lower() for o in visitor.offers if o.lower() in visitor.config.versions] or ["ocpp1.6"]
+        primary: Link | None = None
+        if not visitor.config.primary.is_local:
+            primary = await self._dial_primary(visitor, versions)
+            versions = [primary.protocol.subprotocol or "ocpp1.6"]
+        if link.is_closed or not link.accept(request, visitor.chosen(versions[0])):
+            if primary:
+                primary.close(1001, "the charger is gone")
+            return
+        self._relay(visitor, versions[0]).connect(link, primary, versions[0], visitor.credentials)
+
+    def _visitor(self, request: Request) -> Visitor:
+        """Read a handshake. Raises RefusedError for a charger that is not expected here."""
+        segments = [segment for segment in request.path.partition("?")[0].split("/") if segment]
+        charger_id = urllib.parse.unquote(segments[-1]) if segments else ""
+        if not is_charger_id(charger_id):
+            log.warning("a charger is refused: %s ends in no charger id", request.path)
+            raise RefusedError(HTTPStatus.NOT_FOUND, "the path does not end in a charger id")
+        if not any(fnmatchcase(charger_id, pattern) for pattern in self.config.host.chargers):
+            log.warning("%s: refused: not among `chargers` in [host]", charger_id)
+            raise RefusedError(HTTPStatus.NOT_FOUND, "unknown charger")
+        offers = offered_subprotocols(request.headers)
+        credentials = Credentials(*(only(request.headers, name) for name in ("Authorization", "User-Agent")))
+        return Visitor(charger_id, self.config.charger(charger_id), offers, credentials)
+
+    async def _dial_primary(self, visitor: Visitor, versions: list[str]) -> Link:
+        """Return the primary's link for this charger. Raises RefusedError."""
+        try:
+            return await self._dial(visitor, versions)
+        except DialError as error:
+            relay = self.relays.get(visitor.charger_id)
+            if (
+                error.status is not None
+                and relay
+                and relay.link
+                and not await relay.link.probe(PROBE_SECONDS)
+            ):
+                # Some primaries allow one connection per charger, and the old one is dead.
+                log.info("%s: the old connection is dead; primary is asked again", visitor.charger_id)
+                await relay.dismiss()
+                return await self._dial_again(visitor, versions)
+            raise self._refusal(visitor, error) from None
+
+    async def _dial_again(self, visitor: Visitor, versions: list[str]) -> Link:
+        try:
+            return await self._dial(visitor, versions)
+        except DialError as error:
+            raise self._refusal(visitor, error) from None
+
+    async def _dial(self, visitor: Visitor, versions: list[str]) -> Link:
+        server = visitor.config.primary
+        return await self.dialer.dial(Peer.PRIMARY, server, visitor.charger_id, versions, visitor.credentials)
+
+    def _refusal(self, visitor: Visitor, error: DialError) -> RefusedError:
+        """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
+        log.warning("%s: refused, because primary does not accept it: %s", visitor.charger_id, error)
+        if error.status is None or not 400 <= error.status < 500:
+            return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the primary server is away")
+        passed_on = ("WWW-Authenticate", "Retry-After")
+        headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
+        return RefusedError(error.status, "refused by the primary server", headers)
+
+    def _relay(self, visitor: Visitor, version: str) -> Relay:
+        relay = self.relays.get(visitor.charger_id)
+        if relay is None:
+            relay = Relay(
+                visitor.charger_id,
+                visitor.config,
+                version,
+                self.config.host,
+                self.dialer,
+                self.journal,
+                current_instant,
+            )
+            self.relays[visitor.charger_id] = relay
+        return relay
+
+    # The watchdog.
+
+    async def _watchdog(self) -> None:
+        """Wake the relays whose deadlines have come, for as long as the process lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = loop.time()
+            is_watching = now >= self.watch_at
+            if is_watching:
+                self.watch_at = now + self.config.host.watchdog_interval
+            for charger_id, relay in list(self.relays.items()):
+                if relay.is_idle:
+                    del self.relays[charger_id]
+                    continue
+                # As callbacks of the loop: a fault in one relay is logged there and harms no other.
+                if relay.deadline <= now:
+                    loop.call_soon(relay.tick)
+                if is_watching:
+                    loop.call_soon(relay.watch)
+
+
+def current_instant() -> Instant:
+    return Instant(time.monotonic(), time.time())
+
+
+def server_context(host: HostConfig) -> ssl.SSLContext | None:
+    """Return the TLS side of the listener; None = plain. Raises OSError for unfit files."""
+    if not host.cert_chain:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(host.cert_chain, host.cert_key or None)
+    if host.client_ca:
+        context.load_verify_locations(host.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def only(headers: Headers, name: str) -> str | None:
+    """Return the header's value if it stands there once."""
+    values = headers.get_all(name)
+    return values[0] if len(values) == 1 else None
+
+
+def offered_subprotocols(headers: Headers) -> list[str]:
+    """Take the offer out of the headers, put it back in proper form, and return it."""
+    name = "Sec-WebSocket-Protocol"
+    offers = [offer.strip(' \t"') for value in headers.get_all(name) for offer in value.split(",")]
+    offers = [offer for offer in offers if re.fullmatch(r"[-\w.!#$%&'*+^`|~]{1,64}", offer, re.ASCII)]
+    if headers.get_all(name):
+        del headers[name]
+        if offers:
+            headers[name] = ", ".join(offers)
+    return offers

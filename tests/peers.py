@@ -1,0 +1,274 @@
+"""
+Real websockets around a real proxy, all on free ports of the loopback: chargers, servers, and their faults.
+
+Everything that a peer hears is kept in order; waiting is always for an event, and always bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.connection import Connection
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+import ocpp_2w_proxy as p
+from tests.plays import config_of
+
+PATIENCE = 10.0  # Seconds; for anything that must happen.
+VERSIONS = [Subprotocol("ocpp1.6"), Subprotocol("ocpp2.0.1"), Subprotocol("ocpp2.1")]
+
+Answers = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+def accepting(action: str, _: dict[str, Any]) -> dict[str, Any]:
+    """Answer a Call of a charger as a server does that accepts everything."""
+    answers: dict[str, dict[str, Any]] = {
+        "BootNotification": {"status": "Accepted", "currentTime": "2026-01-01T00:00:00Z", "interval": 300},
+        "Heartbeat": {"currentTime": "2026-01-01T00:00:00Z"},
+        "Authorize": {"idTagInfo": {"status": "Accepted"}},
+        "StartTransaction": {"transactionId": 7, "idTagInfo": {"status": "Accepted"}},
+    }
+    return answers.get(action, {})
+
+
+class Hearing:
+    """What a peer has heard, in order."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+        self.changed = asyncio.Condition()
+
+    async def add(self, message: Any) -> None:
+        async with self.changed:
+            self.messages.append(message)
+            self.changed.notify_all()
+
+    async def until(self, is_wanted: Callable[[Any], bool]) -> Any:
+        """Return the first message that is wanted, once it is there."""
+        async with asyncio.timeout(PATIENCE), self.changed:
+            while not any(map(is_wanted, self.messages)):
+                await self.changed.wait()
+        return next(filter(is_wanted, self.messages))
+
+    async def call(self, action: str) -> list[Any]:
+        """Return the first Call of this Action, once it is there."""
+        message: list[Any] = await self.until(lambda m: m[0] == 2 and m[2] == action)
+        return message
+
+    async def answer(self, message_id: str) -> list[Any]:
+        """Return the answer to this message id, once it is there."""
+        message: list[Any] = await self.until(lambda m: m[0] in (3, 4) and m[1] == message_id)
+        return message
+
+    def actions(self) -> list[str]:
+        return [message[2] for message in self.messages if message[0] == 2]
+
+
+class FakeServer:
+    """A server that notes everything and answers as it is told, or misbehaves on request."""
+
+    def __init__(self, answers: Answers | None = accepting, versions: list[Subprotocol] = VERSIONS) -> None:
+        self.answers = answers  # None: it never answers.
+        self.versions = versions
+        self.heard = Hearing()
+        self.requests: list[Request] = []
+        self.connections: list[ServerConnection] = []
+        self.connected = asyncio.Condition()
+        self.refusal: tuple[int, dict[str, str]] | None = None
+        self.one_connection_per_charger = False
+        self.greeting: list[str] = []  # Texts that it sends right after the handshake.
+        self.server: Server | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ocpp"
+
+    async def start(self, context: ssl.SSLContext | None = None) -> None:
+        self.server = await serve(
+            self._talk,
+            "127.0.0.1",
+            self.port,
+            process_request=self._process_request,
+            subprotocols=self.versions or None,
+            ssl=context,
+            ping_interval=None,
+            close_timeout=0.5,
+        )
+        self.port = next(iter(self.server.sockets)).getsockname()[1]
+
+    async def stop(self) -> None:
+        if self.server:
+            self.server.close()
+            await self.server.wait_closed()
+            self.server = None
+
+    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        self.requests.append(request)
+        refusal = self.refusal
+        if self.one_connection_per_charger and any(c.state is not c.state.CLOSED for c in self.connections):
+            refusal = (409, {})
+        if refusal:
+            response = connection.respond(HTTPStatus(refusal[0]), "refused\n")
+            for name, value in refusal[1].items():
+                response.headers[name] = value
+            return response
+        return None
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        async with self.connected:
+            self.connections.append(connection)
+            self.connected.notify_all()
+        for greeting in self.greeting:
+            await connection.send(greeting)
+        with suppress(ConnectionClosed):
+            async for text in connection:
+                message = json.loads(text)
+                await self.heard.add(message)
+                if message[0] == 2 and self.answers:
+                    await connection.send(json.dumps([3, message[1], self.answers(message[2], message[3])]))
+
+    async def connection(self, number: int = 0) -> ServerConnection:
+        """Return the so-and-so-many-th connection, once it is there."""
+        async with asyncio.timeout(PATIENCE), self.connected:
+            await self.connected.wait_for(lambda: len(self.connections) > number)
+        return self.connections[number]
+
+    async def calls(self, message_id: str, action: str, **payload: Any) -> None:
+        """Call the charger on the newest connection."""
+        await self.connections[-1].send(json.dumps([2, message_id, action, payload]))
+
+
+class FakeCharger:
+    """A charger on a real websocket; notes everything that it hears."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+        self.heard = Hearing()
+        self.listener = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        with suppress(ConnectionClosed):
+            async for text in self.connection:
+                await self.heard.add(json.loads(text))
+
+    async def calls(self, message_id: str, action: str, **payload: Any) -> Any:
+        """Send a Call and return the payload of its answer."""
+        await self.connection.send(json.dumps([2, message_id, action, payload]))
+        return (await self.heard.answer(message_id))[2]
+
+    async def boots(self) -> Any:
+        return await self.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel="M")
+
+    async def starts(self, badge: str, message_id: str = "start") -> int:
+        """Start a session; return the transaction id."""
+        answer = await self.calls(
+            message_id,
+            "StartTransaction",
+            connectorId=1,
+            idTag=badge,
+            meterStart=0,
+            timestamp="2026-01-01T00:00:00Z",
+        )
+        transaction_id: int = answer["transactionId"]
+        return transaction_id
+
+    async def closed(self) -> int | None:
+        """Return the code with which the connection was closed, once it is."""
+        async with asyncio.timeout(PATIENCE):
+            await self.connection.wait_closed()
+        return self.connection.close_code
+
+
+@asynccontextmanager
+async def charger(
+    proxy: p.Proxy, charger_id: str = "CP1", versions: list[str] | None = None, **options: Any
+) -> AsyncIterator[FakeCharger]:
+    """A charger that is connected to the proxy."""
+    scheme = "wss" if "ssl" in options else "ws"
+    offered = [Subprotocol(version) for version in versions or ["ocpp1.6"]]
+    connection = await connect(
+        f"{scheme}://127.0.0.1:{proxy.port}/{charger_id}",
+        subprotocols=offered,
+        ping_interval=None,
+        close_timeout=0.5,
+        **options,
+    )
+    fake = FakeCharger(connection)
+    try:
+        yield fake
+    finally:
+        await connection.close()
+        await fake.listener
+
+
+@asynccontextmanager
+async def server(
+    answers: Answers | None = accepting, context: ssl.SSLContext | None = None, **options: Any
+) -> AsyncIterator[FakeServer]:
+    """A server that listens."""
+    fake = FakeServer(answers, **options)
+    await fake.start(context)
+    try:
+        yield fake
+    finally:
+        await fake.stop()
+
+
+@asynccontextmanager
+async def running(ini: str) -> AsyncIterator[p.Proxy]:
+    """A proxy with this ini on a free port."""
+    proxy = p.Proxy(config_of(f"[host]\naddr = 127.0.0.1\nport = 0\n{ini}"))
+    await proxy.start()
+    try:
+        yield proxy
+    finally:
+        await proxy.stop()
+
+
+@asynccontextmanager
+async def house(more: str = "", host: str = "") -> AsyncIterator[tuple[p.Proxy, FakeServer, FakeServer]]:
+    """A proxy between a primary (badges PRIM*) and a secondary (badges SECO*)."""
+    async with server() as primary, server() as secondary:
+        ini = f"""{host}
+[ext-server]
+server = {primary.url}
+secondary_server = {secondary.url}
+primary_rfid = PRIM*
+secondary_rfid = SECO*
+{more}"""
+        async with running(ini) as proxy:
+            yield proxy, primary, secondary
+
+
+async def eventually(is_true: Callable[[], bool]) -> None:
+    """Wait until something is so; for state that has no event of its own."""
+    async with asyncio.timeout(PATIENCE):
+        while not is_true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def cut(connection: Connection) -> None:
+    """Cut a connection with a reset, without a word."""
+    connection.transport.abort()
+
+
+@asynccontextmanager
+async def deaf(connection: Connection) -> AsyncIterator[None]:
+    """Let a peer read nothing for a while."""
+    connection.transport.pause_reading()
+    try:
+        yield
+    finally:
+        if not connection.transport.is_closing():
+            connection.transport.resume_reading()
