@@ -36,6 +36,7 @@ changes a message only where an id has to be translated, and then nothing else i
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import ipaddress
@@ -43,10 +44,14 @@ import itertools
 import json
 import logging
 import os
+import queue
 import random
 import re
+import signal
 import ssl
+import sys
 import textwrap
+import threading
 import time
 import urllib.parse
 import uuid
@@ -3636,3 +3641,335 @@ def offered_subprotocols(headers: Headers) -> list[str]:
         if offers:
             headers[name] = ", ".join(offers)
     return offers
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Command line
+#
+# Arguments, logging, exit codes, and two commands that help to set it up: `--check` dials the servers as a
+# charger would, `--demo` plays two sessions between built-in peers.
+# ---------------------------------------------------------------------------------------------------------
+
+EXIT_OK, EXIT_FAILED, EXIT_MISTAKE = 0, 1, 2
+MAX_LOG_RECORDS = 10_000  # That wait for a stderr that does not take them; beyond it they are counted.
+MAX_LOG_LINE = 2_000  # Characters.
+FLUSH_SECONDS = 1.0  # For the last log lines at the end.
+DEMO_SECONDS = 14.0
+
+
+class Redactor(logging.Filter):
+    """Makes every log line safe to read and to keep: one line of ASCII, no credentials, badges masked."""
+
+    BADGE = re.compile(
+        r"""(\\?"\w*[iI]d(?:Tag|Token)\\?"\s*:\s*)  # The key, perhaps in a string that holds JSON.
+            (\\"[^"\\]*|"(?:[^"\\]|\\.)*|[\d.]+)  # The value, perhaps cut short.""",
+        re.VERBOSE,
+    )
+    TOLD_BADGE = re.compile(r"(; badge )(.*)$", re.DOTALL)
+    SECRET = re.compile(r"password|authorizationkey", re.IGNORECASE)
+    URL_LOGIN = re.compile(r"//[^/@\s\"]*@")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full_badges = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "{" in text and self.SECRET.search(text):
+            text = text[: text.index("{")] + "{hidden: it may hold a password}"
+        text = self.URL_LOGIN.sub("//hidden@", text)
+        if not self.full_badges:
+            text = self.BADGE.sub(lambda found: found[1] + '"' + masked(found[2].strip('\\"')), text)
+            text = self.TOLD_BADGE.sub(lambda found: found[1] + masked(found[2]), text)
+        record.msg, record.args = escaped(text)[:MAX_LOG_LINE], None
+        return True
+
+
+def masked(badge: str) -> str:
+    """Return what may be logged of a badge: enough to tell one's own cards apart."""
+    return f"****{badge[-4:]}" if len(badge) >= 8 else "****"
+
+
+def escaped(text: str) -> str:
+    """Return the text as one line of printable ASCII."""
+    return "".join(char if " " <= char <= "~" else ascii(char)[1:-1] for char in text)
+
+
+REDACTOR = Redactor()
+log.addFilter(REDACTOR)
+
+
+class LogWriter(logging.Handler):
+    """Writes log lines to stderr from its own thread, so that a stderr that nobody reads stops nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self.lines: queue.Queue[str | None] = queue.Queue(MAX_LOG_RECORDS)
+        self.lost = 0  # Lines that found the queue full.
+        self.thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self.thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.lines.put_nowait(self.format(record))
+        except queue.Full:
+            self.lost += 1
+
+    def _write(self) -> None:
+        while (line := self.lines.get()) is not None:
+            if self.lost:
+                line, self.lost = f"{line}\n({self.lost} log lines were lost: stderr was not read)", 0
+            # Straight to the descriptor: sys.stderr's lock would be held for as long as nobody reads.
+            os.write(2, f"{line}\n".encode())
+
+    def close(self) -> None:
+        """Give the last lines a moment to be written."""
+        try:
+            self.lines.put_nowait(None)
+        except queue.Full:
+            return
+        self.thread.join(FLUSH_SECONDS)
+        super().close()
+
+
+def set_up_logging(config: Config) -> LogWriter:
+    writer = LogWriter()
+    logging.basicConfig(level=logging.WARNING, handlers=[writer], force=True)
+    REDACTOR.full_badges = config.full_badges
+    for name, level in config.levels.items():
+        if name.startswith("websockets") and level == "DEBUG":
+            level = "INFO"  # The library's DEBUG lines show credentials.
+        logging.getLogger(name).setLevel(level)
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    return writer
+
+
+async def serve(config: Config) -> int:
+    """Run the proxy until SIGTERM or SIGINT; return the exit code."""
+    proxy = Proxy(config)
+    try:
+        await proxy.start()
+    except OSError as error:
+        print(f"cannot listen on {config.host.addr}:{config.host.port}: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stopped.set)
+        except NotImplementedError:  # Windows; there, Ctrl-C interrupts asyncio.run.
+            break
+    scheme = "wss" if config.host.cert_chain else "ws"
+    log.info("ocpp-2w-proxy %s listens on %s://%s:%d/", __version__, scheme, config.host.addr, proxy.port)
+    log.info("primary %s, secondary %s", *server_names(config.default))
+    await stopped.wait()
+    log.info("stopping")
+    await proxy.stop()
+    return EXIT_OK
+
+
+def server_names(config: ChargerConfig) -> tuple[str, str]:
+    return config.primary.url, config.secondary.url if config.secondary else "none"
+
+
+# --check
+
+
+async def check(config: Config, charger_id: str | None) -> int:
+    """Dial both servers as the charger would and print what each answers; return the exit code."""
+    name = charger_id or "check"
+    charger = config.charger(name)
+    dialer = Dialer(config.host.max_size)
+    results = []
+    for peer in (Peer.PRIMARY, Peer.SECONDARY):
+        server = charger.server(peer)
+        if server is None:
+            print(f"{peer.value}: none")
+        elif server.is_local:
+            print(f"{peer.value}: {LOCAL}: the proxy itself answers")
+        else:
+            is_well, answer = await checked(
+                dialer, peer, server, name, charger.versions, charger_id is not None
+            )
+            print(f"{peer.value}: {server.url}: {answer}")
+            results.append(is_well)
+    if charger_id is None:
+        print("To check the login of one charger, name it: --check CHARGER_ID")
+    return EXIT_OK if all(results) else EXIT_FAILED
+
+
+async def checked(
+    dialer: Dialer, peer: Peer, server: ServerConfig, name: str, versions: tuple[str, ...], is_charger: bool
+) -> tuple[bool, str]:
+    """Return whether a server is well, and what it answered."""
+    try:
+        link = await dialer.dial(peer, server, name, versions, Credentials())
+    except DialError as error:
+        if error.status == HTTPStatus.UNAUTHORIZED and server.needs_charger_login:
+            return True, f"answers; it wants the charger's own login, which only the charger has ({error})"
+        if (
+            error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+            and not is_charger
+        ):
+            return True, f"answers; it does not know a charger {name!r}, which is well ({error})"
+        advice = ADVICE.get(error.status or 0, "check the address, and that it can be reached from here")
+        return False, f"{error}; {advice.format(peer=peer.value)}"
+    version = link.protocol.subprotocol or "no subprotocol, taken as ocpp1.6"
+    link.close(1000)
+    await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
+    return True, f"accepts {server.id or name!r} ({version})"
+
+
+# --demo
+
+
+DEMO_INI = """\
+[host]
+addr = 127.0.0.1
+port = 0
+state = none
+[ext-server]
+server = ws://127.0.0.1:{primary}/ocpp
+primary_rfid = 04A1B2C3
+secondary_server = ws://127.0.0.1:{secondary}/ocpp
+secondary_rfid = 04D5E6F7
+[status]
+port = 0
+"""
+
+
+DEMO_TIME = "2026-01-01T00:00:00Z"
+
+
+class DemoServer:
+    """A server that accepts everything and tells what it gets."""
+
+    def __init__(self, name: str, answerers: dict[str, str]) -> None:
+        self.name = name
+        self.answerers = answerers  # Message id to who answered it.
+        self.transactions = itertools.count(1)
+        self.got_stop = asyncio.Event()
+
+    async def start(self) -> websockets.Server:
+        return await websockets.serve(self.talk, "127.0.0.1", 0, subprotocols=[Subprotocol("ocpp1.6")])
+
+    async def talk(self, connection: websockets.ServerConnection) -> None:
+        async for text in connection:
+            message = parse(str(text))
+            if message.type is not MessageType.CALL:
+                continue
+            answer = self.answer(message)
+            self.answerers[message.message_id] = self.name
+            print(f"    {self.name} gets {message.action} {dump(message.payload)}, answers {dump(answer)}")
+            await connection.send(result_text(message.message_id, answer))
+            if message.action == "StopTransaction":
+                self.got_stop.set()
+
+    def answer(self, message: Message) -> dict[str, Any]:
+        facts = CHARGER_16.get(message.action, PLAIN)
+        values: dict[Fill, Any] = {Fill.NOW: DEMO_TIME, Fill.STATUS: "Accepted"}
+        if facts.role is Role.START:
+            values[Fill.TRANSACTION] = next(self.transactions)
+        answer: dict[str, Any] = filled(facts.answer, values)
+        return answer
+
+
+async def demo_charger(port: int, answerers: dict[str, str], delivered: asyncio.Event) -> None:
+    """Boot, then play one session with a badge of each server; stay until the last is delivered."""
+    uri = f"ws://127.0.0.1:{port}/DEMO-1"
+    async with websockets.connect(uri, subprotocols=[Subprotocol("ocpp1.6")]) as connection:
+
+        async def call(action: str, **payload: Any) -> dict[str, Any]:
+            print(f"charger sends {action} {dump(payload)}")
+            message_id = new_message_id()
+            await connection.send(call_text(message_id, action, payload))
+            answer = parse(str(await connection.recv()))
+            print(f"charger hears from {answerers.get(message_id, 'the proxy')}: {dump(answer.payload)}")
+            return answer.payload
+
+        await call("BootNotification", chargePointVendor="Demo", chargePointModel="One")
+        await call("StatusNotification", connectorId=1, errorCode="NoError", status="Available")
+        for badge, owner in (("04A1B2C3", "primary"), ("04D5E6F7", "secondary")):
+            print(f"\n--- a session with badge {badge}, which is on {owner}_rfid ---")
+            await call("Authorize", idTag=badge)
+            start = {"connectorId": 1, "idTag": badge, "meterStart": 100, "timestamp": DEMO_TIME}
+            number = (await call("StartTransaction", **start))["transactionId"]
+            sample = [{"timestamp": DEMO_TIME, "sampledValue": [{"value": "150"}]}]
+            await call("MeterValues", connectorId=1, transactionId=number, meterValue=sample)
+            await call("StopTransaction", transactionId=number, meterStop=200, timestamp=DEMO_TIME)
+        await delivered.wait()
+
+
+async def demo() -> int:
+    """Play one session per badge through a proxy between two servers, all of them here."""
+    answerers: dict[str, str] = {}
+    primary, secondary = DemoServer("primary", answerers), DemoServer("secondary", answerers)
+    print("Two servers, a proxy and a charger, on free ports of this machine.\n")
+    async with (
+        asyncio.timeout(DEMO_SECONDS),
+        await primary.start() as first,
+        await secondary.start() as second,
+    ):
+        ini = Ini(Path("demo.ini"), {})
+        ini.parse(DEMO_INI.format(primary=port_of(first), secondary=port_of(second)))
+        proxy = Proxy(ConfigLoader(ini, may_copy).load())
+        await proxy.start()
+        await demo_charger(proxy.port, answerers, secondary.got_stop)
+        await proxy.stop()
+    print("\nEach server has got its own session, complete and in order, under its own transaction id.")
+    return EXIT_OK
+
+
+def port_of(server: websockets.Server) -> int:
+    port: int = next(iter(server.sockets)).getsockname()[1]
+    return port
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="One EV charger, two OCPP servers: the badge decides which of them a session belongs to."
+    )
+    parser.add_argument("--version", action="version", version=f"ocpp-2w-proxy {__version__}")
+    parser.add_argument(
+        "--config", metavar="FILE", default="ocpp-2w-proxy.ini", type=Path, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--check",
+        metavar="CHARGER_ID",
+        nargs="?",
+        const="",
+        help="check the configuration, and dial both servers as this charger would",
+    )
+    parser.add_argument("--demo", action="store_true", help="play two sessions between built-in peers")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    options = arguments()
+    if options.demo:
+        return asyncio.run(demo())
+    try:
+        config = load_config(options.config, os.environ, may_copy)
+        server_context(config.host)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_MISTAKE
+    except OSError as error:
+        print(f"{options.config}: cert_chain, cert_key or client_ca cannot be used: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    writer = set_up_logging(config)
+    try:
+        if options.check is not None:
+            return asyncio.run(check(config, options.check or None))
+        return asyncio.run(serve(config))
+    except KeyboardInterrupt:
+        return EXIT_OK
+    finally:
+        writer.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

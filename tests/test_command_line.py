@@ -1,0 +1,335 @@
+"""The command as a person runs it: exit codes, messages, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
+
+import ocpp_2w_proxy as p
+from tests.peers import PATIENCE, FakeCharger, deaf, server
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = str(ROOT / "ocpp_2w_proxy.py")
+LOCAL = "[host]\naddr = 127.0.0.1\nport = 0\n[ext-server]\nserver = local\n"
+
+
+def run(*arguments: str, cwd: Path = ROOT, seconds: float = 20) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+@asynccontextmanager
+async def command(
+    ini: str, folder: Path, stderr: int | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The command, serving; killed at the end if it has not ended before."""
+    (folder / "ocpp-2w-proxy.ini").write_text(ini)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, SCRIPT, cwd=folder, stderr=asyncio.subprocess.PIPE if stderr is None else stderr
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]
+
+
+async def line_with(process: asyncio.subprocess.Process, words: str) -> str:
+    """Return the first line of stderr that contains the words."""
+    assert process.stderr is not None
+    async with asyncio.timeout(PATIENCE):
+        while line := await process.stderr.readline():
+            if words in line.decode():
+                return line.decode()
+    raise AssertionError(f"stderr ended without {words!r}")
+
+
+async def port_of(process: asyncio.subprocess.Process) -> int:
+    line = await line_with(process, "listens on")
+    port = re.search(r":(\d+)/", line)
+    assert port is not None
+    return int(port[1])
+
+
+def test_version_is_told() -> None:
+    """--version names the product and its version."""
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"ocpp-2w-proxy {p.__version__}\n")
+
+
+def test_demo_plays_two_sessions_and_ends_by_itself() -> None:
+    """It shows which message went where and who answered."""
+    done = run("--demo")
+    assert done.returncode == 0, done.stderr
+    assert "charger hears from primary" in done.stdout
+    assert "charger hears from the proxy" in done.stdout
+    assert re.search(r"secondary gets StopTransaction .*\"transactionId\":1,", done.stdout)
+    assert "Each server has got its own session" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("ini", "message"),
+    [
+        (None, "ocpp-2w-proxy.ini: cannot be read: No such file or directory\n"),
+        ("[hots]\n", "ocpp-2w-proxy.ini:1: unknown section '[hots]'; expected "),
+        ("[host]\nport = eight\n", "ocpp-2w-proxy.ini:2: port 'eight': expected a whole number"),
+        ("[ext-server]\n", "ocpp-2w-proxy.ini:1: server is missing"),
+    ],
+)
+def test_a_mistake_in_the_ini_is_one_line_and_exit_code_2(
+    ini: str | None, message: str, tmp_path: Path
+) -> None:
+    """No port is opened, no traceback shown."""
+    if ini is not None:
+        (tmp_path / "ocpp-2w-proxy.ini").write_text(ini)
+    done = run(cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_unfit_certificates_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    """A file that is there but is no certificate."""
+    (tmp_path / "x.pem").write_text("no certificate")
+    (tmp_path / "ocpp-2w-proxy.ini").write_text(LOCAL.replace("port = 0\n", "port = 0\ncert_chain = x.pem\n"))
+    done = run(cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cert_chain" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+async def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    """The person who runs it has started it twice."""
+    async with (
+        server() as other,
+        command(LOCAL.replace("port = 0", f"port = {other.port}"), tmp_path) as process,
+    ):
+        async with asyncio.timeout(PATIENCE):
+            _, stderr = await process.communicate()
+        assert process.returncode == 2
+        assert stderr.decode().startswith(f"cannot listen on 127.0.0.1:{other.port}: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_with_code_0_whatever_the_peers_do(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """All connections are closed with 1001; a peer that reads nothing does not hold it up."""
+    async with server(None) as primary:
+        async with command(LOCAL.replace("local", primary.url), tmp_path) as process:
+            uri = f"ws://127.0.0.1:{await port_of(process)}"
+            options = {"subprotocols": [Subprotocol("ocpp1.6")], "ping_interval": None, "close_timeout": 1}
+            async with connect(f"{uri}/A", **options) as good, connect(f"{uri}/B", **options) as bad:  # type: ignore[arg-type]
+                polite = FakeCharger(good)
+                async with deaf(bad):
+                    process.send_signal(number)
+                    async with asyncio.timeout(5):
+                        assert await process.wait() == 0
+                    assert await polite.closed() == 1001
+                await polite.listener
+
+
+async def test_a_stderr_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    """Every message is logged, and none waits for the log."""
+    reader, writer = os.pipe()
+    ini = f"[logging]\nproxy = DEBUG\n{LOCAL}".replace("port = 0", "port = 18321")
+    try:
+        async with command(ini, tmp_path, stderr=writer) as process:
+            async with asyncio.timeout(PATIENCE):
+                connection = await connected("ws://127.0.0.1:18321/A")
+            async with connection:
+                fake = FakeCharger(connection)
+                for number in range(300):
+                    await fake.calls(str(number), "DataTransfer", vendorId="x" * 1000)
+            await fake.listener
+            process.terminate()
+            async with asyncio.timeout(5):
+                assert await process.wait() == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def connected(uri: str) -> ClientConnection:
+    """Connect as soon as somebody listens."""
+    while True:
+        try:
+            return await connect(uri, subprotocols=[Subprotocol("ocpp1.6")])
+        except OSError:
+            await asyncio.sleep(0.05)
+
+
+# --check
+
+
+def check(tmp_path: Path, ini: str, *charger_id: str) -> tuple[int, str]:
+    (tmp_path / "ocpp-2w-proxy.ini").write_text(ini)
+    done = run("--check", *charger_id, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout
+
+
+async def test_check_says_what_each_server_answers(tmp_path: Path) -> None:
+    """It dials both as the charger would, and touches no state."""
+    async with server() as primary, server() as secondary:
+        ini = (
+            f"[ext-server]\nserver = {primary.url}\nsecondary_server = {secondary.url}\nsecondary_id = CAR\n"
+        )
+        code, told = await asyncio.to_thread(check, tmp_path, ini, "CP1")
+        assert code == 0
+        assert f"primary: {primary.url}: accepts 'CP1' (" in told
+        assert f"secondary: {secondary.url}: accepts 'CAR' (" in told
+        assert primary.requests[0].path == "/ocpp/CP1"
+        assert [path.name for path in tmp_path.iterdir()] == ["ocpp-2w-proxy.ini"]
+
+
+async def test_check_is_well_if_only_the_chargers_own_login_is_missing(tmp_path: Path) -> None:
+    """A 401 of the primary, whose login only the charger has."""
+    async with server() as primary:
+        primary.refusal = (401, {})
+        code, told = await asyncio.to_thread(
+            check, tmp_path, f"[ext-server]\nserver = {primary.url}\n", "CP1"
+        )
+        assert code == 0
+        assert "the charger's own login" in told
+
+
+async def test_check_fails_with_advice(tmp_path: Path) -> None:
+    """A refusal, or a server that cannot be reached, is exit code 1 and says what to change."""
+    async with server() as primary, server() as secondary:
+        url = secondary.url
+        await secondary.stop()
+        primary.refusal = (404, {})
+        ini = f"[ext-server]\nserver = {primary.url}\nsecondary_server = {url}\n"
+        code, told = await asyncio.to_thread(check, tmp_path, ini, "CP1")
+        assert code == 1
+        assert "HTTP 404 Not Found; check the address, and that the server knows this charger" in told
+        assert "check the address, and that it can be reached from here" in told
+
+
+async def test_check_without_a_charger_is_well_if_the_servers_answer(tmp_path: Path) -> None:
+    """Nobody knows a charger of that name; that they say so is enough."""
+    async with server() as primary:
+        primary.refusal = (404, {})
+        code, told = await asyncio.to_thread(check, tmp_path, f"[ext-server]\nserver = {primary.url}\n")
+        assert code == 0
+        assert "name it: --check CHARGER_ID" in told
+
+
+def test_check_of_the_shipped_ini_needs_no_server(tmp_path: Path) -> None:
+    """Both servers are the proxy itself."""
+    code, told = check(tmp_path, (ROOT / "ocpp-2w-proxy.ini").read_text())
+    assert code == 0
+    assert told.count("the proxy itself answers") == 2
+
+
+async def test_the_shipped_ini_serves_any_charger(tmp_path: Path) -> None:
+    """`python ocpp_2w_proxy.py` is a working server at once."""
+    ini = (ROOT / "ocpp-2w-proxy.ini").read_text().replace("port = 8321", "port = 0")
+    async with command(ini, tmp_path) as process:
+        port = await port_of(process)
+        async with connect(f"ws://127.0.0.1:{port}/A", subprotocols=[Subprotocol("ocpp1.6")]) as connection:
+            fake = FakeCharger(connection)
+            assert (await fake.boots())["status"] == "Accepted"
+        await fake.listener
+        with pytest.raises(InvalidStatus):
+            await connect(f"ws://127.0.0.1:{port}/")
+
+
+# Logging.
+
+
+async def test_the_log_tells_the_story_with_badges_masked(tmp_path: Path) -> None:
+    """INFO: who connected, which badge chose which server, sessions; never a credential."""
+    async with server() as primary:
+        ini = LOCAL.replace("local", f"{primary.url}\nprimary_password = hunter2\nprimary_rfid = 04A1B2C3")
+        async with command(ini, tmp_path) as process:
+            port = await port_of(process)
+            headers = {"Authorization": "Basic c2VjcmV0OnNlY3JldA=="}
+            uri = f"ws://127.0.0.1:{port}/CP1"
+            async with connect(
+                uri, subprotocols=[Subprotocol("ocpp1.6")], additional_headers=headers
+            ) as connection:
+                fake = FakeCharger(connection)
+                number = await fake.starts("04A1B2C3")
+                await fake.calls("e", "StopTransaction", transactionId=number, meterStop=1, timestamp="t")
+            await fake.listener
+            process.terminate()
+            _, stderr = await process.communicate()
+        told = stderr.decode()
+        assert "CP1: charger connected (ocpp1.6)" in told
+        assert (
+            "CP1: a session of primary begins on connector 1: its badge is on primary_rfid; badge ****B2C3"
+            in told
+        )
+        assert "CP1: session 7 of primary ends; badge ****B2C3" in told
+        for secret in ("hunter2", "c2VjcmV0", "04A1B2C3"):
+            assert secret not in told
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_every_line_is_redacted(full: bool) -> None:
+    """One line of ASCII, no credentials, badges masked unless the ini says otherwise."""
+    redactor = p.Redactor()
+    redactor.full_badges = full
+    lines = {
+        '{"idTag":"04A1B2C3","x":1}': '{"idTag":"****B2C3","x":1}',
+        '{"idToken": {"idToken" : "04A1B2C3"}}': '{"idToken": {"idToken" : "****B2C3"}}',
+        r'{"data":"{\"idToken\":\"04A1B2C3\"}"}': r'{"data":"{\"idToken\":"****B2C3\"}"}',
+        '{"idTag":"04A1B2C3': '{"idTag":"****B2C3',
+        '{"parentIdTag":12345678}': '{"parentIdTag":"****5678}',
+        "begins; badge 04A1B2C3": "begins; badge ****B2C3",
+        "begins; badge 04A1": "begins; badge ****",
+    }
+    for line, shown in lines.items():
+        assert redacted(redactor, line) == (line if full else shown)
+    hidden = 'CP1 > [2,"1","ChangeConfiguration",{"value":"s3cret","key":"AuthorizationKey"}]'
+    assert "s3cret" not in redacted(redactor, hidden)
+    assert "s3cret" not in redacted(redactor, "to ftp://user:s3cret@host/")
+    assert redacted(redactor, "a\nb\x1b[31m\u202e") == "a\\nb\\x1b[31m\\u202e"
+    assert len(redacted(redactor, "x" * 10_000)) == p.MAX_LOG_LINE
+
+
+def redacted(redactor: p.Redactor, text: str) -> str:
+    """Return the text as it stands in the log."""
+    record = logging.LogRecord("proxy", logging.INFO, "", 0, "%s", (text,), None)
+    assert redactor.filter(record)
+    line: str = record.getMessage()
+    return line
+
+
+def test_lines_that_nobody_reads_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
+    """The queue of log lines has a bound; what was lost is told with the next line."""
+    writer = p.LogWriter()
+    writer.lost = 3
+    writer.emit(logging.LogRecord("proxy", logging.INFO, "", 0, "hello", (), None))
+    writer.close()
+    told = capfd.readouterr().err
+    assert "hello\n(3 log lines were lost: stderr was not read)\n" in told
+    writer.lines.queue.extend([""] * p.MAX_LOG_RECORDS)
+    writer.emit(logging.LogRecord("proxy", logging.INFO, "", 0, "hello", (), None))
+    assert writer.lost == 1
+    writer.close()

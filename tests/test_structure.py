@@ -1,0 +1,138 @@
+"""What the script promises of its own shape: banners, what each section may use, sizes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import ocpp_2w_proxy as p
+from tests.readme import commands
+from tests.sections import SCRIPT, sections
+
+ROOT = Path(__file__).parent.parent
+TEXT = SCRIPT.read_text()
+TREE = ast.parse(TEXT)
+SECTIONS = sections(TEXT)
+BANNERS = [
+    "Configuration",
+    "Messages",
+    "Vocabulary",
+    "Routing",
+    "Journal",
+    "Link",
+    "Outbox",
+    "Relay",
+    "Proxy",
+    "Command line",
+]
+PURE = ["Messages", "Vocabulary", "Routing"]
+INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}
+
+
+def section_of(line: int) -> str:
+    """Return the section that a line stands in; "" above the first."""
+    return next((name for name, lines in SECTIONS.items() if line in lines), "")
+
+
+def names_in(section: str) -> set[str]:
+    """Return every name that a section's code reads."""
+    return {
+        node.id
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.Name) and section_of(node.lineno) == section
+    }
+
+
+def test_the_sections_stand_in_the_agreed_order() -> None:
+    """A newcomer finds the place for a change by the banner."""
+    assert list(SECTIONS) == BANNERS
+
+
+def test_each_section_uses_only_those_above_it() -> None:
+    """So that the script can be read from top to bottom."""
+    defined = {
+        node.name: section_of(node.lineno)
+        for node in TREE.body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    for section in BANNERS:
+        for name in names_in(section) & defined.keys():
+            above = defined[name] == "" or BANNERS.index(defined[name]) <= BANNERS.index(section)
+            assert above, f"{section} uses {name}, which {defined[name]} defines"
+
+
+@pytest.mark.parametrize("section", PURE)
+def test_a_pure_section_has_no_input_no_output_no_clock_and_no_log(section: str) -> None:
+    """A message goes in, decisions come out."""
+    assert names_in(section) & INPUT_AND_OUTPUT == set()
+
+
+def test_functions_are_short() -> None:
+    """8 lines of code in the middle, 30 at the most."""
+    functions = [node for node in ast.walk(TREE) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    lines = TEXT.splitlines()
+
+    def size(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+        body = lines[function.body[0].lineno - 1 : function.end_lineno]
+        return sum(1 for line in body if line.strip() and not line.strip().startswith("#"))
+
+    sizes = sorted(map(size, functions))
+    assert sizes[len(sizes) // 2] <= 8
+    assert sizes[-1] <= 30
+
+
+def test_only_websockets_and_the_standard_library_are_imported() -> None:
+    """And no configparser."""
+    modules = {
+        (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
+        for node in ast.walk(TREE)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert modules - sys.stdlib_module_names == {"websockets"}
+    assert "configparser" not in modules
+
+
+def test_no_exception_is_caught_wholesale() -> None:
+    """What nobody expects rises, is logged with its traceback, and ends one connection."""
+    caught = [
+        ast.unparse(node.type) if node.type else ""
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.ExceptHandler)
+    ]
+    assert not {"", "Exception", "BaseException"} & set(caught)
+
+
+def test_every_key_is_in_the_readme() -> None:
+    """Whoever looks for a key finds it in the table."""
+    readme = (ROOT / "README.md").read_text()
+    for keys in p.SECTIONS.values():
+        for name in keys:
+            assert f"`{name}`" in readme, f"{name} is not in the README"
+
+
+def test_every_key_is_in_the_shipped_ini_with_its_default() -> None:
+    """As a live line at the left margin; commented out where the default is empty."""
+    text = (ROOT / "ocpp-2w-proxy.ini").read_text()
+    for section, keys in p.SECTIONS.items():
+        part = text.partition(f"\n[{section}]\n")[2].partition("\n[")[0]
+        for name, key in keys.items():
+            live = re.search(rf"^{name} = (.*)$", part, re.MULTILINE)
+            if key.default:
+                assert live is not None, f"{name} is not in [{section}]"
+                assert live[1] == key.default
+            elif name not in ("server", "secondary_server"):
+                assert re.search(rf"^;{name} =", part, re.MULTILINE), f"{name} is not in [{section}]"
+
+
+def test_every_command_of_the_readme_is_run_by_the_gate() -> None:
+    """The console blocks are, as they stand."""
+    text = (ROOT / "README.md").read_text()
+    run = commands(text)
+    assert ".venv/bin/python ocpp_2w_proxy.py --demo" in run
+    assert ".venv/bin/python -m pytest" in run
+    assert "tests/readme.py" in (ROOT / ".ci" / "run").read_text()
