@@ -1251,8 +1251,13 @@ class Memory:
     accepted: dict[tuple[Peer, str], float] = field(default_factory=dict)  # When; MAX_ACCEPTED.
     boot: str = ""  # The text of the last BootNotification; "" = none seen.
     statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_STATUSES.
-    stored: dict[Peer, list[Call]] = field(default_factory=dict)  # Undelivered, in order.
-    refused: list[tuple[Call, str]] = field(default_factory=list)  # And the server's words.
+    stored: dict[Peer, list[Call]] = field(default_factory=dict)  # Undelivered, in order; MAX_STORED.
+    refused: list[tuple[Call, str]] = field(default_factory=list)  # And the server's words; MAX_REFUSED.
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether something is open or undelivered."""
+        return any(self.stored.values()) or any(s.ended is None for s in self.sessions.values())
 
 
 # Decisions. Each carries its reason.
@@ -2195,6 +2200,7 @@ class Router:
 # What outlives a connection: the Memory of every charger, with its stored Calls. In memory.
 # ---------------------------------------------------------------------------------------------------------
 
+MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
 MAX_STORED = 10_000  # Undelivered Calls of one charger; beyond it the oldest MeterValues go.
 MAX_REFUSED = 1_000  # Refused Calls of one charger that are kept to be shown.
 
@@ -2206,7 +2212,12 @@ class Journal:
         self.memories: dict[str, Memory] = {}  # By charger id.
 
     def memory(self, charger_id: str) -> Memory:
-        return self.memories.setdefault(charger_id, Memory())
+        """Return the Memory of a charger, a new one if there is none."""
+        memory = self.memories.setdefault(charger_id, Memory())
+        if len(self.memories) > MAX_MEMORIES:
+            idle = (name for name, old in self.memories.items() if old is not memory and not old.is_needed)
+            self.memories.pop(next(idle, ""), None)
+        return memory
 
     def store(self, memory: Memory, peer: Peer, call: Call) -> list[Call]:
         """Keep a Call until its server has answered it. Return those that had to go for it."""
@@ -3013,6 +3024,8 @@ class Outbox:
         self._redial_later()
 
     def _redial_later(self) -> None:
+        if not self.is_wanted():
+            return
         redial = REDIAL[self.peer]
         if self.redial_after == 0.0 and not redial.at_once:
             self.redial_after = redial.first
@@ -3738,9 +3751,8 @@ def set_up_logging(config: Config) -> LogWriter:
     logging.basicConfig(level=logging.WARNING, handlers=[writer], force=True)
     REDACTOR.full_badges = config.full_badges
     for name, level in config.levels.items():
-        if name.startswith("websockets") and level == "DEBUG":
-            level = "INFO"  # The library's DEBUG lines show credentials.
-        logging.getLogger(name).setLevel(level)
+        shows_credentials = "websockets" in name and level == "DEBUG"
+        logging.getLogger(name).setLevel("INFO" if shows_credentials else level)
     for warning in config.warnings:
         log.warning("%s", warning)
     return writer

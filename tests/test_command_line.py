@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
 from tests.peers import PATIENCE, FakeCharger, deaf, server
+from tests.plays import config_of
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "ocpp_2w_proxy.py")
@@ -319,6 +321,22 @@ def redacted(redactor: p.Redactor, text: str) -> str:
     assert redactor.filter(record)
     line: str = record.getMessage()
     return line
+
+
+def test_the_librarys_debug_lines_are_never_shown() -> None:
+    """They would show credentials, whatever the ini says."""
+    levels = {"proxy": "INFO", "websockets.client": "DEBUG", "proxy.websockets": "DEBUG", "asyncio": "DEBUG"}
+    before = {name: logging.getLogger(name).level for name in levels}
+    handlers = logging.getLogger().handlers[:]
+    config = config_of(LOCAL)
+    writer = p.set_up_logging(replace(config, levels=levels))
+    assert logging.getLogger("websockets.client").level == logging.INFO
+    assert p.LIBRARY_LOG.level == logging.INFO
+    assert logging.getLogger("asyncio").level == logging.DEBUG
+    writer.close()
+    logging.getLogger().handlers = handlers
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def test_lines_that_nobody_reads_are_counted(capfd: pytest.CaptureFixture[str]) -> None:

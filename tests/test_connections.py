@@ -168,6 +168,14 @@ def test_the_secondary_is_redialled_with_growing_delays() -> None:
     assert all(0.79 <= wait / want <= 1.21 for wait, want in zip(waits, expected, strict=True))
 
 
+def test_a_server_that_nothing_is_left_for_is_not_redialled() -> None:
+    """The charger is gone, and the relay is not woken for nothing."""
+    stage = Stage()
+    stage.charger.lost()
+    stage.secondary.lost()
+    assert stage.outbox(SECONDARY).dial_at is None
+
+
 def test_a_connection_that_stood_a_minute_makes_the_next_redial_a_first_one() -> None:
     """The delays start again."""
     stage = Stage()

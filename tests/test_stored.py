@@ -538,6 +538,16 @@ def test_forward_stores_a_start_whose_charger_has_gone() -> None:
     assert stage.charger.hears()[0][2]["transactionId"] == 7
 
 
+def test_the_oldest_charger_without_anything_open_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chargers that come once and never again do not fill the memory."""
+    monkeypatch.setattr(p, "MAX_MEMORIES", 2)
+    stage = Stage()
+    stage.primary_session()
+    for name in ("idle", "new", "newer"):
+        stage.journal.memory(name)
+    assert list(stage.journal.memories) == ["CP1", "newer"]
+
+
 def test_an_id_in_use_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transaction ids of the proxy are random, and unique for the charger all the same."""
     numbers = iter([p.FIRST_PROXY_ID, p.FIRST_PROXY_ID, p.FIRST_PROXY_ID + 2])
