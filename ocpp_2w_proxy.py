@@ -1083,6 +1083,9 @@ VOCABULARIES = {
 }
 
 
+ASKED_BY = {row.asked_by for rows in VOCABULARIES.values() for row in rows.charger.values()} - {""}
+
+
 def values_at(payload: Any, path: FieldPath) -> list[Any]:
     """Return all values at the path; none where it ends early."""
     found = [payload]
@@ -1140,7 +1143,7 @@ MAX_STATUSES = 64
 MAX_KEPT_EVENTS = 100  # Of one transaction without an owner; the last gives it to the primary.
 MAX_SEEN_EVENTS = 256  # Sequence numbers of a transaction, to know a repeat by.
 MAX_WAITING = 64  # Calls of one server for the charger, or the reverse.
-MAX_SPENT_IDS = 16  # Message ids of Calls given up, whose late answers must not be taken for others'.
+MAX_SPENT_IDS = 16  # Calls given up, whose late answers must not be taken for others'.
 
 TransactionId = int | str
 
@@ -1187,6 +1190,11 @@ class Call:
     tries: int = 0  # CallErrors that a stored Call met.
     not_before: float = 0.0  # Monotonic seconds; the next try of a stored Call.
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether it neither begins nor ends a session."""
+        return self.action == "MeterValues" or self.payload.get("eventType") == "Updated"
+
 
 @dataclass(slots=True, eq=False)
 class Session:
@@ -1198,7 +1206,7 @@ class Session:
     begun: float  # UTC seconds.
     touched: float  # Monotonic seconds of its last message.
     transaction_id: TransactionId | None = None  # As the charger knows it; None until it was told.
-    server_id: TransactionId | None = None  # As its owner knows it; None until it has told.
+    server_id: TransactionId | None = None  # As its owner knows it, usable or not; None until it has told.
     start: str = ""  # 1.6: what a repeated StartTransaction has in common with this one's.
     start_call: Call | None = None  # 1.6: the relayed StartTransaction.
     start_answer: dict[str, Any] | None = None  # 1.6: what the charger is told.
@@ -1207,9 +1215,10 @@ class Session:
     is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
     refused: str = ""  # The owner's words, when it refused the start.
     is_undeliverable: bool = False  # The owner refused the start and knows no id for the rest.
+    stop: str = ""  # 1.6: what a repeated StopTransaction has in common with this one's.
     is_stop_stored: bool = False  # 1.6: a repeated StopTransaction is answered here.
     kept: list[Call] = field(default_factory=list)  # 2.x: events without an owner, at most MAX_KEPT_EVENTS.
-    seen: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_SEEN_EVENTS))  # 2.x: answered here.
+    seen: deque[Any] = field(default_factory=lambda: deque(maxlen=MAX_SEEN_EVENTS))  # 2.x: answered here.
     remote_start: tuple[int, int] | None = None  # 2.x: its remoteStartId at the charger, at the server.
 
     @property
@@ -1250,6 +1259,7 @@ class Memory:
     askers: dict[str, Peer] = field(default_factory=dict)  # Who sent each Action of Facts.asked_by last.
     accepted: dict[tuple[Peer, str], float] = field(default_factory=dict)  # When; MAX_ACCEPTED.
     boot: str = ""  # The text of the last BootNotification; "" = none seen.
+    heartbeat_interval: int = HEARTBEAT_INTERVAL  # Seconds; what the charger was told.
     statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_STATUSES.
     stored: dict[Peer, list[Call]] = field(default_factory=dict)  # Undelivered, in order; MAX_STORED.
     refused: list[tuple[Call, str]] = field(default_factory=list)  # And the server's words; MAX_REFUSED.
@@ -1336,6 +1346,7 @@ class ServerCall:
     sent: float = 0.0  # Monotonic seconds.
     claim: Claim | None = None
     request_id: int | None = None  # At the charger.
+    asked_before: Asked | None = None  # The request that this one's id has taken the place of.
     is_abandoned: bool = False  # Its server is gone; nobody waits for the answer.
 
 
@@ -1355,6 +1366,11 @@ def integer(value: Any) -> int | None:
 def answered_kind(facts: Facts, session: Session | None) -> Kind:
     """Return what a Call is that the proxy answers: what belongs to a session must not be lost."""
     return Kind.STORED if session or facts.role is Role.STOP else Kind.NOTED
+
+
+def stop_fingerprint(payload: dict[str, Any]) -> str:
+    """Return what a StopTransaction and its repeats have in common."""
+    return dump([payload.get(name) for name in ("transactionId", "idTag", "meterStop", "timestamp")])
 
 
 def trim(table: dict[Any, Any], most: int) -> None:
@@ -1384,10 +1400,9 @@ class Router:
         self.waiting: dict[Peer, deque[ServerCall]] = {}  # For the charger, unsent; MAX_WAITING each.
         self.outstanding: ServerCall | None = None  # The one Call that the charger has to answer.
         self.last_served = Peer.SECONDARY  # Whose Call the charger got last; the others come first.
-        self.spent_ids: deque[str] = deque(maxlen=MAX_SPENT_IDS)
+        self.spent: dict[str, ServerCall] = {}  # Given up, by wire id; MAX_SPENT_IDS.
         self.last_answered: ServerCall | None = None  # For a CallResultError of its server.
         self.last_relayed: tuple[Peer, Call] | None = None  # For a CallResultError of the charger.
-        self.heartbeat_interval = HEARTBEAT_INTERVAL  # Seconds; what the charger was told.
         self.next_sweep = 0.0  # Monotonic seconds.
 
     # Calls of the charger: whose they are (rule 1).
@@ -1431,13 +1446,13 @@ class Router:
         named = [self._transaction_id(value) for value in values_at(payload, facts.transaction)]
         usable = [value for value in named if value is not None]
         sessions = [self.memory.sessions[value] for value in usable if value in self.memory.sessions]
-        owners = {session.owner for session in sessions}
+        owners = {session.owner for session in sessions if session.owner}
         if len(owners) > 1:
             return Route(Peer.PRIMARY, "names transactions of both servers")
-        if sessions:
-            owner = sessions[0].owner
-            return Route(owner, "its transaction", sessions[0]) if owner else None
-        if usable:
+        for session in sessions:
+            if session.owner:
+                return Route(session.owner, "its transaction", session)
+        if usable and not sessions:
             return self._by_lost_id(usable[0])
         if facts.role is Role.STOP:
             return self._by_only_session(facts, payload)
@@ -1454,13 +1469,16 @@ class Router:
 
     def _by_only_session(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
-        opened = [session for session in self.memory.sessions.values() if session.ended is None]
+        sessions = self.memory.sessions.values()
+        opened = [session for session in sessions if session.ended is None]
+        accepted = [session for session in opened if is_accepted(session.start_answer or {})]
         badge = normalized(self._badge(facts, payload) or "")
-        same_badge = [session for session in opened if badge and normalized(session.badge) == badge]
-        unanswered = [session for session in opened if session.start and not session.is_told]
+        stop = stop_fingerprint(payload)
         for found, why in (
-            (same_badge, "the open session of its badge"),
-            (unanswered, "the only session whose start was never answered"),
+            ([session for session in sessions if session.stop == stop], "it repeats a stop"),
+            ([s for s in opened if badge and normalized(s.badge) == badge], "the open session of its badge"),
+            ([s for s in opened if s.start and not s.is_told], "the only one whose start was never answered"),
+            (accepted, "the only open session"),
             (opened, "the only open session"),
         ):
             if len(found) == 1 and found[0].owner:
@@ -1626,7 +1644,7 @@ class Router:
         elif session and facts.role is Role.STOP:
             session.is_stop_stored = True
         elif session and facts.role is Role.EVENT:
-            session.seen.append(integer(payload.get("seqNo")) or 0)
+            session.seen.append(payload.get("seqNo"))
         return answer
 
     def _remembered(self, message: Message, facts: Facts, route: Route, now: Instant) -> list[Decision]:
@@ -1639,6 +1657,7 @@ class Router:
         elif facts.role is Role.STATUS:
             self._remember_status(message, facts)
         elif facts.role is Role.STOP and session and session.ended is None:
+            session.stop = stop_fingerprint(message.payload)
             return [self._end(session, now)]
         elif badge is not None and not session:
             return [Told(f"{message.action} belongs to {route.owner.value}: {route.why}", badge)]
@@ -1673,7 +1692,8 @@ class Router:
         connector = integer(value_at(payload, facts.connector))
         start = dump([connector, normalized(badge), payload.get("meterStart"), payload.get("timestamp")])
         for session in self.memory.sessions.values():
-            if session.start == start and session.ended is None and session.owner:
+            is_refused = not is_accepted(session.start_answer or {})
+            if session.start == start and session.ended is None and session.owner and not is_refused:
                 return self._repeated_start(message, facts, session, now)
         route = (
             self._by_claim(facts, payload, now)
@@ -1698,12 +1718,14 @@ class Router:
             session.start_call.reply_to = message.message_id
             return [Told("a repeated StartTransaction joins the one that waits for its answer")]
         assert session.owner is not None, "only sessions with an owner are repeated"
-        route = Route(session.owner, "repeats a start that was never answered", session)
+        is_vouched = session.start_call is not None and session.start_call.is_vouched
+        why = "repeats a start that was never answered"
+        route = Route(session.owner, why, session, is_vouched=is_vouched)
         return self._dispatched(message, facts, route, now)
 
     def _begin(self, session: Session, route: Route) -> Told:
         """Let the session take its connector and its claim."""
-        if session.connector is not None and session.connector > 0:
+        if session.start and session.connector is not None and session.connector > 0:
             self.memory.connectors[session.connector] = session
         if route.claim in self.memory.claims:
             self.memory.claims.remove(route.claim)
@@ -1746,8 +1768,11 @@ class Router:
 
     def _learn_start(self, session: Session, payload: dict[str, Any]) -> None:
         """Take the owner's transaction id, and choose the one that the charger is told."""
-        server_id = self._transaction_id(payload.get("transactionId"))
-        session.server_id = server_id
+        if session.server_id is not None:
+            return  # A start that was sent twice is answered twice; the charger goes by the first that came.
+        raw = payload.get("transactionId")
+        server_id = self._transaction_id(raw)
+        session.server_id = raw if type(raw) is int or type(raw) is str else None
         if session.transaction_id is None:
             is_free = server_id not in self.memory.sessions and not is_proxy_id(server_id)
             named = (
@@ -1767,7 +1792,7 @@ class Router:
             self._keep(session)
         session.touched = now.seconds
         self._occupy(session, integer(value_at(payload, facts.connector)))
-        if integer(payload.get("seqNo")) in session.seen:
+        if integer(payload.get("seqNo")) is not None and payload["seqNo"] in session.seen:
             answer = self._answer(payload, facts, None, not session.is_rejected, now)
             return [ToCharger(result_text(message.message_id, answer), "repeats an event")]
         decisions: list[Decision] = []
@@ -1858,7 +1883,7 @@ class Router:
             return [Dropped("the charger has its answer from the proxy")]
         self.last_relayed = (peer, call)
         if call.facts.role is Role.BOOT:
-            self.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
+            self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
         session, text = call.session, message.text
         if call.facts.role is Role.START and session and message.type is MessageType.CALLRESULT:
             session.is_told = True
@@ -1875,12 +1900,12 @@ class Router:
             return f"CallError {message.action}"
         if call.facts.role is Role.START and call.session:
             self._learn_start(call.session, message.payload)
+        badge = self._badge(call.facts, call.payload)
+        self.memory.accepted.pop((peer, normalized(badge or "")), None)
         if not is_accepted(message.payload):
             status = value_at(message.payload, ("idTagInfo", "status"))
             return f"status {status or value_at(message.payload, ('idTokenInfo', 'status'))}"
-        badge = self._badge(call.facts, call.payload)
         if badge is not None:
-            self.memory.accepted.pop((peer, normalized(badge)), None)
             self.memory.accepted[peer, normalized(badge)] = now.seconds
             trim(self.memory.accepted, MAX_ACCEPTED)
         return ""
@@ -1889,9 +1914,14 @@ class Router:
         """Answer the charger in the place of a server that cannot; the Call is delivered to it later."""
         session, reply_to = call.session, call.reply_to
         call.kind, call.reply_to = answered_kind(call.facts, session), None
-        if reply_to is None:
+        if reply_to is None and call.action == "MeterValues":
+            call.kind = Kind.NOTED  # Its charger is gone and sends it again.
             return []
         answer = self._answer(call.payload, call.facts, session, self._is_trusted(peer, call, now), now)
+        if reply_to is None:
+            if session:
+                session.is_told = False  # Its charger is gone, and hears the answer when it repeats the Call.
+            return []
         why = f"{peer.value} cannot answer: the proxy stands in for it"
         return [ToCharger(result_text(reply_to, answer), why, is_durable=call.kind is Kind.STORED), Told(why)]
 
@@ -1910,7 +1940,7 @@ class Router:
         session = call.session
         if session and (call.facts.role is Role.START or call.payload.get("eventType") == "Started"):
             session.refused = words
-            session.is_undeliverable = is_error or session.server_id is None
+            session.is_undeliverable = is_error or self._transaction_id(session.server_id) is None
 
     # Calls of the servers (rule 4).
 
@@ -1965,7 +1995,7 @@ class Router:
     def _translated(self, call: ServerCall, value: Any) -> str:
         """Translate the transaction that the Call names; return why it must not reach the charger, or ""."""
         named = self._transaction_id(value)
-        session = self._session_of(call.peer, named)
+        session = self._session_of(call.peer, value if named is None else named)
         if session and session.transaction_id is not None:
             if session.transaction_id != named:
                 call.text = patch(call.text, (3, *call.facts.transaction), session.transaction_id)
@@ -1977,14 +2007,13 @@ class Router:
             return f"nobody knows a transaction {str(value)[:40]} of secondary"
         return ""
 
-    def _session_of(self, peer: Peer, server_id: TransactionId | None) -> Session | None:
+    def _session_of(self, peer: Peer, server_id: Any) -> Session | None:
         """Return the session that a server knows by this id; of several an open one, the newest."""
-        if server_id is None:
-            return None
         found = [
             session
             for session in self.memory.sessions.values()
-            if session.owner is peer and session.server_id == server_id and not session.is_rejected
+            if session.owner is peer and session.server_id is not None and not session.is_rejected
+            if server_id in (session.server_id, self._transaction_id(session.server_id))
         ]
         return max(found, key=lambda session: (session.ended is None, session.begun), default=None)
 
@@ -1999,7 +2028,7 @@ class Router:
         if asked and asked.peer is not call.peer and now.seconds < asked.until:
             call.request_id = self._new_number(self.memory.requests)
             call.text = patch(call.text, (3, *path), call.request_id)
-        self.memory.requests.pop(call.request_id, None)
+        call.asked_before = self.memory.requests.pop(call.request_id, None)
         self.memory.requests[call.request_id] = Asked(call.peer, request_id, now.seconds + REQUEST_SECONDS)
         trim(self.memory.requests, MAX_REQUESTS)
 
@@ -2013,10 +2042,11 @@ class Router:
         claim.reservation = integer(value_at(payload, facts.reservation))
         remote_start = integer(value_at(payload, facts.remote_start))
         if remote_start is not None:
+            calls = itertools.chain(*self.waiting.values(), [self.outstanding] if self.outstanding else [])
+            live = [other for other in self.memory.claims if now.seconds < other.until]
+            live += [waiting.claim for waiting in calls if waiting.claim]
             others = {
-                other.remote_start[0]
-                for other in self.memory.claims
-                if other.remote_start and other.peer is not call.peer and now.seconds < other.until
+                other.remote_start[0] for other in live if other.remote_start and other.peer is not call.peer
             }
             claim.remote_start = (
                 self._new_number(others) if remote_start in others else remote_start,
@@ -2035,7 +2065,7 @@ class Router:
     def _wire_ids(self) -> set[str]:
         """Return the message ids of servers' Calls that the charger may still answer."""
         calls = itertools.chain(*self.waiting.values(), [self.outstanding] if self.outstanding else [])
-        return {call.wire_id for call in calls}.union(self.spent_ids)
+        return {call.wire_id for call in calls}.union(self.spent)
 
     def _next(self, now: Instant) -> list[Decision]:
         """Send the next Call if the charger has none to answer; the servers take turns."""
@@ -2055,7 +2085,6 @@ class Router:
             call.claim.until = now.seconds + self._claim_seconds(call, now)
             self.memory.claims.append(call.claim)
             del self.memory.claims[:-MAX_CLAIMS]
-        self.memory.askers[call.action] = call.peer
 
     def _claim_seconds(self, call: ServerCall, now: Instant) -> float:
         """Return for how long the claim holds: a reservation until its expiry date."""
@@ -2074,7 +2103,9 @@ class Router:
         """Decide on the charger's answer to a Call of a server."""
         call = self.outstanding
         if call is None or call.wire_id != message.message_id:
-            return [Dropped("an answer to a Call that nobody waits for")]
+            late = self.spent.pop(message.message_id, None)
+            told = self._settle_claim(late, message) if late else []
+            return [*told, Dropped("an answer to a Call that nobody waits for")]
         self.outstanding, self.last_answered = None, call
         decisions = self._settle_claim(call, message)
         if call.is_abandoned or call.peer is Peer.PROXY:
@@ -2086,15 +2117,11 @@ class Router:
 
     def _settle_claim(self, call: ServerCall, message: Message) -> list[Decision]:
         """Void what the charger refused; end what it cancelled; own what it says has begun."""
-        is_refused = message.type is MessageType.CALLERROR or message.payload.get("status") not in (
-            None,
-            "Accepted",
-        )
-        if is_refused:
-            if call.claim in self.memory.claims:
-                self.memory.claims.remove(call.claim)
-            if call.request_id is not None:
-                self.memory.requests.pop(call.request_id, None)
+        status = str(message.payload.get("status", "Accepted"))
+        if message.type is MessageType.CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
+            self._void(call)
+        elif call.action in ASKED_BY:
+            self.memory.askers[call.action] = call.peer
         elif call.facts.role is Role.CANCEL:
             reservation = value_at(call.payload, call.facts.reservation)
             self.memory.claims = [
@@ -2110,6 +2137,15 @@ class Router:
                 badge = self._badge(call.facts, call.payload) or ""
                 return self._own(session, Route(call.peer, "its remote start", claim=call.claim), badge)
         return []
+
+    def _void(self, call: ServerCall) -> None:
+        """Undo what a Call has noted that the charger refuses."""
+        if call.claim in self.memory.claims:
+            self.memory.claims.remove(call.claim)
+        if call.request_id is not None:
+            self.memory.requests.pop(call.request_id, None)
+            if call.asked_before:
+                self.memory.requests[call.request_id] = call.asked_before
 
     def result_error(self, sender: Peer, message: Message) -> list[Decision]:
         """Decide on a CallResultError (OCPP 2.1): it goes to whoever gave the last answer."""
@@ -2142,7 +2178,8 @@ class Router:
         call = self.outstanding
         if call and now.seconds >= call.sent + self.call_timeout:
             self.outstanding = None
-            self.spent_ids.append(call.wire_id)
+            self.spent[call.wire_id] = call
+            trim(self.spent, MAX_SPENT_IDS)
             decisions += self._given_up(call, f"the charger did not answer within {self.call_timeout:g} s")
         for waiting in self.waiting.values():
             while waiting and now.seconds >= waiting[0].queued + 2 * self.call_timeout:
@@ -2170,8 +2207,10 @@ class Router:
         }
         for session in list(memory.sessions.values()):
             if session.ended is None and now.seconds - session.touched > SESSION_SECONDS:
-                session.ended = now.seconds
                 told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
+                if session.owner is None:
+                    told += self._own(session, Route(Peer.PRIMARY, "a week without a badge"), "")
+                told.append(self._end(session, now))
             elif session.ended is not None and now.seconds - session.ended > SESSION_SECONDS:
                 self._forget(session)
         return told
@@ -2225,7 +2264,7 @@ class Journal:
         stored.append(call)
         if len(stored) <= MAX_STORED:
             return []
-        readings = [old for old in stored if old.action == "MeterValues"]
+        readings = [old for old in stored if old.is_reading and old.sent is None]
         for old in readings[:1]:
             stored.remove(old)
         return readings[:1]
@@ -2694,7 +2733,8 @@ class OutboxOwner(Protocol):
     def wake(self, at: float) -> None: ...
     def carry_out(self, decisions: Iterable[Decision]) -> None: ...
     def server_said(self, peer: Peer, message: Message) -> None: ...
-    def server_changed(self, peer: Peer) -> None: ...
+    def server_lost(self, peer: Peer) -> None: ...
+    def server_answered(self, peer: Peer) -> None: ...
 
 
 class Outbox:
@@ -2708,7 +2748,7 @@ class Outbox:
         self.name = f"{owner.charger_id}: {peer.value}"
         self.queue: deque[Call] = deque(owner.memory.stored.get(peer, ()))  # MAX_WAITING and MAX_STORED.
         self.in_flight: Call | None = None  # Holds the one place; the next Call waits for its answer.
-        self.unanswered: Call | None = None  # The stored Call that this connection has to answer.
+        self.unanswered: dict[str, Call] = {}  # Stored Calls that this connection has to answer, by id.
         self.late: dict[str, Call] = {}  # Relayed Calls given up, by message id; MAX_LATE.
         self.link: Link | None = None
         self.dialing: asyncio.Task[None] | None = None
@@ -2734,10 +2774,13 @@ class Outbox:
         """Take a Call for this server."""
         now = self.owner.now()
         call.queued = now.seconds
+        if self.stands_in:
+            self._stand_in_where_due(now)  # Those that waited longer keep their place before this one.
         if call.kind is Kind.OWN:
             self.has_own_boot, self.is_booted, self.boot_at = True, False, now.seconds
-        elif call.kind is Kind.COPY and (self.link is None or not self.link.is_open):
-            call.is_pending = False
+            self.awaited_until = now.seconds + AWAITED_SECONDS
+        elif call.kind is Kind.COPY:
+            self._put_copy(call)
         elif call.kind is Kind.STORED and call.session and call.session.is_undeliverable:
             self._refuse(call, call.session.refused)
         elif call.kind is not Kind.RELAYED or self._may_relay(call):
@@ -2747,6 +2790,14 @@ class Outbox:
             elif call.kind is Kind.RELAYED and self._must_stand_in(call, now):
                 self._stand_in(call, now)
         self.pump()
+
+    def _put_copy(self, call: Call) -> None:
+        """Queue a copy while there is a connection; of too many the oldest goes."""
+        copies = [old for old in self.queue if old.kind is Kind.COPY]
+        if len(copies) >= MAX_WAITING:
+            self.queue.remove(copies[0])
+        if self.link and self.link.is_open:
+            self.queue.append(call)
 
     def _may_relay(self, call: Call) -> bool:
         """Put a Call that is repeated while its server is away into its predecessor's place; drop a flood."""
@@ -2793,20 +2844,28 @@ class Outbox:
     def _next(self, now: Instant) -> Call | None:
         """Return the first Call that may go; a stored one, and what follows it in its session, may wait."""
         held: set[Session | None] = set()
+        is_first = True
         for call in self.queue:
             if call.kind is not Kind.STORED:
                 if call.session is None or call.session not in held:
                     return call
-            elif not held and self.unanswered is None and now.seconds >= call.not_before:
+                continue
+            if is_first and not self.unanswered and now.seconds >= call.not_before:
                 if call.sent is None:
                     return call
-                # Its try on this connection met a CallError; a message id is used once per connection.
-                assert self.link is not None
-                self.link.close(1000, "to try again")
-                return None
-            else:
+                if self._tries_again():
+                    return None
+            is_first = False
+            if not (call.is_kept and call.sent is not None):  # A kept event that failed holds up no verdict.
                 held.add(call.session)
         return None
+
+    def _tries_again(self) -> bool:
+        """Redial for a Call that met a CallError: a message id is used once per connection."""
+        if self.peer is Peer.PRIMARY or self.link is None:
+            return False  # The charger's own Calls go on; this one waits for the next connection.
+        self.link.close(1000, "to try again")
+        return True
 
     def _send(self, call: Call, now: Instant) -> None:
         assert self.link is not None
@@ -2815,7 +2874,7 @@ class Outbox:
         self.link.send(text)
         call.sent = now.seconds
         if call.kind is Kind.STORED:
-            self.unanswered = call
+            self.unanswered[call.message_id] = call
         else:
             self.queue.remove(call)
         if call.kind is not Kind.SEND:
@@ -2881,10 +2940,13 @@ class Outbox:
             log.info("%s: %s answer is dropped", self.name, "a late" if late else "an unasked")
             return
         self.is_silent = False
+        self.owner.server_answered(self.peer)
         if call is self.in_flight:
             self.in_flight = None
         if call.kind is Kind.RELAYED:
             self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
+        elif call.kind is Kind.NOTED:
+            self.owner.router.learn(self.peer, call, message, now)
         elif call.kind is Kind.STORED:
             self._delivered(call, message, now)
         elif call.action == "BootNotification" and call.kind is Kind.OWN:
@@ -2892,14 +2954,13 @@ class Outbox:
         self.pump()
 
     def _waiting_for(self, message_id: str) -> Call | None:
-        for call in (self.in_flight, self.unanswered):
-            if call and call.message_id == message_id:
-                return call
-        return None
+        if self.in_flight and self.in_flight.message_id == message_id:
+            return self.in_flight
+        return self.unanswered.get(message_id)
 
     def _delivered(self, call: Call, message: Message, now: Instant) -> None:
         """Take the answer to a stored Call."""
-        self.unanswered = None
+        self.unanswered.pop(call.message_id, None)
         words = self.owner.router.learn(self.peer, call, message, now)
         is_error = message.type is MessageType.CALLERROR
         if is_error and call.tries < len(RETRY_SECONDS):
@@ -2936,8 +2997,8 @@ class Outbox:
         status = message.payload.get("status") if message.type is MessageType.CALLRESULT else message.action
         interval = integer(message.payload.get("interval")) or 0
         if status != "Accepted":
-            self.boot_at = now.seconds + (min(max(interval, 1), DAY) if interval else BOOT_RETRY_SECONDS)
             log.warning("%s: the boot is answered with %s; asked again later", self.name, ascii(status))
+            self._boot_again(now.seconds + (min(max(interval, 1), DAY) if interval else BOOT_RETRY_SECONDS))
             return
         log.info("%s: accepts the charger", self.name)
         self.is_booted = True
@@ -2952,6 +3013,12 @@ class Outbox:
                 call.text = with_message_id(text, call.message_id)
                 self.queue.appendleft(call)
 
+    def _boot_again(self, at: float) -> None:
+        """Ask again for what the server has not accepted; the charger's Calls to its primary do not wait."""
+        if self.boot_at is None:
+            self.boot_at = at
+        self.is_booted = self.peer is Peer.PRIMARY
+
     # `forward`: answering in the server's place.
 
     def _must_stand_in(self, call: Call, now: Instant) -> bool:
@@ -2965,9 +3032,17 @@ class Outbox:
     def _stand_in(self, call: Call, now: Instant) -> None:
         """Let the proxy answer; the Call goes on as a stored one where it stands."""
         decisions = self.owner.router.stand_in(self.peer, call, now)
+        if call.sent is None:
+            call.message_id = new_message_id()  # The charger may use its own again before this one is sent.
+            call.text = with_message_id(call.text, call.message_id)
         if call.kind is Kind.STORED:
             self._store(call)
         self.owner.carry_out(decisions)
+
+    def _stand_in_where_due(self, now: Instant) -> None:
+        for call in [call for call in self.queue if call.kind is Kind.RELAYED]:
+            if self._must_stand_in(call, now):
+                self._stand_in(call, now)
 
     def _store(self, call: Call) -> None:
         for old in self.owner.journal.store(self.owner.memory, self.peer, call):
@@ -2987,7 +3062,6 @@ class Outbox:
         log.info("%s: connected to %s", self.name, self.server.url)
         link.keep_alive(now, self.owner.host.ping_interval)
         link.attach(self)
-        self.owner.server_changed(self.peer)
         self.pump()
 
     def dial(self) -> None:
@@ -3010,8 +3084,9 @@ class Outbox:
             self._dial_failed(error)
             return
         finally:
-            self.dialing = None
-        if self.is_wanted() and version == owner.version:
+            if self.dialing is asyncio.current_task():
+                self.dialing = None
+        if self.is_wanted() and self.link is None:
             self.connected(link, needs_boot=self.peer is Peer.SECONDARY or bool(owner.memory.boot))
         else:
             link.close(1001, "the charger is gone")
@@ -3043,12 +3118,16 @@ class Outbox:
         self.disconnect()
         self.awaited_until = now + AWAITED_SECONDS
         self._redial_later()
-        self.owner.server_changed(self.peer)
+        self.owner.server_lost(self.peer)
 
     def disconnect(self) -> None:
         """Let go of the link and of all that ends with it."""
-        call, self.in_flight, self.unanswered = self.in_flight, None, None
+        call, self.in_flight = self.in_flight, None
+        self.unanswered.clear()
         link, self.link = self.link, None
+        if self.dialing:
+            self.dialing.cancel()  # Whoever comes next is not to be replaced by it.
+            self.dialing = None
         self.is_booted, self.boot_at, self.heartbeat_at = False, None, None
         self.late.clear()
         if call and call.kind is Kind.RELAYED and self.stands_in and call.reply_to is not None:
@@ -3101,9 +3180,7 @@ class Outbox:
             if now.seconds >= call.queued + self.owner.host.call_timeout:
                 self.queue.remove(call)
         if self.stands_in:
-            for call in [call for call in self.queue if call.kind is Kind.RELAYED]:
-                if self._must_stand_in(call, now):
-                    self._stand_in(call, now)
+            self._stand_in_where_due(now)
         self.pump()
 
     def _time_out(self, now: Instant) -> None:
@@ -3114,12 +3191,12 @@ class Outbox:
                 self._stand_in(call, now)
                 if answered_kind(call.facts, call.session) is Kind.STORED:
                     self.queue.appendleft(call)
-                    self.unanswered = call
+                    self.unanswered[call.message_id] = call
             limit = COPY_SECONDS if call.kind is Kind.COPY else self.owner.host.call_timeout
             if now.seconds >= call.sent + limit:
                 self._give_up(call, now)
-        stored = self.unanswered
-        if self.link and stored and stored.sent is not None and now.seconds >= stored.sent + DELIVERY_SECONDS:
+        oldest = min((stored.sent or 0.0 for stored in self.unanswered.values()), default=now.seconds)
+        if self.link and self.peer is Peer.SECONDARY and now.seconds >= oldest + DELIVERY_SECONDS:
             log.warning("%s: left a stored Call unanswered for %g s; redialled", self.name, DELIVERY_SECONDS)
             self.link.close(1000, "a Call was left unanswered")
 
@@ -3130,7 +3207,7 @@ class Outbox:
             return
         call.is_pending = False
         if call.kind is Kind.OWN and call.action == "BootNotification":
-            self.boot_at = now.seconds + BOOT_RETRY_SECONDS
+            self._boot_again(now.seconds + BOOT_RETRY_SECONDS)
         if call.kind is Kind.RELAYED:
             self.late[call.message_id] = call
             trim(self.late, MAX_LATE)
@@ -3139,18 +3216,21 @@ class Outbox:
     def due(self) -> float:
         """Return when `tick` has something to do, in monotonic seconds."""
         timeout = self.owner.host.call_timeout
-        times = [self.heartbeat_at, self.boot_at, self.link.ping_at if self.link else self.dial_at]
-        if self.in_flight and self.in_flight.sent is not None:
-            times.append(self.in_flight.sent + min(timeout, COPY_SECONDS))
-        if self.unanswered and self.unanswered.sent is not None:
-            times.append(self.unanswered.sent + DELIVERY_SECONDS)
+        times = [self.heartbeat_at, self.boot_at, self.link.ping_at] if self.link else [self.dial_at]
+        flying = self.in_flight
+        if flying and flying.sent is not None:
+            stands_in = self.stands_in and flying.kind is Kind.RELAYED
+            limits = {Kind.COPY: COPY_SECONDS, Kind.RELAYED: STAND_IN_SECONDS if stands_in else timeout}
+            times.append(flying.sent + min(limits.get(flying.kind, timeout), timeout))
+        times += [call.sent + DELIVERY_SECONDS for call in self.unanswered.values() if call.sent is not None]
         for call in self.queue:
             if call.kind is Kind.NOTED:
                 times.append(call.queued + timeout)
-            elif call.kind is Kind.STORED and call.not_before:
+            elif call.kind is Kind.STORED and call.tries and self.link:
                 times.append(call.not_before)
             elif call.kind is Kind.RELAYED and self.stands_in:
-                times.append(min(call.queued + STAND_IN_SECONDS, self.awaited_until))
+                is_away = not self.is_booted and self.awaited_until
+                times.append(self.awaited_until if is_away else call.queued + STAND_IN_SECONDS)
         return min((time for time in times if time is not None), default=float("inf"))
 
 
@@ -3160,6 +3240,9 @@ class Outbox:
 # One charger: its link and an outbox for each of its servers. Hands every message to the router and carries
 # out what the router decides.
 # ---------------------------------------------------------------------------------------------------------
+
+
+STEADY_SECONDS = 5.0  # A lost primary is back when it has stood for so long, or answered something.
 
 
 class Relay:
@@ -3216,20 +3299,24 @@ class Relay:
         """Take a Call (or something as rare) of a server. Raises MessageError."""
         if message.type is MessageType.CALLRESULTERROR:
             self.carry_out(self.router.result_error(peer, message))
+        elif message.type is MessageType.SEND:
+            self.carry_out([ToCharger(message.text, f"{peer.value} sends {message.action}")])
         elif self.link is None:
             text = error_text(message.message_id, "GenericError", "the charger is not connected")
             self.carry_out([Answer(peer, text, "the charger is not connected")])
-        elif message.type is MessageType.SEND:
-            self.carry_out([ToCharger(message.text, f"{peer.value} sends {message.action}")])
         else:
             self.carry_out(self.router.server_call(peer, message, self.now()))
 
-    def server_changed(self, peer: Peer) -> None:
-        """Take note that a server's connection was opened or lost."""
+    def server_lost(self, peer: Peer) -> None:
+        """Take note that a server's connection was lost."""
+        if peer is Peer.PRIMARY and self.link and self.grace_until is None:
+            self.grace_until = self.now().seconds + self.config.primary_grace
+            self.wake(self.grace_until)
+
+    def server_answered(self, peer: Peer) -> None:
+        """Take note that a server does its work."""
         if peer is Peer.PRIMARY:
-            is_away = self.link is not None and self.outboxes[peer].link is None
-            self.grace_until = self.now().seconds + self.config.primary_grace if is_away else None
-            self.wake(self.grace_until or self.deadline)
+            self.grace_until = None
 
     # The charger's connection.
 
@@ -3254,7 +3341,8 @@ class Relay:
         link.attach(self)
 
     def _change_version(self, version: str) -> None:
-        self.version = version
+        self.version, self.memory.boot = version, ""
+        self.memory.statuses.clear()
         for outbox in self.outboxes.values():
             outbox.disconnect()
         self.router = Router(self.config, self.memory, version, self.host.call_timeout)
@@ -3357,16 +3445,22 @@ class Relay:
         if self.link:
             self.link.keep_alive(now.seconds, self.host.ping_interval)
             self.wake(self.link.ping_at)
-        if self.link and self.grace_until is not None and now.seconds >= self.grace_until:
-            log.warning(
-                "%s: primary stays away; the charger is closed, so that it keeps its messages",
-                self.charger_id,
-            )
-            self.disconnect_charger(1012, "the primary server is away")
+        if self.grace_until is not None and now.seconds >= self.grace_until:
+            self._end_grace(now)
         for outbox in self.outboxes.values():
             outbox.tick()
         self.carry_out(self.router.tick(now))
         self.wake(self.grace_until or float("inf"))
+
+    def _end_grace(self, now: Instant) -> None:
+        """Close the charger if its primary has not come back for good."""
+        self.grace_until = None
+        primary = self.outboxes[Peer.PRIMARY].link
+        if primary is None or now.seconds - primary.opened < STEADY_SECONDS:
+            log.warning(
+                "%s: primary stays away; the charger is closed, to keep its messages", self.charger_id
+            )
+            self.disconnect_charger(1012, "the primary server is away")
 
     def watch(self) -> None:
         """Close the connections that nothing has been seen of for too long."""
@@ -3375,7 +3469,7 @@ class Relay:
         if link:
             patience = self.host.watchdog_stale
             if not link.has_ponged:
-                patience = max(patience, 3 * self.router.heartbeat_interval)
+                patience = max(patience, 3 * self.memory.heartbeat_interval)
             if now - link.seen > patience:
                 log.warning(
                     "%s: nothing seen of the charger for %d s; it is closed", self.charger_id, now - link.seen
@@ -3554,12 +3648,9 @@ class Proxy:
             return await self._dial(visitor, versions)
         except DialError as error:
             relay = self.relays.get(visitor.charger_id)
-            if (
-                error.status is not None
-                and relay
-                and relay.link
-                and not await relay.link.probe(PROBE_SECONDS)
-            ):
+            old = relay.link if relay else None
+            is_dead = error.status is not None and old and not await old.probe(PROBE_SECONDS)
+            if is_dead and relay and relay.link is old:
                 # Some primaries allow one connection per charger, and the old one is dead.
                 log.info("%s: the old connection is dead; primary is asked again", visitor.charger_id)
                 await relay.dismiss()

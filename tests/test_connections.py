@@ -263,6 +263,47 @@ def test_a_primary_that_never_saw_a_boot_gets_none_made_up() -> None:
     assert stage.primary.hears_call()[0] == "1"
 
 
+@pytest.mark.parametrize("status", ["Pending", "Rejected", None])
+def test_a_primary_that_does_not_accept_the_repeated_boot_still_gets_the_chargers_calls(
+    status: str | None,
+) -> None:
+    """The charger has been let in; it must not be left without answers."""
+    stage = Stage()
+    stage.primary.lost()
+    stage.charger.calls("1", "Heartbeat")
+    stage.primary_connects()
+    message_id = stage.primary.hears_call()[0]
+    if status is None:
+        stage.passes(31)
+    else:
+        stage.primary.answers(message_id, status=status, currentTime="t", interval=600)
+    assert stage.primary.hears_call()[0] == "1"
+
+
+def test_a_primary_that_comes_and_goes_without_an_answer_does_not_hold_the_charger() -> None:
+    """The grace runs on until the primary answers something or stands."""
+    stage = Stage()
+    for _ in range(8):
+        stage.primary.lost()
+        stage.passes(1)
+        if stage.charger.is_open:
+            stage.primary_connects()
+            stage.passes(1)
+    assert stage.charger.closed_with is not None
+
+
+def test_a_primary_that_stands_again_ends_the_grace() -> None:
+    """Even if a quiet charger gives it nothing to answer."""
+    stage = Stage(connect=False)
+    stage.charger_connects()
+    stage.primary.lost()
+    stage.passes(1)
+    stage.primary_connects()
+    stage.passes(20)
+    assert stage.charger.closed_with is None
+    assert stage.relay.grace_until is None
+
+
 # The charger.
 
 
@@ -418,6 +459,35 @@ def test_all_peers_are_pinged_right_away_and_every_interval() -> None:
     assert [link.pings for link in links] == [1, 1, 1]
     stage.passes(61)
     assert [link.pings for link in links] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("work", [True, False])
+def test_a_relay_whose_secondary_is_down_is_not_woken_for_nothing(work: bool) -> None:
+    """Neither for a boot that cannot be sent, nor for a retry or a dial that is not due."""
+    stage = Stage()
+    if work:
+        stage.starts("SECO1")
+        stage.secondary.errs(stage.secondary.hears_call()[0])
+    stage.secondary.lost()
+    stage.outbox(SECONDARY).dial_at = stage.time + 1000
+    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
+    stage.primary.answers("b", status="Accepted", currentTime="t", interval=300)
+    stage.passes(70)
+    ticks = 0
+    for _ in range(50):
+        stage.time += 0.5
+        if stage.relay.deadline <= stage.time:
+            ticks += 1
+            stage.relay.tick()
+    assert ticks <= 2
+
+
+def test_a_flood_of_copies_is_bounded() -> None:
+    """A secondary that answers nothing does not fill the memory."""
+    stage = Stage()
+    for number in range(p.MAX_WAITING + 20):
+        stage.charger.calls(str(number), "StatusNotification", connectorId=1, status="Charging")
+    assert len(stage.outbox(SECONDARY).queue) <= p.MAX_WAITING
 
 
 def test_an_idle_relay_wakes_only_for_what_is_due() -> None:

@@ -294,6 +294,37 @@ async def test_a_dead_charger_whose_successor_is_refused_again_stays_closed(
         assert await old.closed() == 1001
 
 
+async def test_a_probe_of_the_old_connection_does_not_close_a_newer_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the old one is probed for a newcomer, another newcomer is let in."""
+    monkeypatch.setattr(p, "PROBE_SECONDS", 0.5)
+    async with house() as (proxy, primary, _), charger(proxy) as old:
+        async with deaf(old.connection):
+            primary.refusal = (403, {})
+            probing = asyncio.create_task(refused(proxy))
+            await eventually(lambda: len(primary.requests) == 2)
+            primary.refusal = None
+            async with charger(proxy) as new:
+                primary.refusal = (403, {})
+                assert (await probing)[0] == 403
+                primary.refusal = None
+                await new.calls("1", "Heartbeat")
+
+
+async def test_a_redial_of_the_primary_does_not_replace_a_newer_connection() -> None:
+    """The charger reconnects while the proxy redials its primary; one connection is left, and it works."""
+    async with house() as (proxy, primary, _), charger(proxy) as old:
+        outbox = proxy.relays["CP1"].outboxes[p.Peer.PRIMARY]
+        await old.boots()
+        await primary.connections[0].close()
+        outbox.dial()
+        async with charger(proxy) as new:
+            await new.calls("1", "Heartbeat")
+            await eventually(lambda: sum(c.state.name == "OPEN" for c in primary.connections) == 1)
+            await new.calls("2", "Heartbeat")
+
+
 async def test_a_charger_that_gives_up_during_the_handshake_leaves_nothing_behind() -> None:
     """Its primary's connection is closed again."""
     async with house() as (proxy, primary, _):

@@ -150,10 +150,10 @@ def test_a_session_without_a_stop_counts_as_ended_after_seven_silent_days() -> N
     stage = Stage()
     stage.primary_session()
     later = stage.time + p.SESSION_SECONDS + 1
-    (told,) = stage.relay.router.sweep(p.Instant(later, 0.0))
-    assert isinstance(told, p.Told)
-    assert "no stop" in told.what
+    told = stage.relay.router.sweep(p.Instant(later, 0.0))
+    assert any(isinstance(decision, p.Told) and "no stop" in decision.what for decision in told)
     assert len(stage.memory.sessions) == 1
+    assert stage.memory.connectors == {}
     stage.relay.router.sweep(p.Instant(later + p.SESSION_SECONDS + 1, 0.0))
     assert stage.memory.sessions == {}
     assert stage.memory.connectors == {}
@@ -260,6 +260,15 @@ def test_a_stop_without_an_id_finds_the_only_session_whose_start_was_never_answe
     assert "StopTransaction" in actions(stage.primary.hears())
 
 
+def test_a_rejected_session_does_not_keep_a_stop_from_the_only_accepted_one() -> None:
+    """A card that was turned away days ago has no stop to wait for."""
+    stage = Stage("unknown_rfid = reject")
+    stage.starts("STRANGER", "s", connector=2)
+    stage.secondary_session(server_id=9)
+    stage.charger.calls("e", "StopTransaction", transactionId=-1, meterStop=5, timestamp="t")
+    assert stage.secondary.hears_call()[2]["transactionId"] == 9
+
+
 def test_a_late_answer_to_a_start_is_not_forwarded_but_tells_the_session_its_id() -> None:
     """The charger never heard the id; its stop with -1 reaches the primary with it."""
     stage = Stage()
@@ -304,7 +313,7 @@ def test_a_refused_start_is_a_session_whose_stop_ends_no_other() -> None:
     assert payload["idTagInfo"] == {"status": "Invalid"}
     assert p.owner_of_proxy_id(payload["transactionId"]) is p.Peer.PRIMARY
     stage.charger.calls("e", "StopTransaction", transactionId=payload["transactionId"], meterStop=0)
-    stage.primary.hears()
+    assert stage.primary.hears_call()[2]["transactionId"] == 0
     assert stage.memory.sessions[7].ended is None
 
 
@@ -313,13 +322,14 @@ def test_a_refused_start_is_a_session_whose_stop_ends_no_other() -> None:
 
 @pytest.mark.parametrize("server_id", [0, -5, FIRST, LAST, 2**31])
 def test_an_id_that_could_be_mistaken_is_translated_both_ways(server_id: int) -> None:
-    """The charger gets an id of the proxy; the server always sees its own, if it is one."""
+    """The charger gets an id of the proxy; the server always sees its own."""
     stage = Stage()
     transaction_id = stage.primary_session(server_id=server_id)
-    assert transaction_id != server_id or FIRST <= transaction_id <= LAST
+    assert FIRST <= transaction_id <= LAST
     stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=transaction_id, meterValue=[])
-    sent = stage.primary.hears_call()[2]["transactionId"]
-    assert sent == (server_id if 1 <= server_id <= LAST else transaction_id)
+    assert stage.primary.hears_call()[2]["transactionId"] == server_id
+    stage.primary.calls("x", "RemoteStopTransaction", transactionId=server_id)
+    assert stage.charger.hears_call()[2] == {"transactionId": transaction_id}
 
 
 def test_an_id_that_another_session_bears_is_translated() -> None:
@@ -385,6 +395,16 @@ def test_a_remote_start_answered_with_an_error_claims_nothing() -> None:
     stage.charger.errs("r")
     stage.starts("PRIM1")
     assert actions(stage.primary.hears()) == ["StartTransaction"]
+
+
+def test_a_remote_start_that_is_refused_late_claims_nothing() -> None:
+    """The charger's word counts, though nobody waits for it any more."""
+    stage = Stage()
+    stage.secondary.calls("r", "RemoteStartTransaction", idTag="PRIM1")
+    stage.passes(31)
+    stage.charger.answers("r", status="Rejected")
+    stage.starts("PRIM1")
+    assert "StartTransaction" in actions(stage.primary.hears())
 
 
 def test_a_remote_start_that_waits_unsent_claims_nothing_yet() -> None:
@@ -515,6 +535,36 @@ def test_a_request_id_in_use_for_the_other_server_is_translated() -> None:
     assert stage.secondary.hears_call()[2] == {"status": "Uploaded", "requestId": 1}
 
 
+def test_a_request_that_cancels_an_older_one_is_not_refused() -> None:
+    """GetLog may be answered with AcceptedCanceled."""
+    stage = Stage()
+    stage.secondary.calls("s", "GetLog", requestId=1, log={})
+    stage.charger.answers("s", status="AcceptedCanceled")
+    stage.charger.calls("1", "LogStatusNotification", status="Uploaded", requestId=1)
+    assert "LogStatusNotification" in actions(stage.secondary.hears())
+
+
+def test_a_refused_request_gives_way_to_the_one_before() -> None:
+    """The first GetLog goes on, and reports under the same id."""
+    stage = Stage()
+    for message_id, status in (("a", "Accepted"), ("b", "Rejected")):
+        stage.secondary.calls(message_id, "GetLog", requestId=1, log={})
+        stage.charger.answers(message_id, status=status)
+    stage.charger.calls("1", "LogStatusNotification", status="Uploaded", requestId=1)
+    assert "LogStatusNotification" in actions(stage.secondary.hears())
+
+
+def test_a_refused_request_without_an_id_is_not_the_last() -> None:
+    """Home Assistant probes chargers with an UpdateFirmware that they refuse."""
+    stage = Stage()
+    stage.primary.calls("p", "UpdateFirmware", location="x")
+    stage.charger.answers("p")
+    stage.secondary.calls("s", "UpdateFirmware", location="dummy")
+    stage.charger.errs("s", "NotSupported")
+    stage.charger.calls("1", "FirmwareStatusNotification", status="Installed")
+    assert "FirmwareStatusNotification" in actions(stage.primary.hears())
+
+
 def test_a_refused_request_is_forgotten() -> None:
     """A report under the id of a request that the charger refused is the station's matter."""
     stage = Stage()
@@ -642,9 +692,11 @@ def test_a_1_6_start_over_2_0_1_is_routed_by_its_badge() -> None:
 def test_the_tables_of_a_charger_are_bounded() -> None:
     """A charger or server that floods them loses its oldest entries, nothing else."""
     stage = Stage(ini="[ext-server]\nserver = local\nsecondary_server = ws://b\n{more}")
+    stage.starts("ANY", "first", connector=9)
     for number in range(p.MAX_SESSIONS + 5):
         stage.starts("ANY", str(number), meter=number)
     assert len(stage.memory.sessions) == p.MAX_SESSIONS
+    assert stage.memory.connectors.keys() == {1}
     for number in range(p.MAX_CLAIMS + 5):
         stage.secondary.calls("r", "RemoteStartTransaction", idTag=str(number))
         stage.charger.answers("r", status="Accepted")

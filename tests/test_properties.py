@@ -205,7 +205,7 @@ class OnePeerEach(RuleBasedStateMachine):
             if not self.stage.charger.is_open or not self.stage.secondary.is_open:
                 self.charger_comes_again()
             self.listen()
-            assert len(self.at_charger) <= 1 or self.stage.relay.router.spent_ids, "two Calls outstanding"
+            assert len(self.at_charger) <= 1 or self.stage.relay.router.spent, "two Calls outstanding"
             for session in self.stage.memory.sessions.values():
                 if session.transaction_id is not None and session.owner is not None:
                     owner = self.owners.setdefault((session.begun, session.transaction_id), session.owner)
@@ -229,7 +229,8 @@ class OnePeerEach(RuleBasedStateMachine):
         assert not any(router.waiting.values())
         for outbox in self.stage.relay.outboxes.values():
             assert all(call.kind is p.Kind.STORED for call in outbox.queue)
-            assert outbox.in_flight is outbox.unanswered is None
+            assert outbox.in_flight is None
+            assert outbox.unanswered == {}
 
 
 TestOnePeerEach = OnePeerEach.TestCase

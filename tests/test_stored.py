@@ -535,10 +535,189 @@ def test_forward_stores_a_start_whose_charger_has_gone() -> None:
     stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
     stage.charger_connects()
     stage.starts("SECO1", "2")
-    assert stage.charger.hears()[0][2]["transactionId"] == 7
+    session = stage.memory.sessions[stage.charger.hears()[0][2]["transactionId"]]
+    assert session.server_id == 7
+    assert len(stage.memory.sessions) == 1
 
 
-def test_the_oldest_charger_without_anything_open_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_answers_the_repeat_of_a_start_that_was_stored_without_its_charger() -> None:
+    """Even while the secondary stays silent; a charger must not be left without an answer."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.charger.lost()
+    stage.passes(11)
+    stage.charger_connects()
+    stage.starts("SECO1", "2")
+    assert stage.charger.hears()[0][2]["idTagInfo"] == {"status": "Accepted"}
+
+
+def test_forward_stores_a_stop_once_whose_charger_has_gone() -> None:
+    """Its repeat is answered again and not stored again; meter values are left to the charger to repeat."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    stop(stage, 7)
+    stage.charger.lost()
+    stage.passes(11)
+    stage.charger_connects()
+    stage.charger.hears()
+    stop(stage, 7, "again")
+    assert stage.charger.hears() == [[3, "again", {}]]
+    assert [call.action for call in stage.memory.stored[SECONDARY]] == ["StopTransaction"]
+    stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=7)
+    stage.delivers()
+
+
+def test_forward_forgets_an_authorize_whose_charger_has_gone() -> None:
+    """Nobody waits for it, and nothing of a session depends on it."""
+    stage = forwarding()
+    stage.charger.calls("1", "Authorize", idTag="SECO1")
+    stage.charger.lost()
+    stage.passes(11)
+    assert stage.memory.stored == {}
+
+
+def test_forward_leaves_meter_values_in_flight_to_a_charger_that_has_gone() -> None:
+    """Nobody was answered, so the charger sends them again."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=7)
+    stage.charger.lost()
+    stage.passes(11)
+    assert stage.memory.stored == {}
+
+
+def test_forward_still_vouches_for_a_listed_badge_whose_start_is_repeated() -> None:
+    """The list speaks for it, however often it is sent."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.charger.lost()
+    stage.secondary.lost()
+    stage.charger_connects()
+    stage.passes(6)
+    stage.starts("SECO1", "2")
+    assert stage.charger.hears()[0][2]["idTagInfo"] == {"status": "Accepted"}
+
+
+def test_forward_waits_for_a_secondary_that_has_a_boot_to_answer() -> None:
+    """A charger that boots on a standing connection makes it wait, not away."""
+    stage = forwarding()
+    stage.passes(20)
+    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
+    stage.charger.calls("1", "Authorize", idTag="STRANGER")
+    assert stage.charger.hears() == []
+    stage.answer_boot()
+    assert stage.secondary.hears_call()[0] == "1"
+
+
+def test_forward_keeps_the_order_in_what_it_stores() -> None:
+    """A Call that has waited longer is stored before one that comes now."""
+    stage = forwarding()
+    stage.secondary.lost()
+    stage.starts("SECO1", "1", connector=1)
+    stage.time += 5.4
+    stage.starts("SECO2", "2", connector=2)
+    badges = [call.payload["idTag"] for call in stage.memory.stored[SECONDARY]]
+    assert badges == ["SECO1", "SECO2"]
+
+
+def test_forward_forgets_an_acceptance_that_the_server_took_back() -> None:
+    """Its last word counts, also one that came after the proxy had answered."""
+    stage = forwarding()
+    stage.charger.calls("1", "Authorize", idTag="STRANGER")
+    stage.secondary.answers("1", idTagInfo={"status": "Accepted"})
+    stage.charger.calls("2", "Authorize", idTag="STRANGER")
+    stage.passes(11)
+    stage.secondary.answers("2", idTagInfo={"status": "Blocked"})
+    stage.secondary.lost()
+    stage.passes(6)
+    stage.charger.hears()
+    stage.charger.calls("3", "Authorize", idTag="STRANGER")
+    assert stage.charger.hears()[0][2] == {"idTagInfo": {"status": "Invalid"}}
+
+
+def test_a_start_that_was_refused_may_be_tried_again() -> None:
+    """A charger with a stuck clock says the same twice, and means a new attempt."""
+    stage = Stage()
+    stage.starts("PRIM1", "1")
+    stage.primary.answers("1", transactionId=0, idTagInfo={"status": "Blocked"})
+    stage.starts("PRIM1", "2")
+    assert [message[1] for message in stage.primary.hears()] == ["1", "2"]
+
+
+def test_a_late_answer_does_not_replace_the_id_that_the_charger_was_told() -> None:
+    """A start that was sent twice is answered twice; the stop goes by what the charger knows."""
+    stage = Stage()
+    stage.starts("PRIM1", "1")
+    stage.passes(31)
+    stage.starts("PRIM1", "2")
+    stage.primary.answers("2", transactionId=8, idTagInfo={"status": "Accepted"})
+    stage.primary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    stage.primary.hears()
+    stop(stage, 8)
+    assert stage.primary.hears_call()[2]["transactionId"] == 8
+
+
+def test_a_repeated_stop_without_a_usable_id_ends_no_other_session() -> None:
+    """It is known by what it says."""
+    stage = Stage()
+    for connector in (1, 2):
+        stage.secondary_session(server_id=6 + connector, badge=f"SECO{connector}", connector=connector)
+    for message_id in "ab":
+        payload = {"transactionId": -1, "idTag": "SECO1", "meterStop": 5, "timestamp": "t"}
+        stage.charger.calls(message_id, "StopTransaction", **payload)
+    assert [payload["transactionId"] for _, payload in stage.delivers()] == [7]
+    assert stage.memory.connectors.keys() == {2}
+
+
+def test_kept_events_that_the_primary_refuses_hold_up_no_verdict() -> None:
+    """The charger waits for the answer to its badge; the primary's connection is left alone."""
+    stage = Stage(version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    token = {"idToken": {"idToken": "PRIM1", "type": "ISO14443"}}
+    stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, **info, **token)
+    stage.primary.errs(stage.primary.hears_call()[0])
+    assert stage.primary.hears_call()[0] == "1"
+    stage.passes(200)
+    assert stage.primary.closed_with is None
+
+
+def test_kept_events_that_the_primary_leaves_unanswered_hold_up_no_verdict() -> None:
+    """After `call_timeout` the settling event has its turn."""
+    stage = Stage(version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    stage.charger.calls("1", "TransactionEvent", eventType="Ended", seqNo=1, **info)
+    stage.primary.hears()
+    stage.passes(31)
+    assert stage.primary.hears_call()[0] == "1"
+
+
+def test_a_transaction_without_an_owner_that_falls_silent_is_the_primarys() -> None:
+    """A week later its kept events are handed over, not dropped."""
+    stage = Stage(version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    later = p.Instant(stage.time + p.SESSION_SECONDS + 1, 0.0)
+    stage.relay.carry_out(stage.relay.router.sweep(later))
+    assert actions(stage.primary.hears()) == ["TransactionEvent"]
+
+
+def test_what_is_in_flight_is_not_dropped_for_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer may be on the way."""
+    monkeypatch.setattr(p, "MAX_STORED", 2)
+    stage = Stage()
+    transaction_id = stage.secondary_session()
+    for number in range(4):
+        stage.charger.calls(str(number), "MeterValues", connectorId=1, transactionId=transaction_id, n=number)
+    assert [payload["n"] for _, payload in stage.delivers()] == [0, 3]
+
+
+def test_the_oldest_charger_charger_without_anything_open_is_forgotten_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Chargers that come once and never again do not fill the memory."""
     monkeypatch.setattr(p, "MAX_MEMORIES", 2)
     stage = Stage()

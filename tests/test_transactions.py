@@ -159,6 +159,20 @@ def test_a_remote_start_id_in_use_for_the_other_server_is_translated(stage: Stag
     assert infos == [1, 1]
 
 
+def test_remote_start_ids_are_told_apart_while_they_wait(stage: Stage) -> None:
+    """Both servers say 1 before the charger has heard either."""
+    stage.primary.calls("busy", "GetBaseReport", requestId=5, reportBase="FullInventory")
+    for link in (stage.primary, stage.secondary):
+        link.calls("r", "RequestStartTransaction", idToken={"idToken": "TAG"}, remoteStartId=1)
+    numbers = set()
+    stage.charger.answers(stage.charger.hears()[0][1], status="Accepted")
+    for _ in range(2):
+        message_id, _, payload = stage.charger.hears_call()
+        numbers.add(payload["remoteStartId"])
+        stage.charger.answers(message_id, status="Accepted")
+    assert len(numbers) == 2
+
+
 def test_of_two_claims_for_a_badge_the_one_whose_number_is_named_wins(stage: Stage) -> None:
     """The remoteStartId tells which of two remote starts it was."""
     wire = request_start(stage, "secondary", 4)["remoteStartId"]
@@ -244,6 +258,13 @@ def test_an_event_that_names_the_transaction_of_the_secondary_is_the_secondarys(
     stage.charger.calls("n", "NotifyEvent", generatedAt="t", seqNo=0, eventData=[{"transactionId": "T1"}, {}])
     assert stage.charger.hears() == [[3, "n", {}]]
     assert [action for action, _ in stage.delivers()] == ["TransactionEvent", "NotifyEvent"]
+
+
+def test_an_event_that_names_a_transaction_without_an_owner_concerns_the_station(stage: Stage) -> None:
+    """Nobody has been told of it yet."""
+    event(stage, 0, "Started")
+    stage.charger.calls("n", "NotifyEvent", generatedAt="t", seqNo=0, eventData=[{"transactionId": "T1"}])
+    assert actions(stage.primary.hears()) == ["NotifyEvent"]
 
 
 def test_a_report_goes_to_the_server_that_asked_for_it(stage: Stage) -> None:
