@@ -39,6 +39,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import difflib
 import ipaddress
 import itertools
 import json
@@ -180,6 +181,10 @@ class HostConfig:
     max_size: int
     state: str
 
+    def admits(self, charger_id: str) -> bool:
+        """Whether a charger of this id may connect."""
+        return any(fnmatchcase(charger_id, pattern) for pattern in self.chargers)
+
 
 @dataclass(frozen=True, slots=True)
 class StatusConfig:
@@ -254,7 +259,7 @@ def read_url(value: str) -> str:
 
 def read_id(value: str) -> str:
     if value and not is_charger_id(value):
-        raise ValueError("expected 1 to 48 of ASCII letters, digits and *-_=:+|@. and blank")
+        raise ValueError(f"expected {CHARGER_ID}")
     return value
 
 
@@ -358,6 +363,7 @@ LOGGING_KEYS = {
 }
 SECTIONS = {"logging": LOGGING_KEYS, "host": HOST_KEYS, "ext-server": SERVER_KEYS, "status": STATUS_KEYS}
 CHARGER_SECTION = "charger "
+CHARGER_ID = "1 to 48 of ASCII letters, digits, *-_=:+|@. and blanks, without quotes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +419,7 @@ class Ini:
         if name in self.sections:
             raise self.error(number, f"section [{name}] stands twice, first at line {self.lines[name]}")
         if name.startswith(CHARGER_SECTION) and not is_charger_id(name.removeprefix(CHARGER_SECTION)):
-            raise self.error(number, f"{line!a} names no charger id; expected letters, digits, *-_=:+|@. ")
+            raise self.error(number, f"{line!a} names no charger id; expected {CHARGER_ID}")
         self.sections[name] = {}
         self.lines[name] = number
         return name
@@ -427,11 +433,14 @@ class Ini:
         key = name.strip() if section == "logging" else name.strip().lower()
         keys = SERVER_KEYS if section.startswith(CHARGER_SECTION) else SECTIONS[section]
         if key not in keys and (section != "logging" or not key):
-            expected = ", ".join(keys)
-            raise self.error(number, f"unknown key {first_word(key)!a} in [{section}]; expected {expected}")
+            near = difflib.get_close_matches(key, keys, 1)
+            expected = f"did you mean {near[0]}?" if near else f"expected {', '.join(keys)}"
+            raise self.error(number, f"unknown key {first_word(key)!a} in [{section}]; {expected}")
         if key in self.sections[section]:
             first = self.sections[section][key].line
             raise self.error(number, f"{key} stands twice in [{section}], first at line {first}")
+        if re.search(r"\s[;#]", value) and not key.endswith("password"):
+            raise self.error(number, f"{key}: a comment behind a value; expected it on a line of its own")
         self.sections[section][key] = Entry(value.strip(), number)
         return key
 
@@ -445,19 +454,21 @@ class Ini:
         def value_of(match: re.Match[str]) -> str:
             if match[0] == "$${":
                 return "${"
+            if match[1] is None:
+                raise self.error(entry.line, "${ without }; expected ${NAME}, or $${ for the two characters")
             if match[1] not in self.environment:
                 raise self.error(entry.line, f"environment variable {match[1]!a} is not set")
             return self.environment[match[1]]
 
-        return re.sub(r"\$\$\{|\$\{([^}]*)\}", value_of, entry.value)
+        return re.sub(r"\$\$\{|\$\{([^}]*)\}|\$\{", value_of, entry.value)
 
 
 class ConfigLoader:
     """Turns an Ini into a Config."""
 
-    def __init__(self, ini: Ini, is_copyable: Callable[[str], bool]) -> None:
+    def __init__(self, ini: Ini, concern: Callable[[str], str]) -> None:
         self.ini = ini
-        self.is_copyable = is_copyable
+        self.concern = concern
         self.warnings: list[str] = []
 
     def load(self) -> Config:
@@ -468,6 +479,7 @@ class ConfigLoader:
         host = HostConfig(**self._values(sections.get("host", {}), HOST_KEYS))
         status = StatusConfig(**self._values(sections.get("status", {}), STATUS_KEYS))
         self._check_host(host, sections.get("host", {}))
+        self.host = host
         self._check_status(status, sections.get("status", {}))
         return Config(
             levels={
@@ -479,7 +491,7 @@ class ConfigLoader:
             status=status,
             default=self._charger(general),
             chargers={
-                name.removeprefix(CHARGER_SECTION): self._charger({**general, **own})
+                name.removeprefix(CHARGER_SECTION): self._charger_section(name, {**general, **own})
                 for name, own in sections.items()
                 if name.startswith(CHARGER_SECTION)
             },
@@ -518,6 +530,12 @@ class ConfigLoader:
             line = self._line(section, "addr")
             raise self.ini.error(line, f"addr {status.addr!a} is not loopback: [status] needs a password")
 
+    def _charger_section(self, name: str, section: Section) -> ChargerConfig:
+        if not self.host.admits(name.removeprefix(CHARGER_SECTION)):
+            doubt = f"[{name}] is not among `chargers` in [host], so that it may not connect"
+            self.warnings.append(f"{self.ini.path}:{self.ini.lines[name]}: {doubt}")
+        return self._charger(section)
+
     def _charger(self, section: Section) -> ChargerConfig:
         values = self._values(section, SERVER_KEYS)
         if not values["server"]:
@@ -543,6 +561,12 @@ class ConfigLoader:
         if server and server.key and not server.cert:
             name = f"{peer.value}_key"
             raise self.ini.error(self._line(section, name), f"{name} needs {peer.value}_cert")
+        if server and not server.is_local:
+            uri = parse_uri(server.url)
+            if uri.port == self.host.port and (is_loopback(uri.host) or uri.host == self.host.addr):
+                name = "server" if peer is Peer.PRIMARY else "secondary_server"
+                what = f"{name} is the proxy's own address; expected that of another server, or {LOCAL}"
+                raise self.ini.error(self._line(section, name), what)
 
     def _server(self, url: str, name: str, values: dict[str, Any]) -> ServerConfig:
         keys = ("id", "user", "password", "auth", "ca", "cert", "key")
@@ -563,11 +587,11 @@ class ConfigLoader:
         for peer in (Peer.PRIMARY, Peer.SECONDARY):
             self._check_server(section, peer, config.server(peer))
         for action in sorted(config.secondary_copies):
-            if not self.is_copyable(action):
+            if self.concern(action) == "session":
                 line = self._line(section, "secondary_copies")
                 why = "it can carry a badge or a transaction, which concern one server only"
                 raise self.ini.error(line, f"secondary_copies: {action!a} cannot be copied: {why}")
-        doubts = {
+        doubts: dict[str, str | bool] = {
             "secondary_rfid": not config.secondary
             and any(peer is Peer.SECONDARY for peer in self._listed(config.badges))
             and "secondary_rfid without secondary_server: these badges go to the primary",
@@ -575,6 +599,11 @@ class ConfigLoader:
             and config.secondary_replies == "ignore"
             and "unknown_rfid = secondary without secondary_replies = forward: any card charges",
         }
+        for name in ("secondary_copies", "secondary_refuse"):
+            unknown = [
+                action for action in sorted(getattr(config, name)) if self.concern(action) == "unknown"
+            ]
+            doubts[name] = f"{name}: unknown Action {', '.join(map(ascii, unknown))}" if unknown else ""
         for name, doubt in doubts.items():
             if doubt:
                 self.warnings.append(f"{self.ini.path}:{self._line(section, name)}: {doubt}")
@@ -583,11 +612,11 @@ class ConfigLoader:
         return [*badges.exact.values(), *(peer for _, peer in badges.patterns)]
 
 
-def load_config(path: Path, environment: Mapping[str, str], is_copyable: Callable[[str], bool]) -> Config:
+def load_config(path: Path, environment: Mapping[str, str], concern: Callable[[str], str]) -> Config:
     """
     Read the ini at `path`. Raises ConfigError.
 
-    `is_copyable` tells of an Action whether `secondary_copies` may name it.
+    `concern` says of an Action whether it is about the "station", about a "session", or "unknown".
 
     """
     try:
@@ -598,7 +627,7 @@ def load_config(path: Path, environment: Mapping[str, str], is_copyable: Callabl
         raise ConfigError(f"{path}: is not UTF-8 text") from None
     ini = Ini(path, environment)
     ini.parse(text)
-    return ConfigLoader(ini, is_copyable).load()
+    return ConfigLoader(ini, concern).load()
 
 
 def is_loopback(host: str) -> bool:
@@ -820,6 +849,7 @@ class Role(Enum):
     REMOTE_START = "remote-start"
     RESERVE = "reserve"
     CANCEL = "cancel"
+    COMMAND = "command"  # Worth a line in the story of the day.
 
 
 class Fill(Enum):
@@ -933,8 +963,8 @@ CHARGER_16 = table("""
 SERVER_16 = table("""
     CancelReservation                role=cancel reservation=reservationId rejects
     CertificateSigned                rejects
-    ChangeAvailability               connector=connectorId rejects
-    ChangeConfiguration              rejects
+    ChangeAvailability               role=command connector=connectorId rejects
+    ChangeConfiguration              role=command rejects
     ClearCache                       rejects
     ClearChargingProfile             connector=connectorId
     DataTransfer                     rejects
@@ -944,16 +974,16 @@ SERVER_16 = table("""
     InstallCertificate               rejects
     RemoteStartTransaction           role=remote-start badge=idTag connector=connectorId
                                      transaction=chargingProfile.transactionId rejects
-    RemoteStopTransaction            transaction=transactionId rejects
+    RemoteStopTransaction            role=command transaction=transactionId rejects
     ReserveNow                       role=reserve badge=idTag connector=connectorId
                                      reservation=reservationId rejects
-    Reset                            rejects
+    Reset                            role=command rejects
     SendLocalList                    badge=localAuthorizationList.*.idTag
     SetChargingProfile               transaction=csChargingProfiles.transactionId
                                      connector=connectorId rejects
     SignedUpdateFirmware             request=requestId rejects
     TriggerMessage                   connector=connectorId rejects
-    UnlockConnector                  connector=connectorId
+    UnlockConnector                  role=command connector=connectorId
 """)
 CHARGER_201 = table("""
     Authorize                        badge=idToken.idToken badge_type=idToken.type answer=badge-2.x
@@ -991,7 +1021,7 @@ CHARGER_201 = table("""
 SERVER_201 = table("""
     CancelReservation                role=cancel reservation=reservationId rejects
     CertificateSigned                rejects
-    ChangeAvailability               connector=evse.id rejects
+    ChangeAvailability               role=command connector=evse.id rejects
     ClearCache                       rejects
     ClearChargingProfile             connector=chargingProfileCriteria.evseId
     CostUpdated                      transaction=transactionId
@@ -1013,10 +1043,10 @@ SERVER_201 = table("""
     RequestStartTransaction          role=remote-start badge=idToken.idToken connector=evseId
                                      remote_start=remoteStartId
                                      transaction=chargingProfile.transactionId rejects
-    RequestStopTransaction           transaction=transactionId rejects
+    RequestStopTransaction           role=command transaction=transactionId rejects
     ReserveNow                       role=reserve badge=idToken.idToken connector=evseId
                                      reservation=id rejects
-    Reset                            connector=evseId rejects
+    Reset                            role=command connector=evseId rejects
     SendLocalList                    badge=localAuthorizationList.*.idToken.idToken
     SetChargingProfile               transaction=chargingProfile.transactionId connector=evseId rejects
     SetDisplayMessage                transaction=message.transactionId
@@ -1027,7 +1057,7 @@ SERVER_201 = table("""
     SetVariableMonitoring            connector=setMonitoringData.*.component.evse.id
     SetVariables                     connector=setVariableData.*.component.evse.id
     TriggerMessage                   connector=evse.id rejects
-    UnlockConnector                  connector=evseId
+    UnlockConnector                  role=command connector=evseId
     UpdateFirmware                   request=requestId rejects
 """)
 CHARGER_21 = table("""
@@ -1113,10 +1143,21 @@ def filled(answer: Any, values: dict[Fill, Any]) -> Any:
     return answer
 
 
-def may_copy(action: str) -> bool:
-    """Whether the Action never carries a badge or a transaction, in no version."""
-    entries = [vocabulary.charger.get(action, PLAIN) for vocabulary in VOCABULARIES.values()]
-    return not any(entry.badge or entry.transaction for entry in entries)
+OTHER_ACTIONS = {  # Those that no table needs to name.
+    *("ClearDisplayMessage", "ClearVariableMonitoring", "ClosePeriodicEventStream", "DeleteCertificate"),
+    *("GetConfiguration", "GetDiagnostics", "GetInstalledCertificateIds", "GetLocalListVersion"),
+    *("GetPeriodicEventStream", "NotifyDERAlarm", "NotifyDERStartStop", "NotifyPeriodicEventStream"),
+    *("SecurityEventNotification", "UnpublishFirmware", "UpdateFirmware"),
+}
+
+
+def concern_of(action: str) -> str:
+    """Return whether an Action is about the "station", in some version about a "session", or "unknown"."""
+    tables = [table for words in VOCABULARIES.values() for table in (words.charger, words.server)]
+    rows = [words.charger.get(action, PLAIN) for words in VOCABULARIES.values()]
+    if any(row.badge or row.transaction for row in rows):
+        return "session"
+    return "station" if action in OTHER_ACTIONS or any(action in table for table in tables) else "unknown"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -1525,7 +1566,7 @@ class Router:
             if peer is Peer.PRIMARY or self.config.secondary:
                 return Route(peer, f"its badge is on {peer.value}_rfid", is_vouched=True)
         if self.config.unknown_rfid == "reject":
-            return Route(Peer.PRIMARY, "its badge is on no list: rejected", is_rejected=True)
+            return Route(Peer.PRIMARY, "its badge is on no list", is_rejected=True)
         if self.config.unknown_rfid == "secondary" and self.config.secondary:
             return Route(Peer.SECONDARY, "its badge is on no list: unknown_rfid = secondary")
         return Route(Peer.PRIMARY, "its badge is on no list: unknown_rfid = primary")
@@ -1660,7 +1701,8 @@ class Router:
             session.stop = stop_fingerprint(message.payload)
             return [self._end(session, now)]
         elif badge is not None and not session:
-            return [Told(f"{message.action} belongs to {route.owner.value}: {route.why}", badge)]
+            whose = "is rejected" if route.is_rejected else f"belongs to {route.owner.value}"
+            return [Told(f"{message.action} {whose}: {route.why}", badge)]
         return []
 
     def _remember_status(self, message: Message, facts: Facts) -> None:
@@ -1739,7 +1781,9 @@ class Router:
         if session.connector is not None and self.memory.connectors.get(session.connector) is session:
             del self.memory.connectors[session.connector]
         owner = session.owner.value if session.owner else "nobody"
-        return Told(f"session {session.transaction_id} of {owner} ends", session.badge)
+        there = f" (there: {session.server_id})" if session.server_id != session.transaction_id else ""
+        where = f"on connector {session.connector}"
+        return Told(f"session {session.transaction_id} of {owner}{there} ends {where}", session.badge)
 
     def _keep(self, session: Session) -> None:
         self.memory.sessions[session.key] = session
@@ -1878,9 +1922,11 @@ class Router:
     def server_answer(self, peer: Peer, call: Call, message: Message, now: Instant) -> list[Decision]:
         """Decide on a server's answer to a Call of the charger that is still waited for."""
         call.is_pending = False
-        self.learn(peer, call, message, now)
+        words = self.learn(peer, call, message, now)
+        badge = self._badge(call.facts, call.payload)
+        told = [Told(f"{peer.value} answers {call.action} with {words}", badge)] if words and badge else []
         if call.reply_to is None:
-            return [Dropped("the charger has its answer from the proxy")]
+            return [*told, Dropped("the charger has its answer from the proxy")]
         self.last_relayed = (peer, call)
         if call.facts.role is Role.BOOT:
             self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
@@ -1892,7 +1938,7 @@ class Router:
                 text = patch(text, (2, "transactionId"), session.transaction_id)
         if call.reply_to != message.message_id:
             text = with_message_id(text, call.reply_to)
-        return [ToCharger(text, f"{peer.value} answers")]
+        return [*told, ToCharger(text, f"{peer.value} answers")]
 
     def learn(self, peer: Peer, call: Call, message: Message, now: Instant) -> str:
         """Take what a server's answer tells, late or not. Return its words if it is a refusal, else ""."""
@@ -2113,6 +2159,9 @@ class Router:
         text = message.text
         if call.wire_id != call.message_id:
             text = with_message_id(text, call.message_id)
+        if call.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
+            outcome = message.action or str(message.payload.get("status", "done"))[:40]
+            decisions.append(Told(f"{call.peer.value} asked for {call.action}: {outcome}"))
         return [Answer(call.peer, text, "the charger answers"), *decisions, *self._next(now)]
 
     def _settle_claim(self, call: ServerCall, message: Message) -> list[Decision]:
@@ -2313,8 +2362,9 @@ LIBRARY_LOG.setLevel(logging.WARNING)
 class DialError(Exception):
     """A server cannot be reached or does not want this connection."""
 
-    def __init__(self, what: str, response: Response | None = None) -> None:
-        super().__init__(what)
+    def __init__(self, what: str, response: Response | None = None, cause: Exception | None = None) -> None:
+        super().__init__(what or f"the connection was closed ({type(cause).__name__})")
+        self.is_certificate_unfit = isinstance(cause, ssl.SSLCertVerificationError)
         self.status = response.status_code if response else None
         self.headers = response.headers if response else Headers()
 
@@ -2560,10 +2610,13 @@ class Link(asyncio.BufferedProtocol):
 
     def _end(self) -> None:
         assert self.transport is not None
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
+        if not self.transport.can_write_eof():
             self.transport.close()
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:  # The peer is gone already, and asyncio has not been told yet.
+            self.transport.abort()
 
 
 def charger_link(max_size: int, on_connected: Callable[[Link], None]) -> Link:
@@ -2621,7 +2674,7 @@ class Dialer:
         except TimeoutError:
             raise DialError(f"no answer within {DIAL_SECONDS:g} s") from None
         except (OSError, UnicodeError) as error:
-            raise DialError(str(error)) from None
+            raise DialError(str(error), cause=error) from None
         finally:
             if not is_done:
                 link.abort()
@@ -2707,11 +2760,18 @@ REDIAL = {Peer.PRIMARY: Redial(True, 0.5, 5.0), Peer.SECONDARY: Redial(False, 1.
 
 # What to change in the ini when a server refuses the proxy's handshake.
 ADVICE = {
-    401: "check {peer}_user and {peer}_password, or set {peer}_auth = forward",
-    403: "check {peer}_user and {peer}_password, or set {peer}_auth = forward",
+    401: "check {peer}_user and {peer}_password, or {peer}_auth",
+    403: "check {peer}_user and {peer}_password, or {peer}_auth",
     404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
     101: "check versions: the server does not speak this one",
 }
+CERTIFICATE_ADVICE = "set {peer}_ca to the server's certificate, or check the name in its address"
+
+
+def advice_for(error: DialError, peer: Peer, otherwise: str) -> str:
+    """Return what a person can do about a dial that failed."""
+    advice = CERTIFICATE_ADVICE if error.is_certificate_unfit else ADVICE.get(error.status or 0, otherwise)
+    return advice.format(peer=peer.value)
 
 
 class OutboxOwner(Protocol):
@@ -2754,7 +2814,7 @@ class Outbox:
         self.dialing: asyncio.Task[None] | None = None
         self.dial_at: float | None = None  # Monotonic seconds; None = nothing to dial for.
         self.redial_after = 0.0  # Seconds; grows with each dial that fails.
-        self.complaint = ""  # The last thing logged about a dial that failed.
+        self.complaint: str | None = None  # The last thing logged about a dial that failed.
         self.is_booted = False  # The server accepted a BootNotification on this connection.
         self.boot_at: float | None = None  # Monotonic seconds; when to send it one.
         self.charger_came_at = 0.0  # Monotonic seconds; it may be about to send its boot itself.
@@ -2810,7 +2870,7 @@ class Outbox:
                 return False
         if len(relayed) >= MAX_WAITING:
             call.is_pending = False
-            log.warning("%s: %d Calls wait for it; %s is dropped", self.name, MAX_WAITING, ascii(call.action))
+            log.warning("%s: %d Calls wait for it; %s is dropped", self.name, MAX_WAITING, call.action)
             return False
         if self.has_older_ids:
             call.message_id = new_message_id()
@@ -2946,7 +3006,8 @@ class Outbox:
         if call.kind is Kind.RELAYED:
             self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
         elif call.kind is Kind.NOTED:
-            self.owner.router.learn(self.peer, call, message, now)
+            if words := self.owner.router.learn(self.peer, call, message, now):
+                log.warning("%s: answers %s to what the proxy accepted: %s", self.name, words, call.text)
         elif call.kind is Kind.STORED:
             self._delivered(call, message, now)
         elif call.action == "BootNotification" and call.kind is Kind.OWN:
@@ -2964,9 +3025,10 @@ class Outbox:
         words = self.owner.router.learn(self.peer, call, message, now)
         is_error = message.type is MessageType.CALLERROR
         if is_error and call.tries < len(RETRY_SECONDS):
-            call.not_before = now.seconds + RETRY_SECONDS[call.tries]
+            delay = RETRY_SECONDS[call.tries]
+            call.not_before = now.seconds + delay
             call.tries += 1
-            log.warning("%s: %s got %s; tried again", self.name, ascii(call.action), ascii(words))
+            log.warning("%s: %s got a %s; tried again in %g s", self.name, call.action, words, delay)
             return
         self.queue.remove(call)
         if words:
@@ -2986,19 +3048,21 @@ class Outbox:
     def _finish(self, call: Call) -> None:
         call.is_pending = False
         self.owner.journal.remove(self.owner.memory, self.peer, call)
-        log.info("%s: %s is delivered", self.name, ascii(call.action))
+        level = logging.DEBUG if call.is_reading else logging.INFO
+        log.log(level, "%s: %s %s is delivered", self.name, call.action, call.payload.get("eventType", ""))
 
     def _refuse(self, call: Call, words: str) -> None:
         call.is_pending = False
         self.owner.journal.refuse(self.owner.memory, self.peer, call, words)
-        log.warning("%s: refuses %s (%s); it is kept as refused", self.name, ascii(call.action), ascii(words))
+        log.warning("%s: %s is refused (%s) and kept: %s", self.name, call.action, words, call.text)
 
     def _boot_answered(self, message: Message, now: Instant) -> None:
         status = message.payload.get("status") if message.type is MessageType.CALLRESULT else message.action
         interval = integer(message.payload.get("interval")) or 0
         if status != "Accepted":
-            log.warning("%s: the boot is answered with %s; asked again later", self.name, ascii(status))
-            self._boot_again(now.seconds + (min(max(interval, 1), DAY) if interval else BOOT_RETRY_SECONDS))
+            wait = min(max(interval, 1), DAY) if interval else BOOT_RETRY_SECONDS
+            log.warning("%s: answers the boot with %s; asked again in %g s", self.name, status, wait)
+            self._boot_again(now.seconds + wait)
             return
         log.info("%s: accepts the charger", self.name)
         self.is_booted = True
@@ -3054,7 +3118,7 @@ class Outbox:
     def connected(self, link: Link, needs_boot: bool) -> None:
         """Take a link that has just been opened."""
         now = self.owner.now().seconds
-        self.link, self.complaint, self.dial_at, self.has_older_ids = link, "", None, False
+        self.link, self.complaint, self.dial_at, self.has_older_ids = link, None, None, False
         self.is_booted, self.owes_statuses, self.has_asked_for_boot = not needs_boot, needs_boot, False
         self.boot_at = self.heartbeat_at = None
         if needs_boot:
@@ -3092,9 +3156,9 @@ class Outbox:
             link.close(1001, "the charger is gone")
 
     def _dial_failed(self, error: DialError) -> None:
-        advice = ADVICE.get(error.status or 0, "it is dialled again").format(peer=self.peer.value)
         if self.complaint != str(error):
             self.complaint = str(error)
+            advice = advice_for(error, self.peer, "it is dialled again")
             log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
         self._redial_later()
 
@@ -3208,10 +3272,12 @@ class Outbox:
         call.is_pending = False
         if call.kind is Kind.OWN and call.action == "BootNotification":
             self._boot_again(now.seconds + BOOT_RETRY_SECONDS)
+            log.warning("%s: does not answer the boot; asked again in %g s", self.name, BOOT_RETRY_SECONDS)
+            return
         if call.kind is Kind.RELAYED:
             self.late[call.message_id] = call
             trim(self.late, MAX_LATE)
-        log.warning("%s: %s was not answered; the next is sent", self.name, ascii(call.action))
+        log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
 
     def due(self) -> float:
         """Return when `tick` has something to do, in monotonic seconds."""
@@ -3581,6 +3647,13 @@ class Proxy:
             await asyncio.wait([link.ended for link in links], timeout=STOP_SECONDS)
         for link in [*links, *self.handshakes]:
             link.abort()
+        for charger_id, memory in self.journal.memories.items():
+            for peer, calls in memory.stored.items():
+                if calls:
+                    names = ", ".join(call.action for call in calls[:10])
+                    log.warning(
+                        "%s: %s: lost: %d stored Calls: %s", charger_id, peer.value, len(calls), names
+                    )
 
     # Admission: a charger is let in if its primary lets it in.
 
@@ -3611,9 +3684,8 @@ class Proxy:
         """Let the charger in if its primary does. Raises RefusedError."""
         visitor = self._visitor(request)
         if visitor.offers and not any(offer.lower() in visitor.config.versions for offer in visitor.offers):
-            log.warning(
-                "%s: offers none of %s: %s", visitor.charger_id, visitor.config.versions, visitor.offers
-            )
+            spoken, allowed = ", ".join(visitor.offers), ", ".join(visitor.config.versions)
+            log.warning("%s: closed: it speaks %s, `versions` allows %s", visitor.charger_id, spoken, allowed)
             if link.accept(request, None):  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
                 link.close(1002, "no common subprotocol")
             return
@@ -3635,7 +3707,7 @@ class Proxy:
         if not is_charger_id(charger_id):
             log.warning("a charger is refused: %s ends in no charger id", request.path)
             raise RefusedError(HTTPStatus.NOT_FOUND, "the path does not end in a charger id")
-        if not any(fnmatchcase(charger_id, pattern) for pattern in self.config.host.chargers):
+        if not self.config.host.admits(charger_id):
             log.warning("%s: refused: not among `chargers` in [host]", charger_id)
             raise RefusedError(HTTPStatus.NOT_FOUND, "unknown charger")
         offers = offered_subprotocols(request.headers)
@@ -3669,8 +3741,15 @@ class Proxy:
 
     def _refusal(self, visitor: Visitor, error: DialError) -> RefusedError:
         """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
-        log.warning("%s: refused, because primary does not accept it: %s", visitor.charger_id, error)
-        if error.status is None or not 400 <= error.status < 500:
+        is_refusal = error.status is not None and 400 <= error.status < 500
+        what = "primary refuses it" if is_refusal else "primary cannot be reached"
+        login = (
+            "the charger's own login" if visitor.config.primary.needs_charger_login else "primary_password"
+        )
+        advice = f"check {login}, and that primary knows it" if is_refusal else "it may come again"
+        advice = advice_for(error, Peer.PRIMARY, advice) if error.is_certificate_unfit else advice
+        log.warning("%s: refused: %s: %s; %s", visitor.charger_id, what, error, advice)
+        if error.status is None or not is_refusal:
             return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the primary server is away")
         passed_on = ("WWW-Authenticate", "Retry-After")
         headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
@@ -3883,6 +3962,9 @@ def server_names(config: ChargerConfig) -> tuple[str, str]:
 async def check(config: Config, charger_id: str | None) -> int:
     """Dial both servers as the charger would and print what each answers; return the exit code."""
     name = charger_id or "check"
+    if charger_id and not (is_charger_id(charger_id) and config.host.admits(charger_id)):
+        print(f"the proxy refuses {charger_id!a}: it is no charger id, or not among `chargers` in [host]")
+        return EXIT_FAILED
     charger = config.charger(name)
     dialer = Dialer(config.host.max_size)
     results = []
@@ -3912,13 +3994,10 @@ async def checked(
     except DialError as error:
         if error.status == HTTPStatus.UNAUTHORIZED and server.needs_charger_login:
             return True, f"answers; it wants the charger's own login, which only the charger has ({error})"
-        if (
-            error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
-            and not is_charger
-        ):
+        if error.status == HTTPStatus.NOT_FOUND and not is_charger:
             return True, f"answers; it does not know a charger {name!r}, which is well ({error})"
-        advice = ADVICE.get(error.status or 0, "check the address, and that it can be reached from here")
-        return False, f"{error}; {advice.format(peer=peer.value)}"
+        otherwise = "check the address, and that it can be reached from here"
+        return False, f"{error}; {advice_for(error, peer, otherwise)}"
     version = link.protocol.subprotocol or "no subprotocol, taken as ocpp1.6"
     link.close(1000)
     await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
@@ -4017,7 +4096,7 @@ async def demo() -> int:
     ):
         ini = Ini(Path("demo.ini"), {})
         ini.parse(DEMO_INI.format(primary=port_of(first), secondary=port_of(second)))
-        proxy = Proxy(ConfigLoader(ini, may_copy).load())
+        proxy = Proxy(ConfigLoader(ini, concern_of).load())
         await proxy.start()
         await demo_charger(proxy.port, answerers, secondary.got_stop)
         await proxy.stop()
@@ -4038,14 +4117,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--config", metavar="FILE", default="ocpp-2w-proxy.ini", type=Path, help="default: %(default)s"
     )
-    parser.add_argument(
+    commands = parser.add_mutually_exclusive_group()
+    commands.add_argument(
         "--check",
         metavar="CHARGER_ID",
         nargs="?",
         const="",
         help="check the configuration, and dial both servers as this charger would",
     )
-    parser.add_argument("--demo", action="store_true", help="play two sessions between built-in peers")
+    commands.add_argument("--demo", action="store_true", help="play two sessions between built-in peers")
     return parser.parse_args()
 
 
@@ -4055,7 +4135,7 @@ def main() -> int:
     if options.demo:
         return asyncio.run(demo())
     try:
-        config = load_config(options.config, os.environ, may_copy)
+        config = load_config(options.config, os.environ, concern_of)
         server_context(config.host)
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -28,7 +28,7 @@ def config_of(text: str, environment: dict[str, str] | None = None) -> p.Config:
     """Return the configuration that an ini of this text gives."""
     ini = p.Ini(Path("test.ini"), environment or {})
     ini.parse(text)
-    return p.ConfigLoader(ini, p.may_copy).load()
+    return p.ConfigLoader(ini, p.concern_of).load()
 
 
 class StageLink:

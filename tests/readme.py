@@ -14,10 +14,19 @@ SECONDS = 600  # For one command.
 
 def commands(text: str) -> list[str]:
     """Return the commands of the README's console blocks."""
-    blocks = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [
-        line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")
-    ]
+    blocks = re.findall(r"^ *```console\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def serve(command: str, folder: Path) -> int:
+    """Run a command that serves until it is stopped; stop it once it listens. Return its exit code."""
+    process = subprocess.Popen(command.split(), cwd=folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "listens on" in line:
+            process.terminate()
+    return process.wait(SECONDS)
 
 
 def main(folder: Path) -> int:
@@ -25,10 +34,13 @@ def main(folder: Path) -> int:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     for command in commands((folder / "README.md").read_text()):
         begun = time.monotonic()
-        done = subprocess.run(command, shell=True, cwd=folder, timeout=SECONDS, check=False)
-        print(f"{command}: exit code {done.returncode} after {time.monotonic() - begun:.1f} s", flush=True)
-        if done.returncode:
-            return done.returncode
+        if command.endswith("ocpp_2w_proxy.py"):
+            code = serve(command, folder)
+        else:
+            code = subprocess.run(command, shell=True, cwd=folder, timeout=SECONDS, check=False).returncode
+        print(f"{command}: exit code {code} after {time.monotonic() - begun:.1f} s", flush=True)
+        if code:
+            return code
     return 0
 
 

@@ -153,6 +153,32 @@ def test_the_same_id_from_both_servers_is_told_apart() -> None:
     assert stage.secondary.hears() == [[3, "1", {"listVersion": 3}]]
 
 
+def test_a_command_of_a_server_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Who resets the charger, or starts it remotely, belongs into the story of the day."""
+    caplog.set_level("INFO")
+    stage = Stage()
+    stage.secondary.calls("1", "Reset", type="Soft")
+    stage.charger.answers("1", status="Rejected")
+    stage.primary.calls("2", "RemoteStartTransaction", idTag="X")
+    stage.charger.errs("2", "InternalError")
+    told = [record.getMessage() for record in caplog.records]
+    assert "CP1: secondary asked for Reset: Rejected" in told
+    assert "CP1: primary asked for RemoteStartTransaction: InternalError" in told
+
+
+def test_a_verdict_against_a_badge_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Of the primary, which the charger hears, and of the secondary, which it does not."""
+    caplog.set_level("INFO")
+    stage = Stage()
+    stage.charger.calls("1", "Authorize", idTag="PRIM1234567")
+    stage.primary.answers("1", idTagInfo={"status": "Blocked"})
+    stage.charger.calls("2", "Authorize", idTag="SECO1234567")
+    stage.secondary.answers(stage.secondary.hears_call()[0], idTagInfo={"status": "Invalid"})
+    told = [record.getMessage() for record in caplog.records]
+    assert "CP1: primary answers Authorize with status Blocked; badge ****4567" in told
+    assert any(line.startswith("CP1: secondary: answers status Invalid to what the proxy") for line in told)
+
+
 def test_the_servers_take_turns() -> None:
     """A server with many Calls does not keep the other waiting for all of them."""
     stage = Stage()

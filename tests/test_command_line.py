@@ -81,6 +81,13 @@ def test_version_is_told() -> None:
     assert (done.returncode, done.stdout) == (0, f"ocpp-2w-proxy {p.__version__}\n")
 
 
+def test_demo_and_check_exclude_each_other() -> None:
+    """A wrong use is told as one, with exit code 2."""
+    done = run("--demo", "--check")
+    assert done.returncode == 2
+    assert "not allowed with" in done.stderr
+
+
 def test_demo_plays_two_sessions_and_ends_by_itself() -> None:
     """It shows which message went where and who answered."""
     done = run("--demo")
@@ -232,6 +239,24 @@ async def test_check_fails_with_advice(tmp_path: Path) -> None:
         assert "check the address, and that it can be reached from here" in told
 
 
+async def test_check_names_a_wrong_login_even_without_a_charger(tmp_path: Path) -> None:
+    """A login that stands in the ini can be checked for nobody in particular."""
+    async with server() as primary:
+        primary.refusal = (401, {})
+        ini = f"[ext-server]\nserver = {primary.url}\nprimary_password = wrong\n"
+        code, told = await asyncio.to_thread(check, tmp_path, ini)
+        assert code == 1
+        assert "check primary_user and primary_password" in told
+
+
+@pytest.mark.parametrize("charger_id", ["CP 7/x", "OTHER"])
+def test_check_says_what_the_proxy_itself_refuses(charger_id: str, tmp_path: Path) -> None:
+    """No server is asked for a charger that may not connect."""
+    code, told = check(tmp_path, f"[host]\nchargers = CP*\n{LOCAL.replace('[host]', '')}", charger_id)
+    assert code == 1
+    assert told.startswith(f"the proxy refuses '{charger_id}'")
+
+
 async def test_check_without_a_charger_is_well_if_the_servers_answer(tmp_path: Path) -> None:
     """Nobody knows a charger of that name; that they say so is enough."""
     async with server() as primary:
@@ -287,7 +312,7 @@ async def test_the_log_tells_the_story_with_badges_masked(tmp_path: Path) -> Non
             "CP1: a session of primary begins on connector 1: its badge is on primary_rfid; badge ****B2C3"
             in told
         )
-        assert "CP1: session 7 of primary ends; badge ****B2C3" in told
+        assert "CP1: session 7 of primary ends on connector 1; badge ****B2C3" in told
         for secret in ("hunter2", "c2VjcmV0", "04A1B2C3"):
             assert secret not in told
 

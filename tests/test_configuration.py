@@ -54,9 +54,11 @@ NO_CREDENTIALS = "credentials do not belong in the address: use the keys *_user 
 NO_QUERY = "expected an address without a query: the charger's id is appended to it"
 NO_SERVER = "server is missing in [ext-server]; expected an address or local"
 NO_PAIR = "expected `key = value`, [section] or a comment"
+NO_COMMENT = "a comment behind a value; expected it on a line of its own"
+OWN_ADDRESS = "is the proxy's own address; expected that of another server, or local"
 NO_COPY = "cannot be copied: it can carry a badge or a transaction, which concern one server only"
 A_LEVEL = "expected DEBUG, INFO, WARNING, ERROR or CRITICAL"
-AN_ID = "expected 1 to 48 of ASCII letters, digits and *-_=:+|@. and blank"
+AN_ID = "expected 1 to 48 of ASCII letters, digits, *-_=:+|@. and blanks, without quotes"
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def load(path: Path) -> Load:
 
     def load_text(text: str, **environment: str) -> p.Config:
         path.write_text(text, encoding="utf-8")
-        return p.load_config(path, environment, p.may_copy)
+        return p.load_config(path, environment, p.concern_of)
 
     return load_text
 
@@ -267,7 +269,7 @@ def test_comments_are_full_lines_only(load: Load) -> None:
 def test_byte_order_mark_and_windows_lines(path: Path) -> None:
     """An ini saved by a Windows editor loads."""
     path.write_bytes(b"\xef\xbb\xbf[ext-server]\r\nserver = local\r\nprimary_rfid = A\r\n  B\r\n")
-    config = p.load_config(path, {}, p.may_copy)
+    config = p.load_config(path, {}, p.concern_of)
     assert list(config.default.badges.exact) == ["a", "b"]
 
 
@@ -278,7 +280,7 @@ def test_byte_order_mark_and_windows_lines(path: Path) -> None:
         ("<${PW}${PW}>", "<s3crets3cret>"),
         ("$${PW}", "${PW}"),
         ("$${", "${"),
-        ("$PW ${PW", "$PW ${PW"),
+        ("$PW $${PW", "$PW ${PW"),
         ("${WITH}", "${PW}"),
     ],
 )
@@ -286,6 +288,21 @@ def test_environment_variable_in_a_value(load: Load, written: str, value: str) -
     """${NAME} is the environment variable, once; $${ is a literal ${."""
     config = load(f"{LOCAL}primary_password = {written}\n", PW="s3cret", WITH="${PW}")
     assert config.default.primary.password == value
+
+
+def test_unknown_action_is_doubted(load: Load) -> None:
+    """A misspelt Action would silently not be refused."""
+    config = load(f"{TWO_SERVERS}secondary_refuse = Rest, Reset\nsecondary_copies = StatusNotifications\n")
+    (copies, refuse) = (warning.split(": ", 1)[1] for warning in config.warnings)
+    assert copies == "secondary_copies: unknown Action 'StatusNotifications'"
+    assert refuse == "secondary_refuse: unknown Action 'Rest'"
+
+
+def test_charger_section_that_may_not_connect_is_doubted(load: Load) -> None:
+    """A section for a charger that `chargers` keeps out is of no use."""
+    config = load(f"[host]\nchargers = HOME-*\n{LOCAL}[charger CP-7]\n[charger HOME-1]\n")
+    (warning,) = config.warnings
+    assert "[charger CP-7] is not among `chargers`" in warning
 
 
 def test_environment_variable_is_replaced_before_lists_are_split(load: Load) -> None:
@@ -403,11 +420,11 @@ def test_doubt_shared_by_chargers_is_told_once(load: Load) -> None:
         (f"{LOCAL}[charger ]\n", f"3: unknown section '[charger ]'; {SECTIONS}"),
         (
             f"{LOCAL}[charger A/B]\n",
-            "3: '[charger A/B]' names no charger id; expected letters, digits, *-_=:+|@. ",
+            f"3: '[charger A/B]' names no charger id; {AN_ID}",
         ),
         (
             f"{LOCAL}[charger ..]\n",
-            "3: '[charger ..]' names no charger id; expected letters, digits, *-_=:+|@. ",
+            f"3: '[charger ..]' names no charger id; {AN_ID}",
         ),
         (f"{LOCAL}[ext-server]\n", "3: section [ext-server] stands twice, first at line 1"),
         (f"{LOCAL}[charger A]\n[charger  A]\n", "4: section [charger A] stands twice, first at line 3"),
@@ -467,7 +484,24 @@ def test_doubt_shared_by_chargers_is_told_once(load: Load) -> None:
         ("[ext-server]\nserver = ws://h:99999\n", f"2: server 'ws://h:99999': {AN_ADDRESS}"),
         ("[ext-server]\nserver = ws://[::1/\n", f"2: server 'ws://[::1/': {AN_ADDRESS}"),
         ("[ext-server]\nserver = ws://h/#x\n", f"2: server 'ws://h/#x': {AN_ADDRESS}"),
-        ("[ext-server]\nserver = ws://h/ ; home\n", f"2: server 'ws://h/ ; home': {AN_ADDRESS}"),
+        (
+            "[ext-server]\nserver = ws://h/ ; home\n",
+            "2: server: a comment behind a value; expected it on a line of its own",
+        ),
+        (f"{LOCAL}primary_rfid = 04A1 # home\n", f"3: primary_rfid: {NO_COMMENT}"),
+        (
+            f"{LOCAL}primary_user = ${{USER\n",
+            "3: ${ without }; expected ${NAME}, or $${ for the two characters",
+        ),
+        ("[ext-server]\nserver = ws://localhost:8321/x\n", f"2: server {OWN_ADDRESS}"),
+        (
+            "[host]\naddr = 10.0.0.7\n[ext-server]\nserver = local\nsecondary_server = ws://10.0.0.7:8321\n",
+            f"5: secondary_server {OWN_ADDRESS}",
+        ),
+        (
+            f"{LOCAL}secondary_rifd = A\n",
+            "3: unknown key 'secondary_rifd' in [ext-server]; did you mean secondary_rfid?",
+        ),
         ("[ext-server]\nserver = ws://h/\n  x\n", f"2: server 'ws://h/\\nx': {AN_ADDRESS}"),
         (
             "[ext-server]\nserver = ws://h/?id=\n",
@@ -568,7 +602,7 @@ def test_paths_are_relative_to_the_ini(load: Load, path: Path) -> None:
 def test_missing_ini(path: Path) -> None:
     """An ini that is not there is a mistake."""
     with pytest.raises(p.ConfigError) as caught:
-        p.load_config(path, {}, p.may_copy)
+        p.load_config(path, {}, p.concern_of)
     assert str(caught.value) == f"{path}: cannot be read: No such file or directory"
 
 
@@ -576,7 +610,7 @@ def test_ini_in_another_encoding(path: Path) -> None:
     """An ini that is not UTF-8 is a mistake."""
     path.write_bytes("[ext-server]\nserver = ws://h/\xe4\n".encode("latin-1"))
     with pytest.raises(p.ConfigError) as caught:
-        p.load_config(path, {}, p.may_copy)
+        p.load_config(path, {}, p.concern_of)
     assert str(caught.value) == f"{path}: is not UTF-8 text"
 
 

@@ -244,6 +244,25 @@ async def test_a_fault_of_the_proxy_closes_one_connection_and_no_other(
     assert any(record.exc_info for record in caplog.records)
 
 
+async def test_stopping_tells_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever restarts the proxy has to know which sessions did not get through."""
+    async with house() as (proxy, _, secondary), charger(proxy) as cp:
+        await secondary.stop()
+        await cp.starts("SECO1")
+        await proxy.stop()
+    told = {record.getMessage() for record in caplog.records if "lost:" in record.getMessage()}
+    assert told == {"CP1: secondary: lost: 1 stored Calls: StartTransaction"}
+
+
+async def test_a_secondary_that_is_no_tls_server_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """An error without words is told all the same."""
+    async with server() as primary, server() as secondary:
+        wss = secondary.url.replace("ws:", "wss:")
+        ini = f"[ext-server]\nserver = {primary.url}\nsecondary_server = {wss}"
+        async with running(ini) as proxy, charger(proxy):
+            await eventually(lambda: any("cannot connect to wss" in r.getMessage() for r in caplog.records))
+
+
 async def test_stopping_closes_everything_whatever_the_peers_do() -> None:
     """Even a peer that reads nothing does not hold it up."""
     async with server() as primary, server() as secondary:

@@ -325,6 +325,25 @@ async def test_a_redial_of_the_primary_does_not_replace_a_newer_connection() -> 
             await new.calls("2", "Heartbeat")
 
 
+async def test_a_charger_that_hangs_up_while_its_primary_hangs_leaves_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its refusal finds nobody to hear it."""
+    monkeypatch.setattr(p, "DIAL_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        async with running(f"[ext-server]\nserver = ws://127.0.0.1:{port}") as proxy:
+            _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+            writer.write(request.encode())
+            await writer.drain()
+            writer.close()
+            await eventually(lambda: bool(proxy.handshakes))
+            await eventually(lambda: not proxy.handshakes)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_charger_that_gives_up_during_the_handshake_leaves_nothing_behind() -> None:
     """Its primary's connection is closed again."""
     async with house() as (proxy, primary, _):

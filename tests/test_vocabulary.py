@@ -335,12 +335,16 @@ def test_values_at(path: p.FieldPath, found: list[Any]) -> None:
 # Copies.
 
 
-@pytest.mark.parametrize(
-    "action", ["StatusNotification", "Heartbeat", "SecurityEventNotification", "Unknown"]
-)
-def test_may_copy_what_concerns_the_station(action: str) -> None:
+@pytest.mark.parametrize("action", ["StatusNotification", "Heartbeat", "SecurityEventNotification", "Reset"])
+def test_concern_of_what_concerns_the_station(action: str) -> None:
     """What never carries a badge or a transaction may go to both servers."""
-    assert p.may_copy(action)
+    assert p.concern_of(action) == "station"
+
+
+def test_concern_of_every_action_of_the_schemas_is_known() -> None:
+    """And a misspelt one is not."""
+    assert {action for _, action in every_action() if p.concern_of(action) == "unknown"} == set()
+    assert p.concern_of("Rest") == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -359,6 +363,6 @@ def test_may_copy_what_concerns_the_station(action: str) -> None:
         "TransactionEvent",
     ],
 )
-def test_may_not_copy_what_concerns_one_server(action: str) -> None:
+def test_concern_of_what_concerns_one_server(action: str) -> None:
     """What can carry a badge or a transaction, in whatever version, goes to its owner alone."""
-    assert not p.may_copy(action)
+    assert p.concern_of(action) == "session"
