@@ -1132,6 +1132,50 @@ def value_at(payload: Any, path: FieldPath) -> Any:
     return next(iter(values_at(payload, path)), None)
 
 
+def integer(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The payload of a Call, read by the facts of its Action; None for what it does not carry."""
+
+    facts: Facts
+    payload: dict[str, Any]
+
+    @property
+    def badge(self) -> str | None:
+        value = value_at(self.payload, self.facts.badge)
+        if value_at(self.payload, self.facts.badge_type) == "NoAuthorization":
+            return None
+        if type(value) is int:
+            return str(value)
+        return value if type(value) is str else None
+
+    @property
+    def connector(self) -> int | None:
+        return integer(value_at(self.payload, self.facts.connector))
+
+    @property
+    def request(self) -> int | None:
+        return integer(value_at(self.payload, self.facts.request))
+
+    @property
+    def reservation(self) -> int | None:
+        return integer(value_at(self.payload, self.facts.reservation))
+
+    @property
+    def remote_start(self) -> int | None:
+        return integer(value_at(self.payload, self.facts.remote_start))
+
+    @property
+    def state(self) -> Any:
+        return value_at(self.payload, self.facts.state)
+
+
+NOTHING = Content(PLAIN, {})
+
+
 def filled(answer: Any, values: dict[Fill, Any]) -> Any:
     """Return a copy of a table's answer with its places filled in."""
     if isinstance(answer, Fill):
@@ -1219,8 +1263,7 @@ class Call:
     action: str
     message_id: str
     text: str
-    payload: dict[str, Any]
-    facts: Facts
+    content: Content
     reply_to: str | None = None  # The charger's message id that waits for the answer.
     session: Session | None = None
     is_vouched: bool = False  # A list or a claim speaks for its badge.
@@ -1234,7 +1277,7 @@ class Call:
     @property
     def is_reading(self) -> bool:
         """Whether it neither begins nor ends a session."""
-        return self.action == "MeterValues" or self.payload.get("eventType") == "Updated"
+        return self.action == "MeterValues" or self.content.payload.get("eventType") == "Updated"
 
 
 @dataclass(slots=True, eq=False)
@@ -1380,8 +1423,7 @@ class ServerCall:
     message_id: str  # As the server knows it.
     wire_id: str  # As the charger knows it.
     action: str
-    payload: dict[str, Any]
-    facts: Facts
+    content: Content
     text: str  # As the charger gets it.
     queued: float  # Monotonic seconds.
     sent: float = 0.0  # Monotonic seconds.
@@ -1400,13 +1442,9 @@ def owner_of_proxy_id(transaction_id: int) -> Peer:
     return Peer.SECONDARY if transaction_id & 1 else Peer.PRIMARY
 
 
-def integer(value: Any) -> int | None:
-    return value if type(value) is int else None
-
-
-def answered_kind(facts: Facts, session: Session | None) -> Kind:
+def answered_kind(content: Content, session: Session | None) -> Kind:
     """Return what a Call is that the proxy answers: what belongs to a session must not be lost."""
-    return Kind.STORED if session or facts.role is Role.STOP else Kind.NOTED
+    return Kind.STORED if session or content.facts.role is Role.STOP else Kind.NOTED
 
 
 def stop_fingerprint(payload: dict[str, Any]) -> str:
@@ -1450,41 +1488,40 @@ class Router:
 
     def charger_call(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of the charger. Raises MessageError if it can be read in two ways."""
-        facts = self._facts(self.vocabulary.charger, message)
-        if facts.role is Role.START:
-            return self._start(message, facts, now)
-        if facts.role is Role.EVENT and type(value_at(message.payload, facts.transaction)) is str:
-            return self._event(message, facts, now)
-        route = self._route(message, facts, now)
-        decisions = self._remembered(message, facts, route, now)
-        return decisions + self._dispatched(message, facts, route, now) + self._copies(message, facts, route)
+        said = self._content(self.vocabulary.charger, message)
+        if said.facts.role is Role.START:
+            return self._start(message, said, now)
+        if said.facts.role is Role.EVENT and type(value_at(said.payload, said.facts.transaction)) is str:
+            return self._event(message, said, now)
+        route = self._route(said, now)
+        decisions = self._remembered(message, said, route, now)
+        return decisions + self._dispatched(message, said, route, now) + self._copies(message, said, route)
 
     def charger_send(self, message: Message) -> list[Decision]:
         """Decide on a message of the charger that nobody answers."""
-        call = Call(Kind.SEND, message.action, message.message_id, message.text, message.payload, PLAIN)
+        call = Call(Kind.SEND, message.action, message.message_id, message.text, NOTHING)
         return [ToServer(Peer.PRIMARY, call, "is a SEND")]
 
-    def _facts(self, table: dict[str, Facts], message: Message) -> Facts:
+    def _content(self, table: dict[str, Facts], message: Message) -> Content:
         facts = table.get(message.action, PLAIN)
         for path in facts.single_paths:
             if repeats(message.text, (3, *path)):
                 raise MessageError(f"{'.'.join(path)} stands twice", message.text)
-        return facts
+        return Content(facts, message.payload)
 
-    def _route(self, message: Message, facts: Facts, now: Instant) -> Route:
+    def _route(self, said: Content, now: Instant) -> Route:
         """Return the owner. The first rule that matches wins."""
-        payload = message.payload
         return (
-            self._by_transaction(facts, payload)
-            or self._by_claim(facts, payload, now)
-            or self._by_badge(facts, payload)
-            or self._by_connector(facts, payload)
-            or self._by_request(facts, payload, now)
+            self._by_transaction(said)
+            or self._by_claim(said, now)
+            or self._by_badge(said)
+            or self._by_connector(said)
+            or self._by_request(said, now)
             or Route(Peer.PRIMARY, "concerns the station", is_station=True)
         )
 
-    def _by_transaction(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
-        named = [self._transaction_id(value) for value in values_at(payload, facts.transaction)]
+    def _by_transaction(self, said: Content) -> Route | None:
+        named = [self._transaction_id(value) for value in values_at(said.payload, said.facts.transaction)]
         usable = [value for value in named if value is not None]
         sessions = [self.memory.sessions[value] for value in usable if value in self.memory.sessions]
         owners = {session.owner for session in sessions if session.owner}
@@ -1495,8 +1532,8 @@ class Router:
                 return Route(session.owner, "its transaction", session)
         if usable and not sessions:
             return self._by_lost_id(usable[0])
-        if facts.role is Role.STOP:
-            return self._by_only_session(facts, payload)
+        if said.facts.role is Role.STOP:
+            return self._by_only_session(said)
         return None
 
     def _by_lost_id(self, transaction_id: TransactionId) -> Route:
@@ -1508,13 +1545,13 @@ class Router:
         session.is_undeliverable = True
         return Route(owner, "a transaction id of the proxy, whose session is forgotten", session)
 
-    def _by_only_session(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
+    def _by_only_session(self, said: Content) -> Route | None:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
         sessions = self.memory.sessions.values()
         opened = [session for session in sessions if session.ended is None]
         accepted = [session for session in opened if is_accepted(session.start_answer or {})]
-        badge = normalized(self._badge(facts, payload) or "")
-        stop = stop_fingerprint(payload)
+        badge = normalized(said.badge or "")
+        stop = stop_fingerprint(said.payload)
         for found, why in (
             ([session for session in sessions if session.stop == stop], "it repeats a stop"),
             ([s for s in opened if badge and normalized(s.badge) == badge], "the open session of its badge"),
@@ -1526,41 +1563,34 @@ class Router:
                 return Route(found[0].owner, why, found[0])
         return None
 
-    def _by_claim(self, facts: Facts, payload: dict[str, Any], now: Instant) -> Route | None:
-        claims = [claim for claim in reversed(self.memory.claims) if now.seconds < claim.until]
-        badge = self._badge(facts, payload)
-        name = None if badge is None else normalized(badge)
-        connector = integer(value_at(payload, facts.connector))
-        reservation = integer(value_at(payload, facts.reservation))
-        remote_start = integer(value_at(payload, facts.remote_start))
-
-        def matches(claim: Claim) -> bool:
-            if reservation is not None and claim.reservation == reservation:
-                return True
-            if name is None:
-                return (
-                    remote_start is not None
-                    and claim.remote_start is not None
-                    and (claim.remote_start[0] == remote_start)
-                )
-            return claim.badge == name and (connector is None or claim.connector in (None, connector))
+    def _by_claim(self, said: Content, now: Instant) -> Route | None:
+        badge, connector = said.badge, said.connector
 
         def is_named(claim: Claim) -> bool:
-            return (reservation is not None and claim.reservation == reservation) or (
-                claim.remote_start is not None and claim.remote_start[0] == remote_start
+            by_reservation = said.reservation is not None and claim.reservation == said.reservation
+            return by_reservation or (
+                claim.remote_start is not None and claim.remote_start[0] == said.remote_start
             )
 
-        found = sorted(filter(matches, claims), key=is_named, reverse=True)
-        for claim in found:
+        def matches(claim: Claim) -> bool:
+            if badge is None or (said.reservation is not None and claim.reservation == said.reservation):
+                return is_named(claim)
+            return claim.badge == normalized(badge) and (
+                connector is None or claim.connector in (None, connector)
+            )
+
+        live = [
+            claim for claim in reversed(self.memory.claims) if now.seconds < claim.until and matches(claim)
+        ]
+        for claim in sorted(live, key=is_named, reverse=True):
             why = "its reservation" if claim.reservation is not None else "its remote start"
             return Route(claim.peer, f"{claim.peer.value} claimed it: {why}", claim=claim, is_vouched=True)
         return None
 
-    def _by_badge(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
-        badge = self._badge(facts, payload)
-        if badge is None:
+    def _by_badge(self, said: Content) -> Route | None:
+        if said.badge is None:
             return None
-        found = self.config.badges.find(badge)
+        found = self.config.badges.find(said.badge)
         if found:
             peer, _ = found
             if peer is Peer.PRIMARY or self.config.secondary:
@@ -1571,37 +1601,26 @@ class Router:
             return Route(Peer.SECONDARY, "its badge is on no list: unknown_rfid = secondary")
         return Route(Peer.PRIMARY, "its badge is on no list: unknown_rfid = primary")
 
-    def _by_connector(self, facts: Facts, payload: dict[str, Any]) -> Route | None:
-        connector = integer(value_at(payload, facts.connector))
-        if not facts.by_connector or connector is None:
+    def _by_connector(self, said: Content) -> Route | None:
+        if not said.facts.by_connector or said.connector is None:
             return None
-        session = self.memory.connectors.get(connector)
+        session = self.memory.connectors.get(said.connector)
         if session is None or session.owner is None:
             return None
-        return Route(session.owner, f"the session on its connector {connector}", session)
+        return Route(session.owner, f"the session on its connector {said.connector}", session)
 
-    def _by_request(self, facts: Facts, payload: dict[str, Any], now: Instant) -> Route | None:
-        asked = self._asked(facts, payload)
+    def _by_request(self, said: Content, now: Instant) -> Route | None:
+        asked = self._asked(said)
         if asked and now.seconds < asked.until:
             return Route(asked.peer, f"{asked.peer.value} asked for it")
-        peer = self.memory.askers.get(facts.asked_by)
-        if peer and value_at(payload, facts.request) is None:
-            return Route(peer, f"{peer.value} sent the last {facts.asked_by}")
+        peer = self.memory.askers.get(said.facts.asked_by)
+        if peer and said.request is None:
+            return Route(peer, f"{peer.value} sent the last {said.facts.asked_by}")
         return None
 
-    def _asked(self, facts: Facts, payload: dict[str, Any]) -> Asked | None:
+    def _asked(self, said: Content) -> Asked | None:
         """Return the request that a Call reports on by its id."""
-        request_id = integer(value_at(payload, facts.request))
-        return None if request_id is None else self.memory.requests.get(request_id)
-
-    def _badge(self, facts: Facts, payload: dict[str, Any]) -> str | None:
-        """Return the badge that a Call carries; None if it carries none."""
-        value = value_at(payload, facts.badge)
-        if value_at(payload, facts.badge_type) == "NoAuthorization":
-            return None
-        if type(value) is int:
-            return str(value)
-        return value if type(value) is str else None
+        return None if said.request is None else self.memory.requests.get(said.request)
 
     def _transaction_id(self, value: Any) -> TransactionId | None:
         """Return a usable transaction id as it is kept in tables, or None."""
@@ -1631,34 +1650,33 @@ class Router:
         is_rejected = route.is_rejected or (route.session is not None and route.session.is_rejected)
         return server is not None and not server.is_local and not is_rejected
 
-    def _dispatched(self, message: Message, facts: Facts, route: Route, now: Instant) -> list[Decision]:
+    def _dispatched(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
         """Relay the Call, or answer it and deliver it."""
         session = route.session
         is_rejected = route.is_rejected or (session is not None and session.is_rejected)
-        if session and session.is_stop_stored and facts.role is Role.STOP:
+        if session and session.is_stop_stored and said.facts.role is Role.STOP:
             return [ToCharger(result_text(message.message_id, {}), "repeats a stop")]
         if self._is_relayed(route):
-            call = self._call(Kind.RELAYED, message, facts, route)
-            if session and facts.role is Role.START:
+            call = self._call(Kind.RELAYED, message, said, route)
+            if session and said.facts.role is Role.START:
                 session.start_call = call
             return [ToServer(route.owner, call, route.why)]
-        kind = answered_kind(facts, session)
+        kind = answered_kind(said, session)
         decisions: list[Decision] = []
         if self._is_delivered(route):
-            decisions.append(ToServer(route.owner, self._call(kind, message, facts, route), route.why))
-        answer = self._answer(message.payload, facts, session, not is_rejected, now)
+            decisions.append(ToServer(route.owner, self._call(kind, message, said, route), route.why))
+        answer = self._answer(said, session, not is_rejected, now)
         text = result_text(message.message_id, answer)
         return [*decisions, ToCharger(text, route.why, is_durable=kind is Kind.STORED)]
 
-    def _call(self, kind: Kind, message: Message, facts: Facts, route: Route) -> Call:
+    def _call(self, kind: Kind, message: Message, said: Content, route: Route) -> Call:
         """Return the charger's Call as its server gets it."""
         text = message.text
-        asked = self._asked(facts, message.payload)
-        if asked and asked.request_id != value_at(message.payload, facts.request):
-            text = patch(text, (3, *facts.request), asked.request_id)
-        session = route.session
-        call = Call(kind, message.action, message.message_id, text, message.payload, facts)
-        call.session, call.is_vouched = session, route.is_vouched
+        asked = self._asked(said)
+        if asked and asked.request_id != said.request:
+            text = patch(text, (3, *said.facts.request), asked.request_id)
+        call = Call(kind, message.action, message.message_id, text, said)
+        call.session, call.is_vouched = route.session, route.is_vouched
         if kind is Kind.RELAYED:
             call.reply_to = message.message_id
         else:
@@ -1666,18 +1684,17 @@ class Router:
             call.text = with_message_id(text, call.message_id)
         return self._restored(call)
 
-    def _answer(
-        self, payload: dict[str, Any], facts: Facts, session: Session | None, accepted: bool, now: Instant
-    ) -> dict[str, Any]:
+    def _answer(self, said: Content, session: Session | None, accepted: bool, now: Instant) -> dict[str, Any]:
         """Return the smallest answer that the schema allows; note in the session what the charger is told."""
+        facts = said.facts
         if session and facts.role is Role.START:
             self._name(session, self._new_transaction_id(session.owner))
-        has_badge = facts.badge_answer is not None and value_at(payload, facts.badge) is not None
+        has_badge = facts.badge_answer is not None and value_at(said.payload, facts.badge) is not None
         values = {
             Fill.NOW: now.text,
             Fill.STATUS: "Accepted" if accepted else "Invalid",
             Fill.TRANSACTION: session.transaction_id if session else None,
-            Fill.VAT_NUMBER: str(payload.get("vatNumber", "")),
+            Fill.VAT_NUMBER: str(said.payload.get("vatNumber", "")),
         }
         answer: dict[str, Any] = filled(facts.badge_answer if has_badge else facts.answer, values)
         if session and facts.role is Role.START:
@@ -1685,71 +1702,66 @@ class Router:
         elif session and facts.role is Role.STOP:
             session.is_stop_stored = True
         elif session and facts.role is Role.EVENT:
-            session.seen.append(payload.get("seqNo"))
+            session.seen.append(said.payload.get("seqNo"))
         return answer
 
-    def _remembered(self, message: Message, facts: Facts, route: Route, now: Instant) -> list[Decision]:
+    def _remembered(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
         """Keep what the Call says about the station and its sessions."""
-        session, badge = route.session, self._badge(facts, message.payload)
+        session, role = route.session, said.facts.role
         if session:
             session.touched = now.seconds
-        if facts.role is Role.BOOT:
+        if role is Role.BOOT:
             self.memory.boot = message.text
-        elif facts.role is Role.STATUS:
-            self._remember_status(message, facts)
-        elif facts.role is Role.STOP and session and session.ended is None:
+        elif role is Role.STATUS:
+            self._remember_status(message, said)
+        elif role is Role.STOP and session and session.ended is None:
             session.stop = stop_fingerprint(message.payload)
             return [self._end(session, now)]
-        elif badge is not None and not session:
+        elif said.badge is not None and not session:
             whose = "is rejected" if route.is_rejected else f"belongs to {route.owner.value}"
-            return [Told(f"{message.action} {whose}: {route.why}", badge)]
+            return [Told(f"{message.action} {whose}: {route.why}", said.badge)]
         return []
 
-    def _remember_status(self, message: Message, facts: Facts) -> None:
-        payload = message.payload
-        connector = integer(value_at(payload, facts.connector))
-        where = dump([connector, payload.get("connectorId")])
+    def _remember_status(self, message: Message, said: Content) -> None:
+        where = dump([said.connector, said.payload.get("connectorId")])
         self.memory.statuses.pop(where, None)
         self.memory.statuses[where] = message.text
         trim(self.memory.statuses, MAX_STATUSES)
-        if connector is not None and value_at(payload, facts.state) == "Available":
-            self.memory.connectors.pop(connector, None)
+        if said.connector is not None and said.state == "Available":
+            self.memory.connectors.pop(said.connector, None)
 
-    def _copies(self, message: Message, facts: Facts, route: Route) -> list[Decision]:
+    def _copies(self, message: Message, said: Content, route: Route) -> list[Decision]:
         """Let the secondary see what concerns the station."""
         secondary = self.config.secondary
         if not route.is_station or secondary is None or secondary.is_local:
             return []
-        if facts.role is Role.BOOT:
-            return [ToServer(Peer.SECONDARY, self._call(Kind.OWN, message, facts, route), "is a boot")]
+        if said.facts.role is Role.BOOT:
+            return [ToServer(Peer.SECONDARY, self._call(Kind.OWN, message, said, route), "is a boot")]
         if message.action in self.config.secondary_copies:
-            return [ToServer(Peer.SECONDARY, self._call(Kind.COPY, message, facts, route), "is to be copied")]
+            return [ToServer(Peer.SECONDARY, self._call(Kind.COPY, message, said, route), "is to be copied")]
         return []
 
     # Sessions of OCPP 1.6: StartTransaction, whose answer names the transaction.
 
-    def _start(self, message: Message, facts: Facts, now: Instant) -> list[Decision]:
-        payload = message.payload
-        badge = self._badge(facts, payload) or ""
-        connector = integer(value_at(payload, facts.connector))
-        start = dump([connector, normalized(badge), payload.get("meterStart"), payload.get("timestamp")])
+    def _start(self, message: Message, said: Content, now: Instant) -> list[Decision]:
+        badge = said.badge or ""
+        reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
+        start = dump([said.connector, normalized(badge), *reading])
         for session in self.memory.sessions.values():
             is_refused = not is_accepted(session.start_answer or {})
             if session.start == start and session.ended is None and session.owner and not is_refused:
-                return self._repeated_start(message, facts, session, now)
+                return self._repeated_start(message, said, session, now)
         route = (
-            self._by_claim(facts, payload, now)
-            or self._by_badge(facts, payload)
-            or Route(Peer.PRIMARY, "it carries no badge")
+            self._by_claim(said, now) or self._by_badge(said) or Route(Peer.PRIMARY, "it carries no badge")
         )
-        session = Session(route.owner, badge, connector, now.utc, now.seconds, start=start)
+        session = Session(route.owner, badge, said.connector, now.utc, now.seconds, start=start)
         session.is_rejected = route.is_rejected
         self._keep(session)
         told = self._begin(session, route)
-        return [told, *self._dispatched(message, facts, replace(route, session=session), now)]
+        return [told, *self._dispatched(message, said, replace(route, session=session), now)]
 
     def _repeated_start(
-        self, message: Message, facts: Facts, session: Session, now: Instant
+        self, message: Message, said: Content, session: Session, now: Instant
     ) -> list[Decision]:
         """Join the session that the StartTransaction repeats: one Call at its owner, one answer."""
         session.touched = now.seconds
@@ -1763,7 +1775,7 @@ class Router:
         is_vouched = session.start_call is not None and session.start_call.is_vouched
         why = "repeats a start that was never answered"
         route = Route(session.owner, why, session, is_vouched=is_vouched)
-        return self._dispatched(message, facts, route, now)
+        return self._dispatched(message, said, route, now)
 
     def _begin(self, session: Session, route: Route) -> Told:
         """Let the session take its connector and its claim."""
@@ -1827,28 +1839,28 @@ class Router:
 
     # Transactions of OCPP 2.x: TransactionEvent, whose badge may come late.
 
-    def _event(self, message: Message, facts: Facts, now: Instant) -> list[Decision]:
-        payload = message.payload
-        transaction_id = value_at(payload, facts.transaction)
+    def _event(self, message: Message, said: Content, now: Instant) -> list[Decision]:
+        payload = said.payload
+        transaction_id = value_at(payload, said.facts.transaction)
         session = self.memory.sessions.get(transaction_id)
         if session is None:
             session = Session(None, "", None, now.utc, now.seconds, transaction_id, transaction_id)
             self._keep(session)
         session.touched = now.seconds
-        self._occupy(session, integer(value_at(payload, facts.connector)))
+        self._occupy(session, said.connector)
         if integer(payload.get("seqNo")) is not None and payload["seqNo"] in session.seen:
-            answer = self._answer(payload, facts, None, not session.is_rejected, now)
+            answer = self._answer(said, None, not session.is_rejected, now)
             return [ToCharger(result_text(message.message_id, answer), "repeats an event")]
         decisions: list[Decision] = []
         if session.owner is None:
-            settled = self._settled(session, facts, payload, now)
+            settled = self._settled(session, said, now)
             if settled is None:
-                return self._kept(message, facts, session, now)
-            decisions = self._own(session, settled, self._badge(facts, payload) or "")
+                return self._kept(message, said, session, now)
+            decisions = self._own(session, settled, said.badge or "")
             route = replace(settled, session=session)
         else:
             route = Route(session.owner, "its transaction", session, is_vouched=True)
-        decisions += self._dispatched(message, facts, route, now)
+        decisions += self._dispatched(message, said, route, now)
         if payload.get("eventType") == "Ended" and session.ended is None:
             decisions.append(self._end(session, now))
         return decisions
@@ -1859,30 +1871,31 @@ class Router:
             session.connector = evse
             self.memory.connectors[evse] = session
 
-    def _settled(self, session: Session, facts: Facts, payload: dict[str, Any], now: Instant) -> Route | None:
+    def _settled(self, session: Session, said: Content, now: Instant) -> Route | None:
         """Return whose a transaction without an owner is, once this event tells."""
-        if values_at(payload, facts.connector) == [] and session.connector is not None:
-            payload = {**payload, "evse": {"id": session.connector}}  # Claims may name the EVSE.
-        route = self._by_claim(facts, payload, now) or self._by_badge(facts, payload)
+        if said.connector is None and session.connector is not None:  # Claims may name the EVSE.
+            said = Content(said.facts, {**said.payload, "evse": {"id": session.connector}})
+        route = self._by_claim(said, now) or self._by_badge(said)
         if route:
             return route
+        badge_type = value_at(said.payload, said.facts.badge_type)
         for is_settled, why in (
-            (value_at(payload, facts.badge_type) == "NoAuthorization", "it needs no authorization"),
-            (value_at(payload, facts.state) == "Charging", "it charges without a badge"),
-            (payload.get("eventType") == "Ended", "it ends without a badge"),
+            (badge_type == "NoAuthorization", "it needs no authorization"),
+            (said.state == "Charging", "it charges without a badge"),
+            (said.payload.get("eventType") == "Ended", "it ends without a badge"),
             (len(session.kept) + 1 >= MAX_KEPT_EVENTS, f"{MAX_KEPT_EVENTS} events without a badge"),
         ):
             if is_settled:
                 return Route(Peer.PRIMARY, why)
         return None
 
-    def _kept(self, message: Message, facts: Facts, session: Session, now: Instant) -> list[Decision]:
+    def _kept(self, message: Message, said: Content, session: Session, now: Instant) -> list[Decision]:
         """Answer an event that nobody owns yet, and keep it for whom it will belong to."""
         route = Route(Peer.PRIMARY, "its transaction has no owner yet", session)
-        call = self._call(Kind.STORED, message, facts, route)
+        call = self._call(Kind.STORED, message, said, route)
         call.is_kept = True
         session.kept.append(call)
-        answer = self._answer(message.payload, facts, session, True, now)
+        answer = self._answer(said, session, True, now)
         return [ToCharger(result_text(message.message_id, answer), route.why, is_durable=True)]
 
     def _own(self, session: Session, route: Route, badge: str) -> list[Decision]:
@@ -1904,18 +1917,18 @@ class Router:
         session = call.session
         if session and session.remote_start:
             at_charger, at_server = session.remote_start
-            if at_charger != at_server and value_at(call.payload, call.facts.remote_start) == at_charger:
-                call.text = patch(call.text, (3, *call.facts.remote_start), at_server)
+            if at_charger != at_server and call.content.remote_start == at_charger:
+                call.text = patch(call.text, (3, *call.content.facts.remote_start), at_server)
         return call
 
     # Answers of the servers (rules 2 and 3).
 
     def text_for_server(self, call: Call) -> str:
         """Return the Call's text with the transaction id that its owner knows by now."""
-        session, path = call.session, call.facts.transaction
+        session, path = call.session, call.content.facts.transaction
         if session is None or session.server_id is None or not path or "*" in path:
             return call.text
-        if value_at(call.payload, path) == session.server_id:
+        if value_at(call.content.payload, path) == session.server_id:
             return call.text
         return patch(call.text, (3, *path), session.server_id)
 
@@ -1923,15 +1936,15 @@ class Router:
         """Decide on a server's answer to a Call of the charger that is still waited for."""
         call.is_pending = False
         words = self.learn(peer, call, message, now)
-        badge = self._badge(call.facts, call.payload)
+        badge = call.content.badge
         told = [Told(f"{peer.value} answers {call.action} with {words}", badge)] if words and badge else []
         if call.reply_to is None:
             return [*told, Dropped("the charger has its answer from the proxy")]
         self.last_relayed = (peer, call)
-        if call.facts.role is Role.BOOT:
+        if call.content.facts.role is Role.BOOT:
             self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
         session, text = call.session, message.text
-        if call.facts.role is Role.START and session and message.type is MessageType.CALLRESULT:
+        if call.content.facts.role is Role.START and session and message.type is MessageType.CALLRESULT:
             session.is_told = True
             if message.payload.get("transactionId") != session.transaction_id:
                 assert session.transaction_id is not None, "an answered start names its session"
@@ -1944,9 +1957,9 @@ class Router:
         """Take what a server's answer tells, late or not. Return its words if it is a refusal, else ""."""
         if message.type is MessageType.CALLERROR:
             return f"CallError {message.action}"
-        if call.facts.role is Role.START and call.session:
+        if call.content.facts.role is Role.START and call.session:
             self._learn_start(call.session, message.payload)
-        badge = self._badge(call.facts, call.payload)
+        badge = call.content.badge
         self.memory.accepted.pop((peer, normalized(badge or "")), None)
         if not is_accepted(message.payload):
             status = value_at(message.payload, ("idTagInfo", "status"))
@@ -1959,11 +1972,11 @@ class Router:
     def stand_in(self, peer: Peer, call: Call, now: Instant) -> list[Decision]:
         """Answer the charger in the place of a server that cannot; the Call is delivered to it later."""
         session, reply_to = call.session, call.reply_to
-        call.kind, call.reply_to = answered_kind(call.facts, session), None
+        call.kind, call.reply_to = answered_kind(call.content, session), None
         if reply_to is None and call.action == "MeterValues":
             call.kind = Kind.NOTED  # Its charger is gone and sends it again.
             return []
-        answer = self._answer(call.payload, call.facts, session, self._is_trusted(peer, call, now), now)
+        answer = self._answer(call.content, session, self._is_trusted(peer, call, now), now)
         if reply_to is None:
             if session:
                 session.is_told = False  # Its charger is gone, and hears the answer when it repeats the Call.
@@ -1973,7 +1986,7 @@ class Router:
 
     def _is_trusted(self, peer: Peer, call: Call, now: Instant) -> bool:
         """Whether the proxy accepts a badge in the place of a server whose verdict counts."""
-        badge = self._badge(call.facts, call.payload)
+        badge = call.content.badge
         accepted = self.memory.accepted.get((peer, normalized(badge or "")))
         return (
             badge is None
@@ -1984,7 +1997,9 @@ class Router:
     def refuse(self, call: Call, words: str, is_error: bool) -> None:
         """Note that its owner refused a stored Call; a refused start may refuse the rest of its session."""
         session = call.session
-        if session and (call.facts.role is Role.START or call.payload.get("eventType") == "Started"):
+        if session and (
+            call.content.facts.role is Role.START or call.content.payload.get("eventType") == "Started"
+        ):
             session.refused = words
             session.is_undeliverable = is_error or self._transaction_id(session.server_id) is None
 
@@ -1992,23 +2007,16 @@ class Router:
 
     def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of a server. Raises MessageError if it can be read in two ways."""
-        facts = self._facts(self.vocabulary.server, message)
+        said = self._content(self.vocabulary.server, message)
         if peer is Peer.SECONDARY and message.action in self.config.secondary_refuse:
-            return [self._refusal(peer, message, facts, f"{message.action} is on secondary_refuse")]
+            return [self._refusal(peer, message, said.facts, f"{message.action} is on secondary_refuse")]
         call = ServerCall(
-            peer,
-            message.message_id,
-            message.message_id,
-            message.action,
-            message.payload,
-            facts,
-            message.text,
-            now.seconds,
+            peer, message.message_id, message.message_id, message.action, said, message.text, now.seconds
         )
-        for value in values_at(message.payload, facts.transaction):
+        for value in values_at(said.payload, said.facts.transaction):
             why = self._translated(call, value)
             if why:
-                return [self._refusal(peer, message, facts, why)]
+                return [self._refusal(peer, message, said.facts, why)]
         self._translate_request(call, now)
         self._claim(call, now)
         if call.message_id in self._wire_ids():
@@ -2020,10 +2028,9 @@ class Router:
         """Ask the charger something in the proxy's own name; its answer is dropped."""
         message_id = new_message_id()
         text = call_text(message_id, action, payload)
-        facts = self.vocabulary.server.get(action, PLAIN)
-        return self._queued(
-            ServerCall(Peer.PROXY, message_id, message_id, action, payload, facts, text, now.seconds), now
-        )
+        said = Content(self.vocabulary.server.get(action, PLAIN), payload)
+        call = ServerCall(Peer.PROXY, message_id, message_id, action, said, text, now.seconds)
+        return self._queued(call, now)
 
     def _queued(self, call: ServerCall, now: Instant) -> list[Decision]:
         waiting = self.waiting.setdefault(call.peer, deque())
@@ -2044,7 +2051,7 @@ class Router:
         session = self._session_of(call.peer, value if named is None else named)
         if session and session.transaction_id is not None:
             if session.transaction_id != named:
-                call.text = patch(call.text, (3, *call.facts.transaction), session.transaction_id)
+                call.text = patch(call.text, (3, *call.content.facts.transaction), session.transaction_id)
             return ""
         other = self.memory.sessions.get(named) if named is not None else None
         if other and other.owner is not None:
@@ -2055,6 +2062,8 @@ class Router:
 
     def _session_of(self, peer: Peer, server_id: Any) -> Session | None:
         """Return the session that a server knows by this id; of several an open one, the newest."""
+        if type(server_id) is not int and type(server_id) is not str:
+            return None
         found = [
             session
             for session in self.memory.sessions.values()
@@ -2065,8 +2074,7 @@ class Router:
 
     def _translate_request(self, call: ServerCall, now: Instant) -> None:
         """Note who asks for a report; give a request id that the other server still uses another value."""
-        path = call.facts.request
-        request_id = integer(value_at(call.payload, path))
+        path, request_id = call.content.facts.request, call.content.request
         if request_id is None:
             return
         call.request_id = request_id
@@ -2080,13 +2088,11 @@ class Router:
 
     def _claim(self, call: ServerCall, now: Instant) -> None:
         """Prepare the claim of a remote start or a reservation, for when the Call is sent."""
-        facts, payload = call.facts, call.payload
-        badge = self._badge(facts, payload)
-        if facts.role not in (Role.REMOTE_START, Role.RESERVE) or badge is None:
+        said = call.content
+        if said.facts.role not in (Role.REMOTE_START, Role.RESERVE) or said.badge is None:
             return
-        claim = Claim(call.peer, normalized(badge), integer(value_at(payload, facts.connector)) or None, 0.0)
-        claim.reservation = integer(value_at(payload, facts.reservation))
-        remote_start = integer(value_at(payload, facts.remote_start))
+        claim = Claim(call.peer, normalized(said.badge), said.connector or None, 0.0)
+        claim.reservation, remote_start = said.reservation, said.remote_start
         if remote_start is not None:
             calls = itertools.chain(*self.waiting.values(), [self.outstanding] if self.outstanding else [])
             live = [other for other in self.memory.claims if now.seconds < other.until]
@@ -2099,7 +2105,7 @@ class Router:
                 remote_start,
             )
             if remote_start in others:
-                call.text = patch(call.text, (3, *facts.remote_start), claim.remote_start[0])
+                call.text = patch(call.text, (3, *said.facts.remote_start), claim.remote_start[0])
         call.claim = claim
 
     def _new_number(self, used: Container[int]) -> int:
@@ -2134,9 +2140,9 @@ class Router:
 
     def _claim_seconds(self, call: ServerCall, now: Instant) -> float:
         """Return for how long the claim holds: a reservation until its expiry date."""
-        if call.facts.role is not Role.RESERVE:
+        if call.content.facts.role is not Role.RESERVE:
             return CLAIM_SECONDS
-        date = call.payload.get("expiryDate", call.payload.get("expiryDateTime"))
+        date = call.content.payload.get("expiryDate", call.content.payload.get("expiryDateTime"))
         try:
             expiry = datetime.fromisoformat(date if type(date) is str else "")
         except ValueError:
@@ -2159,7 +2165,7 @@ class Router:
         text = message.text
         if call.wire_id != call.message_id:
             text = with_message_id(text, call.message_id)
-        if call.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
+        if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
             decisions.append(Told(f"{call.peer.value} asked for {call.action}: {outcome}"))
         return [Answer(call.peer, text, "the charger answers"), *decisions, *self._next(now)]
@@ -2171,8 +2177,8 @@ class Router:
             self._void(call)
         elif call.action in ASKED_BY:
             self.memory.askers[call.action] = call.peer
-        elif call.facts.role is Role.CANCEL:
-            reservation = value_at(call.payload, call.facts.reservation)
+        elif call.content.facts.role is Role.CANCEL:
+            reservation = call.content.reservation
             self.memory.claims = [
                 claim
                 for claim in self.memory.claims
@@ -2183,7 +2189,7 @@ class Router:
         elif call.claim and call.claim.remote_start:
             session = self.memory.sessions.get(str(message.payload.get("transactionId", "")))
             if session and session.owner is None:
-                badge = self._badge(call.facts, call.payload) or ""
+                badge = call.content.badge or ""
                 return self._own(session, Route(call.peer, "its remote start", claim=call.claim), badge)
         return []
 
@@ -2864,7 +2870,7 @@ class Outbox:
         relayed = [index for index, old in enumerate(self.queue) if old.kind is Kind.RELAYED]
         for index in relayed if self.link is None and call.action != "MeterValues" else []:
             old = self.queue[index]
-            if (old.action, old.payload) == (call.action, call.payload):
+            if (old.action, old.content.payload) == (call.action, call.content.payload):
                 old.is_pending = False
                 self.queue[index] = call
                 return False
@@ -2942,7 +2948,7 @@ class Outbox:
 
     def _send_own(self, action: str, text: str, now: Instant) -> None:
         """Send a Call of the proxy's own past the queue."""
-        call = Call(Kind.OWN, action, new_message_id(), "", {}, PLAIN)
+        call = Call(Kind.OWN, action, new_message_id(), "", NOTHING)
         call.text = with_message_id(text, call.message_id)
         self.queue.appendleft(call)
         self._send(call, now)
@@ -3049,7 +3055,9 @@ class Outbox:
         call.is_pending = False
         self.owner.journal.remove(self.owner.memory, self.peer, call)
         level = logging.DEBUG if call.is_reading else logging.INFO
-        log.log(level, "%s: %s %s is delivered", self.name, call.action, call.payload.get("eventType", ""))
+        log.log(
+            level, "%s: %s %s is delivered", self.name, call.action, call.content.payload.get("eventType", "")
+        )
 
     def _refuse(self, call: Call, words: str) -> None:
         call.is_pending = False
@@ -3072,7 +3080,7 @@ class Outbox:
             self.owes_statuses = False
             for text in reversed(self.owner.memory.statuses.values()):
                 call = Call(
-                    Kind.COPY, "StatusNotification", new_message_id(), "", {}, PLAIN, queued=now.seconds
+                    Kind.COPY, "StatusNotification", new_message_id(), "", NOTHING, queued=now.seconds
                 )
                 call.text = with_message_id(text, call.message_id)
                 self.queue.appendleft(call)
@@ -3253,7 +3261,7 @@ class Outbox:
             if call.kind is Kind.RELAYED and self.stands_in and now.seconds >= call.sent + STAND_IN_SECONDS:
                 self.is_silent = True
                 self._stand_in(call, now)
-                if answered_kind(call.facts, call.session) is Kind.STORED:
+                if answered_kind(call.content, call.session) is Kind.STORED:
                     self.queue.appendleft(call)
                     self.unanswered[call.message_id] = call
             limit = COPY_SECONDS if call.kind is Kind.COPY else self.owner.host.call_timeout

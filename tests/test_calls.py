@@ -310,6 +310,17 @@ def test_the_primary_may_name_a_transaction_that_nobody_knows() -> None:
     assert stage.secondary.hears() == [[3, "y", {"status": "Rejected"}]]
 
 
+@pytest.mark.parametrize("nothing", [None, True, [], {}])
+def test_what_is_no_id_names_no_session(nothing: object) -> None:
+    """Not even one that its server knows by an id that is not usable."""
+    stage = Stage()
+    stage.primary_session(server_id=0)
+    stage.primary.calls("x", "RemoteStopTransaction", transactionId=nothing)
+    assert stage.charger.hears_call()[2] == {"transactionId": nothing}
+    stage.secondary.calls("y", "RemoteStopTransaction", transactionId=nothing)
+    assert stage.secondary.hears() == [[3, "y", {"status": "Rejected"}]]
+
+
 def test_a_charging_profile_is_translated_where_it_names_the_transaction() -> None:
     """The id stands deep in the payload; nothing else changes."""
     stage = Stage()

@@ -618,7 +618,7 @@ def test_forward_keeps_the_order_in_what_it_stores() -> None:
     stage.starts("SECO1", "1", connector=1)
     stage.time += 5.4
     stage.starts("SECO2", "2", connector=2)
-    badges = [call.payload["idTag"] for call in stage.memory.stored[SECONDARY]]
+    badges = [call.content.payload["idTag"] for call in stage.memory.stored[SECONDARY]]
     assert badges == ["SECO1", "SECO2"]
 
 
