@@ -137,12 +137,11 @@ class BadgeLists:
     exact: dict[str, Peer]  # By normalized badge.
     patterns: tuple[tuple[str, Peer], ...]  # Normalized shell patterns, the longest first.
 
-    def find(self, badge: str) -> tuple[Peer, str] | None:
-        """Return the server that has the badge on its list, and the entry that says so."""
+    def find(self, badge: str) -> Peer | None:
+        """Return the server that has the badge on its list."""
         name = normalized(badge)
-        if name in self.exact:
-            return self.exact[name], name
-        return next(((peer, entry) for entry, peer in self.patterns if fnmatchcase(name, entry)), None)
+        matching = (peer for entry, peer in self.patterns if fnmatchcase(name, entry))
+        return self.exact.get(name) or next(matching, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,8 +515,8 @@ class ConfigLoader:
     def _values(self, section: Section, keys: dict[str, Key]) -> dict[str, Any]:
         return {name: self._value(name, key, section.get(name)) for name, key in keys.items()}
 
-    def _line(self, section: Section, *names: str) -> int:
-        return next((section[name].line for name in names if name in section), 1)
+    def _line(self, section: Section, name: str) -> int:
+        return section[name].line if name in section else 1
 
     def _check_host(self, host: HostConfig, section: Section) -> None:
         if host.cert_key and not host.cert_chain:
@@ -563,7 +562,9 @@ class ConfigLoader:
             raise self.ini.error(self._line(section, name), f"{name} needs {peer.value}_cert")
         if server and not server.is_local:
             uri = parse_uri(server.url)
-            if uri.port == self.host.port and (is_loopback(uri.host) or uri.host == self.host.addr):
+            listens_on_loopback = self.host.addr in ("0.0.0.0", "::") or is_loopback(self.host.addr)
+            is_own_host = uri.host == self.host.addr or (is_loopback(uri.host) and listens_on_loopback)
+            if is_own_host and uri.port == self.host.port:
                 name = "server" if peer is Peer.PRIMARY else "secondary_server"
                 what = f"{name} is the proxy's own address; expected that of another server, or {LOCAL}"
                 raise self.ini.error(self._line(section, name), what)
@@ -1590,11 +1591,9 @@ class Router:
     def _by_badge(self, said: Content) -> Route | None:
         if said.badge is None:
             return None
-        found = self.config.badges.find(said.badge)
-        if found:
-            peer, _ = found
-            if peer is Peer.PRIMARY or self.config.secondary:
-                return Route(peer, f"its badge is on {peer.value}_rfid", is_vouched=True)
+        peer = self.config.badges.find(said.badge)
+        if peer is Peer.PRIMARY or (peer and self.config.secondary):
+            return Route(peer, f"its badge is on {peer.value}_rfid", is_vouched=True)
         if self.config.unknown_rfid == "reject":
             return Route(Peer.PRIMARY, "its badge is on no list", is_rejected=True)
         if self.config.unknown_rfid == "secondary" and self.config.secondary:
