@@ -122,6 +122,7 @@ class ServerConfig:
 
     @property
     def is_local(self) -> bool:
+        """Whether the proxy itself is this server."""
         return self.url == LOCAL
 
     @property
@@ -159,6 +160,7 @@ class ChargerConfig:
     versions: tuple[str, ...]  # Subprotocols.
 
     def server(self, peer: Peer) -> ServerConfig | None:
+        """Return one of the two servers."""
         return self.primary if peer is Peer.PRIMARY else self.secondary
 
 
@@ -207,6 +209,7 @@ class Config:
     warnings: tuple[str, ...]  # What is doubtful but no mistake, a line each.
 
     def charger(self, charger_id: str) -> ChargerConfig:
+        """Return what is valid for one charger."""
         return self.chargers.get(charger_id, self.default)
 
 
@@ -392,6 +395,7 @@ class Ini:
         self.lines: dict[str, int] = {}  # Where each section begins.
 
     def error(self, line: int, what: str) -> ConfigError:
+        """Return a mistake at this line."""
         return ConfigError(f"{self.path}:{line}: {what}")
 
     def parse(self, text: str) -> None:
@@ -632,6 +636,7 @@ def load_config(path: Path, environment: Mapping[str, str], concern: Callable[[s
 
 
 def is_loopback(host: str) -> bool:
+    """Whether the address can be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -748,18 +753,22 @@ def dump(value: Any) -> str:
 
 
 def call_text(message_id: str, action: str, payload: dict[str, Any]) -> str:
+    """Return a Call."""
     return dump([MessageType.CALL, message_id, action, payload])
 
 
 def result_text(message_id: str, payload: dict[str, Any]) -> str:
+    """Return a CallResult."""
     return dump([MessageType.CALLRESULT, message_id, payload])
 
 
 def error_text(message_id: str, code: str, description: str) -> str:
+    """Return a CallError; its description has at most 255 characters (OCPP 2.0.1 part 4, 4.2.3)."""
     return dump([MessageType.CALLERROR, message_id, code, description[:255], {}])
 
 
 def new_message_id() -> str:
+    """Return an id of 36 characters that nobody else will pick."""
     return str(uuid.uuid4())
 
 
@@ -1134,6 +1143,7 @@ def value_at(payload: Any, path: FieldPath) -> Any:
 
 
 def integer(value: Any) -> int | None:
+    """Return the value if it is a whole number; true and 1.0 are none."""
     return value if type(value) is int else None
 
 
@@ -1146,6 +1156,7 @@ class Content:
 
     @property
     def badge(self) -> str | None:
+        """The RFID; None also where none is needed."""
         value = value_at(self.payload, self.facts.badge)
         if value_at(self.payload, self.facts.badge_type) == "NoAuthorization":
             return None
@@ -1155,22 +1166,27 @@ class Content:
 
     @property
     def connector(self) -> int | None:
+        """The connector, in 2.x the EVSE; 0 is the whole station."""
         return integer(value_at(self.payload, self.facts.connector))
 
     @property
     def request(self) -> int | None:
+        """The id of the request that it makes, or reports on."""
         return integer(value_at(self.payload, self.facts.request))
 
     @property
     def reservation(self) -> int | None:
+        """The id of a reservation."""
         return integer(value_at(self.payload, self.facts.reservation))
 
     @property
     def remote_start(self) -> int | None:
+        """The remoteStartId of 2.x."""
         return integer(value_at(self.payload, self.facts.remote_start))
 
     @property
     def state(self) -> Any:
+        """The connector's status, or the charging state."""
         return value_at(self.payload, self.facts.state)
 
 
@@ -1216,6 +1232,7 @@ MAX_ID = 2**31 - 1  # The largest transaction id that chargers and servers agree
 FIRST_PROXY_ID = 2_000_000_000  # From here on, transaction ids are the proxy's; Unix time gets there in 2033.
 SESSION_SECONDS = 7 * DAY  # An ended session can still be named for so long; a silent one counts as ended.
 CLAIM_SECONDS = 300.0  # A remote start that no session followed.
+RESERVATION_SECONDS = 300.0  # For the charger to report that a reservation has expired.
 REQUEST_SECONDS = DAY  # Reports on a request may come for so long.
 ACCEPTED_SECONDS = 3600.0  # A server's last word on a badge stands in for it for so long.
 SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
@@ -1242,6 +1259,7 @@ class Instant(NamedTuple):
 
     @property
     def text(self) -> str:
+        """The time as OCPP writes it (RFC 3339)."""
         return datetime.fromtimestamp(self.utc, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -1435,6 +1453,7 @@ class ServerCall:
 
 
 def is_proxy_id(value: object) -> bool:
+    """Whether a transaction id is one that only the proxy hands out."""
     return type(value) is int and FIRST_PROXY_ID <= value <= MAX_ID
 
 
@@ -1580,9 +1599,9 @@ class Router:
                 connector is None or claim.connector in (None, connector)
             )
 
-        live = [
-            claim for claim in reversed(self.memory.claims) if now.seconds < claim.until and matches(claim)
-        ]
+        reports = badge is None and said.reservation is not None
+        seconds = now.seconds - (RESERVATION_SECONDS if reports else 0.0)
+        live = [claim for claim in reversed(self.memory.claims) if seconds < claim.until and matches(claim)]
         for claim in sorted(live, key=is_named, reverse=True):
             why = "its reservation" if claim.reservation is not None else "its remote start"
             return Route(claim.peer, f"{claim.peer.value} claimed it: {why}", claim=claim, is_vouched=True)
@@ -2254,7 +2273,7 @@ class Router:
     def sweep(self, now: Instant) -> list[Decision]:
         """Remove what has expired."""
         memory, told = self.memory, list[Decision]()
-        memory.claims = [claim for claim in memory.claims if now.seconds < claim.until]
+        memory.claims = [claim for claim in memory.claims if now.seconds < claim.until + RESERVATION_SECONDS]
         memory.requests = {key: asked for key, asked in memory.requests.items() if now.seconds < asked.until}
         memory.accepted = {
             key: when for key, when in memory.accepted.items() if now.seconds - when <= ACCEPTED_SECONDS
@@ -2351,6 +2370,7 @@ DIAL_SECONDS = 8.0  # From the decision to dial a server to its 101; less than a
 HANDSHAKE_SECONDS = 10.0  # From a charger's TCP connection to its complete request.
 CLOSE_SECONDS = 3.0  # From a Close frame to the end of the TCP connection, then it is cut.
 PROBE_SECONDS = 5.0  # For the Pong of a charger whose place a newcomer wants.
+MAX_EARLY = 16  # Texts that a peer may send before there is somebody to hear them.
 MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread before it is cut off.
 MAX_PRIMARY_DIALS = 150  # At the same time, in the whole process; apart from the secondaries',
 MAX_SECONDARY_DIALS = 50  # so that secondaries that hang never keep a charger waiting.
@@ -2398,7 +2418,7 @@ class Link(asyncio.BufferedProtocol):
         self.handshake: asyncio.Future[Request | Response] = self.loop.create_future()
         self.transport: asyncio.Transport | None = None  # Set by connection_made.
         self.user: LinkUser | None = None  # Set by attach; texts that come before it wait in `early`.
-        self.early: list[str] = []  # At most what one TCP segment holds: reading is paused.
+        self.early: list[str] = []  # From MAX_EARLY on, reading is paused.
         self.fragments: list[bytes] = []  # Of the message that comes in; bounded by max_size.
         self.subprotocol: str | None = None  # What a charger's handshake is answered with.
         self.opened = 0.0  # Monotonic seconds of the handshake's end.
@@ -2414,10 +2434,12 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def is_open(self) -> bool:
+        """Whether texts can be sent."""
         return self.protocol.state is State.OPEN
 
     @property
     def is_closed(self) -> bool:
+        """Whether nothing more will come."""
         return self.ended.done()
 
     @property
@@ -2499,16 +2521,7 @@ class Link(asyncio.BufferedProtocol):
         self.is_answered = True
         self.opened = self.seen = self.loop.time()
         self.protocol.send_response(response)
-        if not self.is_open:
-            self.transport.resume_reading()
         self._flush()
-
-    def _handshake_came(self, event: Request | Response) -> None:
-        """Take the peer's part of the handshake; what follows it has to wait until there is a user."""
-        assert self.transport is not None
-        self.transport.pause_reading()
-        self.opened = self.loop.time()
-        self.handshake.set_result(event)
 
     def _fail_handshake(self, error: DialError) -> None:
         if not self.handshake.done():
@@ -2553,7 +2566,8 @@ class Link(asyncio.BufferedProtocol):
             if isinstance(event, Frame):
                 self._frame(event)
             elif self.protocol.handshake_exc is None and not self.handshake.done():
-                self._handshake_came(event)
+                self.opened = self.loop.time()
+                self.handshake.set_result(event)
             elif isinstance(event, Response):
                 phrase = ascii(event.reason_phrase[:80]).strip("'")
                 what = f"HTTP {event.status_code} {phrase}"
@@ -2592,8 +2606,10 @@ class Link(asyncio.BufferedProtocol):
     def _deliver(self, text: str) -> None:
         if self.user:
             self.user.link_received(self, text)
-        else:
-            self.early.append(text)
+            return
+        self.early.append(text)
+        if self.transport and len(self.early) >= MAX_EARLY:
+            self.transport.pause_reading()
 
     def _fail(self, code: int, reason: str) -> None:
         if self.protocol.state is State.OPEN:
@@ -2716,12 +2732,14 @@ class Tasks:
         self.running: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run the work in a task of its own."""
         task = asyncio.create_task(work, name=name)
         self.running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def cancel(self) -> None:
+        """Cancel all that run."""
         for task in self.running:
             task.cancel()
 
@@ -2794,12 +2812,23 @@ class OutboxOwner(Protocol):
     now: Callable[[], Instant]
 
     @property
-    def has_charger(self) -> bool: ...
-    def wake(self, at: float) -> None: ...
-    def carry_out(self, decisions: Iterable[Decision]) -> None: ...
-    def server_said(self, peer: Peer, message: Message) -> None: ...
-    def server_lost(self, peer: Peer) -> None: ...
-    def server_answered(self, peer: Peer) -> None: ...
+    def has_charger(self) -> bool:
+        """Whether the charger is connected."""
+
+    def wake(self, at: float) -> None:
+        """Call `tick` at this time, in monotonic seconds, or before."""
+
+    def carry_out(self, decisions: Iterable[Decision]) -> None:
+        """Do what the router has decided."""
+
+    def server_said(self, peer: Peer, message: Message) -> None:
+        """Take a message of the server that is no answer. Raises MessageError."""
+
+    def server_lost(self, peer: Peer) -> None:
+        """Take note that the server's connection was lost."""
+
+    def server_answered(self, peer: Peer) -> None:
+        """Take note that the server does its work."""
 
 
 class Outbox:
@@ -3800,6 +3829,7 @@ class Proxy:
 
 
 def current_instant() -> Instant:
+    """Return what both clocks say."""
     return Instant(time.monotonic(), time.time())
 
 

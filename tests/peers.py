@@ -84,6 +84,8 @@ class FakeServer:
         self.requests: list[Request] = []
         self.connections: list[ServerConnection] = []
         self.connected = asyncio.Condition()
+        self.may_answer = asyncio.Event()  # Until it is set, handshakes wait.
+        self.may_answer.set()
         self.refusal: tuple[int, dict[str, str]] | None = None
         self.one_connection_per_charger = False
         self.greeting: list[str] = []  # Texts that it sends right after the handshake.
@@ -113,8 +115,9 @@ class FakeServer:
             await self.server.wait_closed()
             self.server = None
 
-    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         self.requests.append(request)
+        await self.may_answer.wait()
         refusal = self.refusal
         if self.one_connection_per_charger and any(c.state is not c.state.CLOSED for c in self.connections):
             refusal = (409, {})

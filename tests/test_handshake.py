@@ -10,6 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
+from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
@@ -323,6 +324,42 @@ async def test_a_redial_of_the_primary_does_not_replace_a_newer_connection() -> 
             await new.calls("1", "Heartbeat")
             await eventually(lambda: sum(c.state.name == "OPEN" for c in primary.connections) == 1)
             await new.calls("2", "Heartbeat")
+
+
+async def test_a_newcomer_that_hung_up_during_its_handshake_replaces_nobody() -> None:
+    """The primary accepts it too late; the charger that is here stays."""
+    async with house() as (proxy, primary, _), charger(proxy) as old:
+        primary.may_answer.clear()
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+        writer.write(request.encode())
+        await writer.drain()
+        await eventually(lambda: bool(proxy.handshakes))
+        link = next(iter(proxy.handshakes))
+        writer.close()
+        await link.ended
+        primary.may_answer.set()
+        await eventually(lambda: not proxy.handshakes)
+        await old.calls("1", "Heartbeat")
+
+
+async def test_texts_before_the_handshake_is_answered_are_heard_and_bounded() -> None:
+    """A hasty charger loses nothing, and one that floods is paused."""
+    async with house() as (proxy, primary, _):
+        primary.may_answer.clear()
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+        writer.write(request.encode())
+        for number in range(p.MAX_EARLY + 4):
+            text = f'[2,"{number}","Heartbeat",{{}}]'.encode()
+            writer.write(Frame(Opcode.TEXT, text).serialize(mask=True))
+            await writer.drain()
+        await eventually(lambda: any(len(link.early) >= p.MAX_EARLY for link in proxy.handshakes))
+        primary.may_answer.set()
+        await primary.heard.until(lambda message: message[1] == str(p.MAX_EARLY + 3))
+        writer.close()
 
 
 async def test_a_charger_that_hangs_up_while_its_primary_hangs_leaves_no_traceback(

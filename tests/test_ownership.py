@@ -433,7 +433,7 @@ def test_a_claim_ends_after_five_minutes() -> None:
     stage.primary.hears()
     stage.starts("PRIM1")
     assert actions(stage.primary.hears()) == ["StartTransaction"]
-    stage.relay.router.sweep(p.Instant(stage.time, 0.0))
+    stage.relay.router.sweep(p.Instant(stage.time + p.RESERVATION_SECONDS, 0.0))
     assert stage.memory.claims == []
 
 

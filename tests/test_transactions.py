@@ -260,6 +260,20 @@ def test_an_event_that_names_the_transaction_of_the_secondary_is_the_secondarys(
     assert [action for action, _ in stage.delivers()] == ["TransactionEvent", "NotifyEvent"]
 
 
+def test_the_end_of_a_reservation_is_reported_to_the_server_that_made_it(stage: Stage) -> None:
+    """The report comes when the reservation has just expired; nothing else matches it then."""
+    expiry = p.Instant(0, stage.utc + stage.time + 60).text
+    token = {"idToken": "PRIM1", "type": "ISO14443"}
+    stage.secondary.calls("r", "ReserveNow", id=5, idToken=token, expiryDateTime=expiry)
+    stage.charger.answers("r", status="Accepted")
+    stage.passes(61)
+    stage.secondary.hears()
+    stage.charger.calls("s", "ReservationStatusUpdate", reservationId=5, reservationUpdateStatus="Expired")
+    assert actions(stage.secondary.hears()) == ["ReservationStatusUpdate"]
+    event(stage, 0, "Started", "PRIM1")
+    assert actions(stage.primary.hears()) == ["TransactionEvent"]
+
+
 def test_an_event_that_names_a_transaction_without_an_owner_concerns_the_station(stage: Stage) -> None:
     """Nobody has been told of it yet."""
     event(stage, 0, "Started")
