@@ -1448,6 +1448,7 @@ class ServerCall:
     sent: float = 0.0  # Monotonic seconds.
     claim: Claim | None = None
     request_id: int | None = None  # At the charger.
+    asked: Asked | None = None  # What was noted of its request.
     asked_before: Asked | None = None  # The request that this one's id has taken the place of.
     is_abandoned: bool = False  # Its server is gone; nobody waits for the answer.
 
@@ -1478,13 +1479,10 @@ def trim(table: dict[Any, Any], most: int) -> None:
         del table[next(iter(table))]
 
 
-def is_accepted(payload: dict[str, Any]) -> bool:
-    """Whether a badge's verdict in an answer is Accepted; an answer without a verdict is no refusal."""
-    for name in ("idTagInfo", "idTokenInfo"):
-        status = value_at(payload, (name, "status"))
-        if status is not None:
-            return bool(status == "Accepted")
-    return True
+def verdict(payload: dict[str, Any]) -> Any:
+    """Return the status that an answer gives to a badge; None = it says nothing of one."""
+    status = value_at(payload, ("idTagInfo", "status"))
+    return value_at(payload, ("idTokenInfo", "status")) if status is None else status
 
 
 class Router:
@@ -1569,7 +1567,7 @@ class Router:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
         sessions = self.memory.sessions.values()
         opened = [session for session in sessions if session.ended is None]
-        accepted = [session for session in opened if is_accepted(session.start_answer or {})]
+        accepted = [s for s in opened if verdict(s.start_answer or {}) in (None, "Accepted")]
         badge = normalized(said.badge or "")
         stop = stop_fingerprint(said.payload)
         for found, why in (
@@ -1766,9 +1764,10 @@ class Router:
         reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
         start = dump([said.connector, normalized(badge), *reading])
         for session in self.memory.sessions.values():
-            is_refused = not is_accepted(session.start_answer or {})
-            if session.start == start and session.ended is None and session.owner and not is_refused:
-                return self._repeated_start(message, said, session, now)
+            if session.start == start and session.ended is None and session.owner:
+                if not self._is_refused(session):
+                    return self._repeated_start(message, said, session, now)
+                self._end(session, now)  # Tried again; this one has no stop to wait for.
         route = (
             self._by_claim(said, now) or self._by_badge(said) or Route(Peer.PRIMARY, "it carries no badge")
         )
@@ -1777,6 +1776,12 @@ class Router:
         self._keep(session)
         told = self._begin(session, route)
         return [told, *self._dispatched(message, said, replace(route, session=session), now)]
+
+    def _is_refused(self, session: Session) -> bool:
+        """Whether the owner itself has refused the start, and the charger knows."""
+        call = session.start_call
+        is_own_verdict = call is not None and call.kind is Kind.RELAYED
+        return is_own_verdict and verdict(session.start_answer or {}) not in (None, "Accepted")
 
     def _repeated_start(
         self, message: Message, said: Content, session: Session, now: Instant
@@ -1853,6 +1858,7 @@ class Router:
                 server_id if server_id is not None and is_free else self._new_transaction_id(session.owner)
             )
             self._name(session, named)
+        if not session.is_told:
             session.start_answer = {**payload, "transactionId": session.transaction_id}
 
     # Transactions of OCPP 2.x: TransactionEvent, whose badge may come late.
@@ -1964,6 +1970,9 @@ class Router:
         session, text = call.session, message.text
         if call.content.facts.role is Role.START and session and message.type is MessageType.CALLRESULT:
             session.is_told = True
+            if message.payload.get("transactionId") != session.server_id and session.start_answer:
+                again = f"{peer.value} has begun transaction {session.server_id} for this start already"
+                return [Told(again), ToCharger(result_text(call.reply_to, session.start_answer), again)]
             if message.payload.get("transactionId") != session.transaction_id:
                 assert session.transaction_id is not None, "an answered start names its session"
                 text = patch(text, (2, "transactionId"), session.transaction_id)
@@ -1977,30 +1986,40 @@ class Router:
             return f"CallError {message.action}"
         if call.content.facts.role is Role.START and call.session:
             self._learn_start(call.session, message.payload)
-        badge = call.content.badge
-        self.memory.accepted.pop((peer, normalized(badge or "")), None)
-        if not is_accepted(message.payload):
-            status = value_at(message.payload, ("idTagInfo", "status"))
-            return f"status {status or value_at(message.payload, ('idTokenInfo', 'status'))}"
-        if badge is not None:
-            self.memory.accepted[peer, normalized(badge)] = now.seconds
-            trim(self.memory.accepted, MAX_ACCEPTED)
+        badge, status = call.content.badge, verdict(message.payload)
+        if status is None or badge is None:
+            return ""
+        self.memory.accepted.pop((peer, normalized(badge)), None)
+        if status != "Accepted":
+            return f"status {status}"
+        self.memory.accepted[peer, normalized(badge)] = now.seconds
+        trim(self.memory.accepted, MAX_ACCEPTED)
         return ""
 
     def stand_in(self, peer: Peer, call: Call, now: Instant) -> list[Decision]:
         """Answer the charger in the place of a server that cannot; the Call is delivered to it later."""
         session, reply_to = call.session, call.reply_to
-        call.kind, call.reply_to = answered_kind(call.content, session), None
-        if reply_to is None and call.action == "MeterValues":
-            call.kind = Kind.NOTED  # Its charger is gone and sends it again.
+        is_repeat = session is not None and self._is_stored_already(session, call.content)
+        if is_repeat or (reply_to is None and call.action == "MeterValues"):
+            call.is_pending = False  # Stored before; or its charger is gone, and sends it again.
+        call.kind = answered_kind(call.content, session) if call.is_pending else Kind.NOTED
+        call.reply_to = None
+        if not call.is_pending and reply_to is None:
             return []
-        answer = self._answer(call.content, session, self._is_trusted(peer, call, now), now)
+        accepted = self._is_trusted(peer, call, now)
+        answer = self._answer(call.content, None if is_repeat else session, accepted, now)
         if reply_to is None:
             if session:
                 session.is_told = False  # Its charger is gone, and hears the answer when it repeats the Call.
             return []
         why = f"{peer.value} cannot answer: the proxy stands in for it"
         return [ToCharger(result_text(reply_to, answer), why, is_durable=call.kind is Kind.STORED), Told(why)]
+
+    def _is_stored_already(self, session: Session, said: Content) -> bool:
+        """Whether a StopTransaction or TransactionEvent repeats one that the proxy has answered."""
+        if said.facts.role is Role.STOP:
+            return session.is_stop_stored
+        return said.facts.role is Role.EVENT and said.payload.get("seqNo") in session.seen
 
     def _is_trusted(self, peer: Peer, call: Call, now: Instant) -> bool:
         """Whether the proxy accepts a badge in the place of a server whose verdict counts."""
@@ -2101,7 +2120,8 @@ class Router:
             call.request_id = self._new_number(self.memory.requests)
             call.text = patch(call.text, (3, *path), call.request_id)
         call.asked_before = self.memory.requests.pop(call.request_id, None)
-        self.memory.requests[call.request_id] = Asked(call.peer, request_id, now.seconds + REQUEST_SECONDS)
+        call.asked = Asked(call.peer, request_id, now.seconds + REQUEST_SECONDS)
+        self.memory.requests[call.request_id] = call.asked
         trim(self.memory.requests, MAX_REQUESTS)
 
     def _claim(self, call: ServerCall, now: Instant) -> None:
@@ -2215,8 +2235,8 @@ class Router:
         """Undo what a Call has noted that the charger refuses."""
         if call.claim in self.memory.claims:
             self.memory.claims.remove(call.claim)
-        if call.request_id is not None:
-            self.memory.requests.pop(call.request_id, None)
+        if call.request_id is not None and self.memory.requests.get(call.request_id) is call.asked:
+            self.memory.requests.pop(call.request_id)
             if call.asked_before:
                 self.memory.requests[call.request_id] = call.asked_before
 
@@ -2421,6 +2441,7 @@ class Link(asyncio.BufferedProtocol):
         self.early: list[str] = []  # From MAX_EARLY on, reading is paused.
         self.fragments: list[bytes] = []  # Of the message that comes in; bounded by max_size.
         self.subprotocol: str | None = None  # What a charger's handshake is answered with.
+        self.arrived = self.loop.time()  # Monotonic seconds of the TCP connection.
         self.opened = 0.0  # Monotonic seconds of the handshake's end.
         self.seen = self.loop.time()  # Monotonic seconds of the last frame that came in.
         self.ping_at = 0.0  # Monotonic seconds of the next Ping.
@@ -2944,22 +2965,24 @@ class Outbox:
                 if call.session is None or call.session not in held:
                     return call
                 continue
-            if is_first and not self.unanswered and now.seconds >= call.not_before:
+            if call.sent is not None and self._is_the_chargers():
+                continue  # It waits for the next connection, and holds up nothing on this one.
+            is_free = not self.unanswered or self._is_the_chargers()
+            if is_first and is_free and now.seconds >= call.not_before:
                 if call.sent is None:
                     return call
-                if self._tries_again():
-                    return None
+                # It met a CallError; a message id is used once per connection.
+                assert self.link is not None
+                self.link.close(1000, "to try again")
+                return None
             is_first = False
             if not (call.is_kept and call.sent is not None):  # A kept event that failed holds up no verdict.
                 held.add(call.session)
         return None
 
-    def _tries_again(self) -> bool:
-        """Redial for a Call that met a CallError: a message id is used once per connection."""
-        if self.peer is Peer.PRIMARY or self.link is None:
-            return False  # The charger's own Calls go on; this one waits for the next connection.
-        self.link.close(1000, "to try again")
-        return True
+    def _is_the_chargers(self) -> bool:
+        """Whether the link is the one that the primary accepted for the charger: never closed for a retry."""
+        return self.peer is Peer.PRIMARY and self.owner.has_charger
 
     def _send(self, call: Call, now: Instant) -> None:
         assert self.link is not None
@@ -3038,6 +3061,8 @@ class Outbox:
         if call is self.in_flight:
             self.in_flight = None
         if call.kind is Kind.RELAYED:
+            if call.action == "BootNotification":
+                self.boot_at = None  # The charger's own has taken the place of a repeated one.
             self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
         elif call.kind is Kind.NOTED:
             if words := self.owner.router.learn(self.peer, call, message, now):
@@ -3135,7 +3160,10 @@ class Outbox:
         if call.sent is None:
             call.message_id = new_message_id()  # The charger may use its own again before this one is sent.
             call.text = with_message_id(call.text, call.message_id)
-        if call.kind is Kind.STORED:
+        if not call.is_pending:
+            if call in self.queue:
+                self.queue.remove(call)
+        elif call.kind is Kind.STORED:
             self._store(call)
         self.owner.carry_out(decisions)
 
@@ -3231,7 +3259,7 @@ class Outbox:
         self.is_booted, self.boot_at, self.heartbeat_at = False, None, None
         self.late.clear()
         if call and call.kind is Kind.RELAYED and self.stands_in and call.reply_to is not None:
-            self.queue.appendleft(call)
+            self._requeue(call)
         elif call and call.kind is not Kind.STORED:
             call.is_pending = False  # It may have been carried out; its sender repeats it.
             self.farewell = (link, call) if link and call.kind is Kind.RELAYED else None
@@ -3242,6 +3270,12 @@ class Outbox:
         self.owner.router.server_gone(self.peer)
         if link:
             link.close(1001)
+
+    def _requeue(self, call: Call) -> None:
+        """Put a Call that was sent back into its place: first, but behind what its session stored before."""
+        older = [old.session is call.session and old.queued <= call.queued for old in self.queue]
+        place = len(older) - older[::-1].index(True) if call.session and True in older else 0
+        self.queue.insert(place, call)
 
     def charger_came(self) -> None:
         """Take note of a new connection of the charger."""
@@ -3286,17 +3320,19 @@ class Outbox:
     def _time_out(self, now: Instant) -> None:
         call = self.in_flight
         if call and call.sent is not None:
-            if call.kind is Kind.RELAYED and self.stands_in and now.seconds >= call.sent + STAND_IN_SECONDS:
+            is_relayed = call.kind is Kind.RELAYED
+            if is_relayed and self.stands_in and now.seconds >= call.sent + STAND_IN_SECONDS:
                 self.is_silent = True
                 self._stand_in(call, now)
-                if answered_kind(call.content, call.session) is Kind.STORED:
-                    self.queue.appendleft(call)
+                if call.kind is Kind.STORED and call.is_pending:
+                    self._requeue(call)
                     self.unanswered[call.message_id] = call
             limit = COPY_SECONDS if call.kind is Kind.COPY else self.owner.host.call_timeout
             if now.seconds >= call.sent + limit:
                 self._give_up(call, now)
         oldest = min((stored.sent or 0.0 for stored in self.unanswered.values()), default=now.seconds)
-        if self.link and self.peer is Peer.SECONDARY and now.seconds >= oldest + DELIVERY_SECONDS:
+        is_overdue = now.seconds >= oldest + DELIVERY_SECONDS and not self._is_the_chargers()
+        if self.link and self.link.is_open and is_overdue:
             log.warning("%s: left a stored Call unanswered for %g s; redialled", self.name, DELIVERY_SECONDS)
             self.link.close(1000, "a Call was left unanswered")
 
@@ -3324,11 +3360,12 @@ class Outbox:
             stands_in = self.stands_in and flying.kind is Kind.RELAYED
             limits = {Kind.COPY: COPY_SECONDS, Kind.RELAYED: STAND_IN_SECONDS if stands_in else timeout}
             times.append(flying.sent + min(limits.get(flying.kind, timeout), timeout))
-        times += [call.sent + DELIVERY_SECONDS for call in self.unanswered.values() if call.sent is not None]
+        if not self._is_the_chargers():
+            times += [call.sent + DELIVERY_SECONDS for call in self.unanswered.values() if call.sent]
         for call in self.queue:
             if call.kind is Kind.NOTED:
                 times.append(call.queued + timeout)
-            elif call.kind is Kind.STORED and call.tries and self.link:
+            elif call.kind is Kind.STORED and call.tries and self.link and not self._is_the_chargers():
                 times.append(call.not_before)
             elif call.kind is Kind.RELAYED and self.stands_in:
                 is_away = not self.is_booted and self.awaited_until
@@ -3374,6 +3411,7 @@ class Relay:
         self.link: Link | None = None  # The charger's.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
         self.grace_until: float | None = None  # Monotonic seconds; the charger is closed then.
+        self.grace_limit = 0.0  # Monotonic seconds; no connection of its primary makes it longer.
         forwards = config.secondary_replies == "forward"
         self.outboxes = {
             peer: Outbox(self, peer, server, forwards)
@@ -3386,6 +3424,12 @@ class Relay:
     @property
     def has_charger(self) -> bool:
         return self.link is not None
+
+    @property
+    def has_primary(self) -> bool:
+        """Whether a connection to the primary stands, with or without its charger."""
+        primary = self.outboxes.get(Peer.PRIMARY)
+        return primary is not None and primary.link is not None
 
     @property
     def is_idle(self) -> bool:
@@ -3413,6 +3457,7 @@ class Relay:
         """Take note that a server's connection was lost."""
         if peer is Peer.PRIMARY and self.link and self.grace_until is None:
             self.grace_until = self.now().seconds + self.config.primary_grace
+            self.grace_limit = self.grace_until + 2 * STEADY_SECONDS
             self.wake(self.grace_until)
 
     def server_answered(self, peer: Peer) -> None:
@@ -3558,7 +3603,10 @@ class Relay:
         """Close the charger if its primary has not come back for good."""
         self.grace_until = None
         primary = self.outboxes[Peer.PRIMARY].link
-        if primary is None or now.seconds - primary.opened < STEADY_SECONDS:
+        steady = primary.opened + STEADY_SECONDS if primary else 0.0
+        if primary and now.seconds < min(steady, self.grace_limit):
+            self.grace_until = min(steady, self.grace_limit)
+        elif now.seconds < steady or primary is None:
             log.warning(
                 "%s: primary stays away; the charger is closed, to keep its messages", self.charger_id
             )
@@ -3730,7 +3778,9 @@ class Proxy:
         if not visitor.config.primary.is_local:
             primary = await self._dial_primary(visitor, versions)
             versions = [primary.protocol.subprotocol or "ocpp1.6"]
-        if link.is_closed or not link.accept(request, visitor.chosen(versions[0])):
+        standing = self.relays.get(visitor.charger_id)
+        is_late = standing and standing.link and standing.link.arrived > link.arrived
+        if link.is_closed or is_late or not link.accept(request, visitor.chosen(versions[0])):
             if primary:
                 primary.close(1001, "the charger is gone")
             return
@@ -3756,14 +3806,23 @@ class Proxy:
             return await self._dial(visitor, versions)
         except DialError as error:
             relay = self.relays.get(visitor.charger_id)
-            old = relay.link if relay else None
-            is_dead = error.status is not None and old and not await old.probe(PROBE_SECONDS)
-            if is_dead and relay and relay.link is old:
+            if error.status is not None and relay and await self._makes_room(relay):
                 # Some primaries allow one connection per charger, and the old one is dead.
-                log.info("%s: the old connection is dead; primary is asked again", visitor.charger_id)
-                await relay.dismiss()
+                log.info("%s: its old connection is closed; primary is asked again", visitor.charger_id)
                 return await self._dial_again(visitor, versions)
             raise self._refusal(visitor, error) from None
+
+    async def _makes_room(self, relay: Relay) -> bool:
+        """Close what stands at the primary for a charger whose old connection is dead or gone."""
+        old = relay.link
+        if old is None and not relay.has_primary:
+            return False
+        if old and await old.probe(PROBE_SECONDS):
+            return False
+        if relay.link not in (old, None) or self.relays.get(relay.charger_id) is not relay:
+            return False
+        await relay.dismiss()
+        return True
 
     async def _dial_again(self, visitor: Visitor, versions: list[str]) -> Link:
         try:

@@ -292,6 +292,31 @@ def test_a_primary_that_comes_and_goes_without_an_answer_does_not_hold_the_charg
     assert stage.charger.closed_with is not None
 
 
+@pytest.mark.parametrize("away", [1, 12])
+def test_a_primary_that_is_back_in_time_keeps_the_charger(away: int) -> None:
+    """However short the grace, or late the return: it is given a moment to stand."""
+    stage = Stage("primary_grace = 2" if away == 1 else "", connect=False)
+    stage.charger_connects()
+    stage.primary.lost()
+    stage.passes(away)
+    stage.primary_connects()
+    stage.passes(20)
+    assert stage.charger.closed_with is None
+
+
+def test_a_charger_that_boots_itself_ends_the_repeated_boot() -> None:
+    """The primary need not be asked again for what it has accepted."""
+    stage = Stage()
+    stage.primary.lost()
+    stage.primary_connects()
+    stage.primary.answers(stage.primary.hears_call()[0], status="Pending", currentTime="t", interval=30)
+    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
+    stage.primary.answers("b", status="Accepted", currentTime="t", interval=300)
+    stage.primary.hears()
+    stage.passes(60)
+    assert actions(stage.primary.hears()) == []
+
+
 def test_a_primary_that_stands_again_ends_the_grace() -> None:
     """Even if a quiet charger gives it nothing to answer."""
     stage = Stage(connect=False)

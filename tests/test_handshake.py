@@ -362,6 +362,51 @@ async def test_texts_before_the_handshake_is_answered_are_heard_and_bounded() ->
         writer.close()
 
 
+async def test_an_older_handshake_does_not_take_over_a_newer_connection() -> None:
+    """The primary was slow to answer the first; the charger has come again meanwhile."""
+    async with house() as (proxy, primary, _):
+        primary.may_answer.clear()
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+        writer.write(request.encode())
+        await eventually(lambda: bool(primary.requests))
+        held, primary.may_answer = primary.may_answer, asyncio.Event()
+        primary.may_answer.set()
+        async with charger(proxy) as new:
+            held.set()
+            await eventually(lambda: not proxy.handshakes)
+            await new.calls("1", "Heartbeat")
+        writer.close()
+
+
+async def test_a_charger_gets_in_though_a_delivery_holds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A primary that allows one connection per charger; the one that delivers without it gives way."""
+    monkeypatch.setattr(p, "PROBE_SECONDS", 0.3)
+    async with house("primary_user = u") as (proxy, primary, _):
+        async with charger(proxy) as cp:
+            await cp.boots()
+        relay = p.Relay(
+            "CP1",
+            proxy.config.default,
+            "ocpp1.6",
+            proxy.config.host,
+            proxy.dialer,
+            proxy.journal,
+            p.current_instant,
+        )
+        proxy.relays["CP1"] = relay
+        outbox = relay.outboxes[p.Peer.PRIMARY]
+        call = p.Call(p.Kind.STORED, "Heartbeat", "1", '[2,"1","Heartbeat",{}]', p.NOTHING)
+        primary.answers = None
+        outbox.put(call)
+        outbox.dial()
+        await primary.connection(1)
+        primary.one_connection_per_charger = True
+        async with charger(proxy):
+            assert len(primary.connections) == 3
+
+
 async def test_a_charger_that_hangs_up_while_its_primary_hangs_leaves_no_traceback(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -554,6 +554,18 @@ def test_a_refused_request_gives_way_to_the_one_before() -> None:
     assert "LogStatusNotification" in actions(stage.secondary.hears())
 
 
+def test_a_late_refusal_of_a_request_leaves_a_newer_one_alone() -> None:
+    """Both had the same id; the newer one was accepted."""
+    stage = Stage()
+    stage.secondary.calls("a", "GetLog", requestId=1, log={})
+    stage.passes(31)
+    stage.secondary.calls("b", "GetLog", requestId=1, log={})
+    stage.charger.answers("b", status="Accepted")
+    stage.charger.answers("a", status="Rejected")
+    stage.charger.calls("1", "LogStatusNotification", status="Uploaded", requestId=1)
+    assert "LogStatusNotification" in actions(stage.secondary.hears())
+
+
 def test_a_refused_request_without_an_id_is_not_the_last() -> None:
     """Home Assistant probes chargers with an UpdateFirmware that they refuse."""
     stage = Stage()

@@ -715,6 +715,128 @@ def test_what_is_in_flight_is_not_dropped_for_what_comes(monkeypatch: pytest.Mon
     assert [payload["n"] for _, payload in stage.delivers()] == [0, 3]
 
 
+def test_forward_joins_a_start_whose_answer_from_the_proxy_was_not_heard() -> None:
+    """Only the owner's own refusal makes the next start a new one; the repeat hears its late verdict."""
+    stage = forwarding()
+    stage.starts("STRANGER", "a")
+    stage.charger.lost()
+    stage.passes(11)
+    stage.secondary.answers("a", transactionId=7, idTagInfo={"status": "Accepted"})
+    stage.secondary.lost()
+    stage.charger_connects()
+    stage.starts("STRANGER", "b")
+    ((_, _, answer),) = stage.charger.hears()
+    assert answer["idTagInfo"] == {"status": "Accepted"}
+    assert [session.server_id for session in stage.memory.sessions.values()] == [7]
+
+
+def test_refused_starts_do_not_push_an_open_session_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again and again ends each time."""
+    monkeypatch.setattr(p, "MAX_SESSIONS", 5)
+    stage = Stage()
+    transaction_id = stage.secondary_session()
+    for number in range(10):
+        stage.starts("PRIM1", f"r{number}", connector=2)
+        stage.primary.answers(f"r{number}", transactionId=0, idTagInfo={"status": "Blocked"})
+    stop(stage, transaction_id)
+    assert [action for action, _ in stage.delivers()] == ["StopTransaction"]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_kept_event_that_fails_stalls_no_later_one_of_the_primary(answers: bool) -> None:
+    """Neither of its own transaction nor of the next."""
+    stage = Stage(version="ocpp2.0.1")
+
+    def says(name: str, number: int, kind: str, **more: object) -> None:
+        payload = {"eventType": kind, "seqNo": number, "transactionInfo": {"transactionId": name}}
+        stage.charger.calls(f"{name}{number}", "TransactionEvent", **payload, **more)
+
+    token = {"idToken": {"idToken": "PRIM1", "type": "ISO14443"}}
+    for name in ("T", "U"):
+        says(name, 0, "Started")
+        says(name, 1, "Updated")
+        says(name, 2, "Updated", **token)
+    heard = []
+    for _ in range(8):
+        for _, message_id, _, payload in stage.primary.hears():
+            heard.append((payload["transactionInfo"]["transactionId"], payload["seqNo"]))
+            if payload["seqNo"] > 1:
+                stage.primary.answers(message_id, idTokenInfo={"status": "Accepted"})
+            elif answers:
+                stage.primary.errs(message_id)
+        stage.passes(1 if answers else 31)
+    assert heard == [("T", 0), ("T", 1), ("T", 2), ("U", 0), ("U", 1), ("U", 2)]
+    assert [message[1] for message in stage.charger.hears() if message[1][1] == "2"] == ["T2", "U2"]
+    assert stage.primary.closed_with is None
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_delivery_to_the_primary_without_a_charger_ends(answers: bool) -> None:
+    """A failed event is tried again on a connection of its own."""
+    stage = Stage("primary_user = u", version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    stage.charger.calls("1", "TransactionEvent", eventType="Ended", seqNo=1, **info)
+    if answers:
+        stage.primary.errs(stage.primary.hears_call()[0])
+    stage.charger.lost()
+    stage.passes(p.DELIVERY_SECONDS + 1)
+    assert stage.primary.closed_with is not None
+
+
+def test_a_refusal_of_the_repeat_does_not_override_the_accepted_start() -> None:
+    """The server has begun the session; the charger must not stop it for the second answer."""
+    stage = Stage()
+    stage.starts("PRIM1", "a")
+    stage.passes(31)
+    stage.starts("PRIM1", "b")
+    stage.primary.answers("a", transactionId=7, idTagInfo={"status": "Accepted"})
+    stage.primary.answers("b", transactionId=0, idTagInfo={"status": "ConcurrentTx"})
+    assert stage.charger.hears() == [[3, "b", {"transactionId": 7, "idTagInfo": {"status": "Accepted"}}]]
+
+
+def test_forward_stores_a_repeated_stop_once_if_both_are_converted() -> None:
+    """Both are answered."""
+    stage = forwarding()
+    stage.starts("SECO1", "1")
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    stage.charger.hears()
+    stop(stage, 7, "m")
+    stage.passes(5)
+    stop(stage, 7, "n")
+    stage.passes(11)
+    assert [message[:2] for message in stage.charger.hears()] == [[3, "m"], [3, "n"]]
+    assert [call.action for call in stage.memory.stored[SECONDARY]] == ["StopTransaction"]
+
+
+def test_forward_keeps_the_order_of_a_session_over_a_lost_connection() -> None:
+    """A settling event that was in flight does not overtake the kept one that failed."""
+    stage = Stage("secondary_replies = forward", version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    token = {"idToken": {"idToken": "SECO1", "type": "ISO14443"}}
+    stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, **info, **token)
+    stage.secondary.errs(stage.secondary.hears_call()[0])
+    assert stage.secondary.hears_call()[0] == "1"
+    stage.secondary.lost()
+    sequence = [call.content.payload["seqNo"] for call in stage.outbox(SECONDARY).queue]
+    assert sequence == [0, 1]
+
+
+def test_an_answer_without_a_verdict_accepts_no_badge() -> None:
+    """The `{}` to a StopTransaction says nothing of its badge."""
+    stage = forwarding()
+    stage.starts("STRANGER", "1")
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Blocked"})
+    stage.charger.calls("e", "StopTransaction", transactionId=7, idTag="STRANGER", meterStop=1, timestamp="t")
+    stage.secondary.answers("e")
+    stage.secondary.lost()
+    stage.passes(6)
+    stage.charger.hears()
+    stage.charger.calls("2", "Authorize", idTag="STRANGER")
+    assert stage.charger.hears()[0][2] == {"idTagInfo": {"status": "Invalid"}}
+
+
 def test_the_oldest_charger_charger_without_anything_open_is_forgotten_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
