@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -164,11 +165,13 @@ async def test_a_signal_ends_it_with_code_0_whatever_the_peers_do(
 async def test_a_stderr_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
     """Every message is logged, and none waits for the log."""
     reader, writer = os.pipe()
-    ini = f"[logging]\nproxy = DEBUG\n{LOCAL}".replace("port = 0", "port = 18321")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]  # Its own could be read from the log only.
+    ini = f"[logging]\nproxy = DEBUG\n{LOCAL}".replace("port = 0", f"port = {port}")
     try:
         async with command(ini, tmp_path, stderr=writer) as process:
             async with asyncio.timeout(PATIENCE):
-                connection = await connected("ws://127.0.0.1:18321/A")
+                connection = await connected(f"ws://127.0.0.1:{port}/A")
             async with connection:
                 fake = FakeCharger(connection)
                 for number in range(300):
