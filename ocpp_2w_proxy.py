@@ -3108,9 +3108,8 @@ class Outbox:
         call.is_pending = False
         self.owner.journal.remove(self.owner.memory, self.peer, call)
         level = logging.DEBUG if call.is_reading else logging.INFO
-        log.log(
-            level, "%s: %s %s is delivered", self.name, call.action, call.content.payload.get("eventType", "")
-        )
+        event = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
+        log.log(level, "%s: %s is delivered", self.name, f"{call.action} {event}".strip())
 
     def _refuse(self, call: Call, words: str) -> None:
         call.is_pending = False
