@@ -3129,13 +3129,18 @@ class Outbox:
         self.heartbeat_interval = min(max(interval, 1), DAY) if interval else HEARTBEAT_INTERVAL
         self.heartbeat_at = now.seconds + self.heartbeat_interval
         if self.owes_statuses:
-            self.owes_statuses = False
-            for text in reversed(self.owner.memory.statuses.values()):
-                call = Call(
-                    Kind.COPY, "StatusNotification", new_message_id(), "", NOTHING, queued=now.seconds
-                )
-                call.text = with_message_id(text, call.message_id)
-                self.queue.appendleft(call)
+            self._send_statuses(now)
+
+    def _send_statuses(self, now: Instant) -> None:
+        """Put the last status of each connector first; copies that have waited are among them."""
+        self.owes_statuses = False
+        for call in [call for call in self.queue if call.action == "StatusNotification"]:
+            if call.kind is Kind.COPY:
+                self.queue.remove(call)
+        for text in reversed(self.owner.memory.statuses.values()):
+            call = Call(Kind.COPY, "StatusNotification", new_message_id(), "", NOTHING, queued=now.seconds)
+            call.text = with_message_id(text, call.message_id)
+            self.queue.appendleft(call)
 
     def _boot_again(self, at: float) -> None:
         """Ask again for what the server has not accepted; the charger's Calls to its primary do not wait."""

@@ -49,6 +49,20 @@ def test_a_new_connection_to_the_secondary_gets_boot_and_statuses_first() -> Non
     assert stage.charger.hears() == []
 
 
+def test_a_status_that_came_before_the_boot_was_accepted_is_sent_once() -> None:
+    """The secondary needs the last status of each connector, not its history."""
+    stage = Stage(connect=False)
+    stage.charger_connects()
+    stage.secondary_connects(accepts=False)
+    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
+    for message_id, status in (("1", "Available"), ("2", "Charging")):
+        stage.charger.calls(
+            message_id, "StatusNotification", connectorId=1, errorCode="NoError", status=status
+        )
+    delivered = [payload["status"] for action, payload in stage.delivers() if action == "StatusNotification"]
+    assert delivered == ["Charging"]
+
+
 def test_a_charger_that_boots_itself_is_not_repeated() -> None:
     """Within two seconds of its arrival its own BootNotification is the one."""
     stage = Stage()
