@@ -2880,7 +2880,7 @@ class Outbox:
         self.heartbeat_interval = 0.0  # Seconds, as the server asked for.
         self.awaited_until = 0.0  # Monotonic seconds; until then a server that is away is waited for.
         self.is_silent = False  # It left a Call unanswered and has answered nothing since.
-        self.farewell: tuple[Link, Call] | None = None  # A relayed Call whose link is being closed.
+        self.farewell: tuple[Link, Call] | None = None  # The Call in flight on a link that is being closed.
         self.has_older_ids = False  # Its link carried message ids of an earlier connection of the charger.
 
     # What goes in.
@@ -3045,8 +3045,12 @@ class Outbox:
                 message = parse(text)
             except MessageError:
                 return  # Nobody waits for it.
-            if message.message_id == self.farewell[1].message_id:
-                self.owner.router.learn(self.peer, self.farewell[1], message, self.owner.now())
+            call = self.farewell[1]
+            if message.message_id == call.message_id and call.kind is not Kind.STORED:
+                self.owner.router.learn(self.peer, call, message, self.owner.now())
+            elif message.message_id == call.message_id and call.is_pending:
+                self.in_flight = None if self.in_flight is call else self.in_flight
+                self._delivered(call, message, self.owner.now())
 
     def _answered(self, message: Message) -> None:
         now, call = self.owner.now(), self._waiting_for(message.message_id)
@@ -3266,7 +3270,7 @@ class Outbox:
             self._requeue(call)
         elif call and call.kind is not Kind.STORED:
             call.is_pending = False  # It may have been carried out; its sender repeats it.
-            self.farewell = (link, call) if link and call.kind is Kind.RELAYED else None
+        self.farewell = (link, call) if link and call else None
         for waiting in list(self.queue):
             waiting.sent = None
             if waiting.kind in (Kind.COPY, Kind.OWN):

@@ -386,6 +386,21 @@ def test_an_answer_to_the_old_connection_at_a_takeover_still_tells_its_session()
     assert stage.charger.hears()[0][2]["transactionId"] == 7
 
 
+def test_an_answer_to_a_kept_event_counts_on_the_old_connection_too() -> None:
+    """It is not delivered twice for a takeover."""
+    stage = Stage(version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    stage.charger.calls("1", "TransactionEvent", eventType="Ended", seqNo=1, **info)
+    message_id = stage.primary.hears_call()[0]
+    old = stage.primary
+    stage.charger_connects()
+    old.answers(message_id)
+    assert stage.memory.stored[PRIMARY] == []
+    stage.primary.answers(message_id)
+    assert stage.relay.outboxes[PRIMARY].in_flight is None
+
+
 def test_a_takeover_replaces_the_old_connection_at_once() -> None:
     """The old one's end and its late words touch nothing of the new one."""
     stage = Stage()
