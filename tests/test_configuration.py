@@ -478,6 +478,10 @@ def test_doubt_shared_by_chargers_is_told_once(load: Load) -> None:
         (f"{LOCAL}primary_ca = .\n", "3: primary_ca: '{folder}' cannot be read; expected a file"),
         (f"{LOCAL}[host]\ncert_key = test.ini\n", "4: cert_key needs cert_chain"),
         (f"{LOCAL}[host]\nclient_ca = test.ini\n", "4: client_ca needs cert_chain and cert_key"),
+        (
+            f"{LOCAL}secondary_key = test.ini\nsecondary_server = ws://h\n",
+            "3: secondary_key needs secondary_cert",
+        ),
         ("[ext-server]\nserver = http://h/\n", f"2: server 'http://h/': {AN_ADDRESS}"),
         ("[ext-server]\nserver = localhost:9999\n", f"2: server 'localhost:9999': {AN_ADDRESS}"),
         ("[ext-server]\nserver = ws:///path\n", f"2: server 'ws:///path': {AN_ADDRESS}"),

@@ -244,6 +244,42 @@ async def test_a_fault_of_the_proxy_closes_one_connection_and_no_other(
     assert any(record.exc_info for record in caplog.records)
 
 
+async def test_a_task_that_fails_is_reported_to_the_loop() -> None:
+    """A bug in a dial or a handshake is seen, and ends nothing else."""
+    reported: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
+
+    async def fails() -> None:
+        raise RuntimeError("a bug")
+
+    tasks = p.Tasks()
+    await asyncio.wait([tasks.start(fails(), "CP1: primary: dial")])
+    await eventually(lambda: not tasks.running)
+    assert reported == ["CP1: primary: dial failed"]
+
+
+async def test_a_peer_that_is_gone_before_its_last_word_is_cut_off() -> None:
+    """The system knows it before asyncio does."""
+
+    class GoneTransport(asyncio.Transport):
+        was_cut = False
+
+        def can_write_eof(self) -> bool:
+            return True
+
+        def write_eof(self) -> None:
+            raise OSError(107, "Transport endpoint is not connected")
+
+        def abort(self) -> None:
+            self.was_cut = True
+
+    link = p.charger_link(1024, lambda _: None)
+    link.transport = transport = GoneTransport()
+    link._end()
+    assert transport.was_cut
+
+
 async def test_stopping_tells_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever restarts the proxy has to know which sessions did not get through."""
     async with house() as (proxy, _, secondary), charger(proxy) as cp:

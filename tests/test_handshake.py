@@ -25,6 +25,16 @@ async def refused(proxy: p.Proxy, charger_id: str = "CP1", **options: object) ->
     return caught.value.response.status_code, dict(caught.value.response.headers.raw_items())
 
 
+async def knock(proxy: p.Proxy, path: str = "CP1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send a handshake without waiting for what becomes of it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    request = f"GET /{path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+    writer.write(request.encode())
+    await writer.drain()
+    return reader, writer
+
+
 async def test_a_charger_gets_in_after_its_primary_has_accepted_it() -> None:
     """The primary sees its id, offer, User-Agent and Authorization; the secondary no credentials."""
     async with house() as (proxy, primary, secondary):
@@ -109,10 +119,7 @@ async def test_a_primary_that_never_answers_is_503(monkeypatch: pytest.MonkeyPat
 async def test_a_path_without_a_charger_id_is_404_and_reaches_no_server(path: str) -> None:
     """Whatever would be read differently by a server or a log."""
     async with house() as (proxy, primary, _):
-        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        request = f"GET /{path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
-        writer.write(request.encode())
+        reader, writer = await knock(proxy, path)
         async with asyncio.timeout(PATIENCE):
             assert (await reader.readline()).split()[1] == b"404"
         writer.close()
@@ -330,11 +337,7 @@ async def test_a_newcomer_that_hung_up_during_its_handshake_replaces_nobody() ->
     """The primary accepts it too late; the charger that is here stays."""
     async with house() as (proxy, primary, _), charger(proxy) as old:
         primary.may_answer.clear()
-        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
-        writer.write(request.encode())
-        await writer.drain()
+        _, writer = await knock(proxy)
         await eventually(lambda: bool(proxy.handshakes))
         link = next(iter(proxy.handshakes))
         writer.close()
@@ -348,10 +351,7 @@ async def test_texts_before_the_handshake_is_answered_are_heard_and_bounded() ->
     """A hasty charger loses nothing, and one that floods is paused."""
     async with house() as (proxy, primary, _):
         primary.may_answer.clear()
-        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
-        writer.write(request.encode())
+        _, writer = await knock(proxy)
         for number in range(p.MAX_EARLY + 4):
             text = f'[2,"{number}","Heartbeat",{{}}]'.encode()
             writer.write(Frame(Opcode.TEXT, text).serialize(mask=True))
@@ -366,10 +366,7 @@ async def test_an_older_handshake_does_not_take_over_a_newer_connection() -> Non
     """The primary was slow to answer the first; the charger has come again meanwhile."""
     async with house() as (proxy, primary, _):
         primary.may_answer.clear()
-        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
-        writer.write(request.encode())
+        _, writer = await knock(proxy)
         await eventually(lambda: bool(primary.requests))
         held, primary.may_answer = primary.may_answer, asyncio.Event()
         primary.may_answer.set()
@@ -415,25 +412,33 @@ async def test_a_charger_that_hangs_up_while_its_primary_hangs_leaves_no_traceba
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         async with running(f"[ext-server]\nserver = ws://127.0.0.1:{port}") as proxy:
-            _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-            request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
-            writer.write(request.encode())
-            await writer.drain()
+            _, writer = await knock(proxy)
             writer.close()
             await eventually(lambda: bool(proxy.handshakes))
             await eventually(lambda: not proxy.handshakes)
     assert not [record for record in caplog.records if record.exc_info]
 
 
+async def test_a_redial_that_hangs_gives_way_to_a_newer_connection() -> None:
+    """The primary leaves the redial waiting, and accepts the charger that has come again."""
+    async with house() as (proxy, primary, _), charger(proxy):
+        held, primary.may_answer = asyncio.Event(), asyncio.Event()
+        primary.may_answer, open_door = held, primary.may_answer
+        await primary.connections[0].close()
+        await eventually(lambda: len(primary.requests) == 2)
+        primary.may_answer = open_door
+        open_door.set()
+        async with charger(proxy) as new:
+            held.set()
+            await new.calls("1", "Heartbeat")
+            await eventually(lambda: sum(c.state.name == "OPEN" for c in primary.connections) == 1)
+            await new.calls("2", "Heartbeat")
+
+
 async def test_a_charger_that_gives_up_during_the_handshake_leaves_nothing_behind() -> None:
     """Its primary's connection is closed again."""
     async with house() as (proxy, primary, _):
-        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
-        writer.write(request.encode())
-        await writer.drain()
+        _, writer = await knock(proxy)
         writer.transport.abort()
         await primary.connection()
         await eventually(

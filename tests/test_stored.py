@@ -809,6 +809,21 @@ def test_forward_stores_a_repeated_stop_once_if_both_are_converted() -> None:
     assert [call.action for call in stage.memory.stored[SECONDARY]] == ["StopTransaction"]
 
 
+def test_forward_holds_a_settling_event_behind_the_kept_ones() -> None:
+    """While one of them waits to be tried again, the charger is answered in the secondary's place."""
+    stage = Stage("secondary_replies = forward", version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    for number in range(2):
+        stage.charger.calls(str(number), "TransactionEvent", eventType="Started", seqNo=number, **info)
+    token = {"idToken": {"idToken": "SECO1", "type": "ISO14443"}}
+    stage.charger.calls("2", "TransactionEvent", eventType="Updated", seqNo=2, **info, **token)
+    stage.charger.hears()
+    stage.secondary.errs(stage.secondary.hears_call()[0])
+    assert stage.secondary.hears() == []
+    stage.passes(11)
+    assert stage.charger.hears() == [[3, "2", {"idTokenInfo": {"status": "Accepted"}}]]
+
+
 def test_forward_keeps_the_order_of_a_session_over_a_lost_connection() -> None:
     """A settling event that was in flight does not overtake the kept one that failed."""
     stage = Stage("secondary_replies = forward", version="ocpp2.0.1")
