@@ -1813,8 +1813,7 @@ class Router:
 
     def _end(self, session: Session, now: Instant) -> Told:
         session.ended = now.seconds
-        if session.connector is not None and self.memory.connectors.get(session.connector) is session:
-            del self.memory.connectors[session.connector]
+        self._leave_connector(session)
         owner = session.owner.value if session.owner else "nobody"
         there = f" (there: {session.server_id})" if session.server_id != session.transaction_id else ""
         where = f"on connector {session.connector}"
@@ -1828,6 +1827,9 @@ class Router:
 
     def _forget(self, session: Session) -> None:
         self.memory.sessions.pop(session.key, None)
+        self._leave_connector(session)
+
+    def _leave_connector(self, session: Session) -> None:
         if session.connector is not None and self.memory.connectors.get(session.connector) is session:
             del self.memory.connectors[session.connector]
 
@@ -1971,7 +1973,10 @@ class Router:
         if call.content.facts.role is Role.START and session and message.type is MessageType.CALLRESULT:
             session.is_told = True
             if message.payload.get("transactionId") != session.server_id and session.start_answer:
-                again = f"{peer.value} has begun transaction {session.server_id} for this start already"
+                other = str(message.payload.get("transactionId"))[:40]
+                again = (
+                    f"{peer.value} answers a start twice: {session.server_id} counts, {other} gets no stop"
+                )
                 return [Told(again), ToCharger(result_text(call.reply_to, session.start_answer), again)]
             if message.payload.get("transactionId") != session.transaction_id:
                 assert session.transaction_id is not None, "an answered start names its session"
@@ -2992,7 +2997,7 @@ class Outbox:
         call.sent = now.seconds
         if call.kind is Kind.STORED:
             self.unanswered[call.message_id] = call
-        else:
+        elif call.kind is not Kind.OWN:
             self.queue.remove(call)
         if call.kind is not Kind.SEND:
             self.in_flight = call
@@ -3001,7 +3006,6 @@ class Outbox:
         """Send a Call of the proxy's own past the queue."""
         call = Call(Kind.OWN, action, new_message_id(), "", NOTHING)
         call.text = with_message_id(text, call.message_id)
-        self.queue.appendleft(call)
         self._send(call, now)
 
     def _send_boot(self, now: Instant) -> None:
@@ -3183,7 +3187,9 @@ class Outbox:
     def _store(self, call: Call) -> None:
         for old in self.owner.journal.store(self.owner.memory, self.peer, call):
             self.queue.remove(old)
-            log.warning("%s: %d Calls are stored; the oldest MeterValues are dropped", self.name, MAX_STORED)
+            log.warning(
+                "%s: %d Calls wait for it; the oldest meter values are dropped", self.name, MAX_STORED
+            )
 
     # The connection.
 
@@ -3273,7 +3279,7 @@ class Outbox:
         self.farewell = (link, call) if link and call else None
         for waiting in list(self.queue):
             waiting.sent = None
-            if waiting.kind in (Kind.COPY, Kind.OWN):
+            if waiting.kind is Kind.COPY:
                 self.queue.remove(waiting)
         self.owner.router.server_gone(self.peer)
         if link:
