@@ -49,6 +49,7 @@ import queue
 import random
 import re
 import signal
+import sqlite3
 import ssl
 import sys
 import textwrap
@@ -58,14 +59,16 @@ import urllib.parse
 import uuid
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
+from functools import partial
 from http import HTTPStatus
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import websockets
 from websockets.client import ClientProtocol
@@ -91,6 +94,8 @@ class Peer(Enum):
     SECONDARY = "secondary"
     PROXY = "proxy"
 
+
+SERVERS = (Peer.PRIMARY, Peer.SECONDARY)
 
 # ---------------------------------------------------------------------------------------------------------
 # Configuration
@@ -579,7 +584,7 @@ class ConfigLoader:
 
     def _badges(self, section: Section, values: dict[str, Any]) -> BadgeLists:
         owners: dict[str, Peer] = {}
-        for peer in (Peer.PRIMARY, Peer.SECONDARY):
+        for peer in SERVERS:
             for badge in map(normalized, values[f"{peer.value}_rfid"]):
                 if owners.setdefault(badge, peer) is not peer:
                     line = self._line(section, "secondary_rfid")
@@ -589,7 +594,7 @@ class ConfigLoader:
         return BadgeLists(exact, tuple((entry, owners[entry]) for entry in patterns))
 
     def _check_charger(self, section: Section, config: ChargerConfig) -> None:
-        for peer in (Peer.PRIMARY, Peer.SECONDARY):
+        for peer in SERVERS:
             self._check_server(section, peer, config.server(peer))
         for action in sorted(config.secondary_copies):
             if self.concern(action) == "session":
@@ -890,6 +895,9 @@ class Facts:
     reservation: FieldPath = ()
     remote_start: FieldPath = ()
     state: FieldPath = ()  # The connector's status, or the charging state.
+    meter: FieldPath = ()  # The energy register in Wh.
+    samples: FieldPath = ()  # Sampled values, in which it may be found, too.
+    reason: FieldPath = ()  # Why a session ended.
     asked_by: str = ""  # The Action that this one reports on where no request id says so.
     by_connector: bool = False  # Belongs to the session on its connector, if there is one.
     answer: dict[str, Any] = field(default_factory=dict)  # The smallest that the schema allows.
@@ -963,12 +971,14 @@ CHARGER_16 = table("""
     Heartbeat                        answer=time
     LogStatusNotification            request=requestId asked_by=GetLog
     MeterValues                      transaction=transactionId connector=connectorId by_connector
+                                     samples=meterValue.*.sampledValue.*
     SignCertificate                  answer=rejected
     SignedFirmwareStatusNotification request=requestId asked_by=SignedUpdateFirmware
     StartTransaction                 role=start badge=idTag connector=connectorId
-                                     reservation=reservationId answer=start
+                                     reservation=reservationId meter=meterStart answer=start
     StatusNotification               role=status connector=connectorId state=status
     StopTransaction                  role=stop badge=idTag transaction=transactionId
+                                     meter=meterStop reason=reason
 """)
 SERVER_16 = table("""
     CancelReservation                role=cancel reservation=reservationId rejects
@@ -1027,6 +1037,8 @@ CHARGER_201 = table("""
                                      reservation=reservationId
                                      remote_start=transactionInfo.remoteStartId
                                      state=transactionInfo.chargingState badge_answer=badge-2.x
+                                     samples=meterValue.*.sampledValue.*
+                                     reason=transactionInfo.stoppedReason
 """)
 SERVER_201 = table("""
     CancelReservation                role=cancel reservation=reservationId rejects
@@ -1189,8 +1201,60 @@ class Content:
         """The connector's status, or the charging state."""
         return value_at(self.payload, self.facts.state)
 
+    @property
+    def is_start(self) -> bool:
+        """Whether it begins a session."""
+        return self.facts.role is Role.START or self.payload.get("eventType") == "Started"
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether it ends a session."""
+        return self.facts.role is Role.STOP or self.payload.get("eventType") == "Ended"
+
+    @property
+    def register(self) -> float | None:
+        """The last reading of the energy register, in Wh."""
+        direct = value_at(self.payload, self.facts.meter)
+        samples = [{"value": direct}, *values_at(self.payload, self.facts.samples)]
+        readings = [reading for sample in samples if (reading := watt_hours(sample)) is not None]
+        return readings[-1] if readings else None
+
+    @property
+    def reason(self) -> str:
+        """Why the session ended; "" = it does not say."""
+        return short(value_at(self.payload, self.facts.reason))
+
+    @property
+    def timestamp(self) -> str:
+        """The time by the charger's clock, as it writes it; "" = it does not say."""
+        return short(self.payload.get("timestamp"))
+
 
 NOTHING = Content(PLAIN, {})
+REGISTER = "Energy.Active.Import.Register"
+MAX_WATT_HOURS = 1e15  # More than any register shows, and still exact to the Wh.
+MAX_SHORT = 200  # Characters of what is kept of what a charger says of itself.
+
+
+def watt_hours(sample: Any) -> float | None:
+    """Return the reading of the energy register, if it is in this SampledValue (1.6 7.43, 2.0.1 2.45)."""
+    if type(sample) is not dict or sample.get("phase") or sample.get("measurand", REGISTER) != REGISTER:
+        return None
+    measure = sample.get("unitOfMeasure", {})  # 2.x; in 1.6 the unit stands in the sample, its value is text.
+    unit = value_at(measure, ("unit",)) or sample.get("unit", "Wh")
+    multiplier = integer(value_at(measure, ("multiplier",))) or 0
+    if unit not in ("Wh", "kWh") or not -9 <= multiplier <= 9 or type(sample.get("value")) is bool:
+        return None
+    try:
+        reading = float(sample.get("value", "")) * 10 ** (multiplier + 3 * (unit == "kWh"))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return round(reading, 3) if abs(reading) <= MAX_WATT_HOURS else None
+
+
+def short(value: Any) -> str:
+    """Return the beginning of a text; "" for what is none."""
+    return value[:MAX_SHORT] if type(value) is str else ""
 
 
 def filled(answer: Any, values: dict[Fill, Any]) -> Any:
@@ -1292,6 +1356,10 @@ class Call:
     sent: float | None = None  # Monotonic seconds; None = not on this connection.
     tries: int = 0  # CallErrors that a stored Call met.
     not_before: float = 0.0  # Monotonic seconds; the next try of a stored Call.
+    server: str = ""  # The address that it is bound to; "" = any.
+    since: float = 0.0  # UTC seconds; when it was stored.
+    number: int = 0  # Its place among all stored Calls in the state file; 0 = not there yet.
+    saved_with: int = 0  # The save that puts it on disk; it does not go out before.
 
     @property
     def is_reading(self) -> bool:
@@ -1308,13 +1376,22 @@ class Session:
     connector: int | None  # 2.x: the EVSE.
     begun: float  # UTC seconds.
     touched: float  # Monotonic seconds of its last message.
+    server: str = ""  # Its owner's address as it stood when the session began; "" = not known.
     transaction_id: TransactionId | None = None  # As the charger knows it; None until it was told.
     server_id: TransactionId | None = None  # As its owner knows it, usable or not; None until it has told.
     start: str = ""  # 1.6: what a repeated StartTransaction has in common with this one's.
     start_call: Call | None = None  # 1.6: the relayed StartTransaction.
     start_answer: dict[str, Any] | None = None  # 1.6: what the charger is told.
     is_told: bool = False  # 1.6: the charger knows the transaction id.
+    is_vouched: bool = False  # A list or a claim speaks for its badge.
+    has_verdict: bool = False  # 1.6: what the charger is told is its owner's own word.
     ended: float | None = None  # Monotonic seconds.
+    started_at: str = ""  # By the charger's clock, as it wrote it; "" = not said.
+    stopped_at: str = ""  # Likewise.
+    meter_start: float | None = None  # Wh; the first reading.
+    meter_stop: float | None = None  # Wh; the last reading so far.
+    reason: str = ""  # Why it ended, in the charger's words.
+    delivered: float | None = None  # UTC seconds; when its owner last accepted its start or stop.
     is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
     refused: str = ""  # The owner's words, when it refused the start.
     is_undeliverable: bool = False  # The owner refused the start and knows no id for the rest.
@@ -1323,6 +1400,7 @@ class Session:
     kept: list[Call] = field(default_factory=list)  # 2.x: events without an owner, at most MAX_KEPT_EVENTS.
     seen: deque[Any] = field(default_factory=lambda: deque(maxlen=MAX_SEEN_EVENTS))  # 2.x: answered here.
     remote_start: tuple[int, int] | None = None  # 2.x: its remoteStartId at the charger, at the server.
+    number: int = 0  # Its row in the state file; 0 = none yet.
 
     @property
     def key(self) -> TransactionId:
@@ -1351,10 +1429,22 @@ class Asked:
     until: float  # Monotonic seconds.
 
 
-@dataclass(slots=True)
+class Refusal(NamedTuple):
+    """A stored Call that its server has refused."""
+
+    peer: Peer
+    call: Call
+    words: str  # The server's.
+    is_error: bool  # They were CallErrors: it is tried once more when the proxy starts again.
+
+
+@dataclass(slots=True, eq=False)
 class Memory:
     """What is remembered of one charger from one connection to the next."""
 
+    charger_id: str = ""
+    version: str = ""  # The subprotocol of its last connection; "" = never connected.
+    user_agent: str = ""  # What it called itself in its last handshake.
     sessions: dict[TransactionId, Session] = field(default_factory=dict)  # By Session.key; MAX_SESSIONS.
     connectors: dict[int, Session] = field(default_factory=dict)  # The open session on each.
     claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_CLAIMS.
@@ -1365,12 +1455,41 @@ class Memory:
     heartbeat_interval: int = HEARTBEAT_INTERVAL  # Seconds; what the charger was told.
     statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_STATUSES.
     stored: dict[Peer, list[Call]] = field(default_factory=dict)  # Undelivered, in order; MAX_STORED.
-    refused: list[tuple[Call, str]] = field(default_factory=list)  # And the server's words; MAX_REFUSED.
+    refused: list[Refusal] = field(default_factory=list)  # The oldest first; MAX_REFUSED.
+    dropped: int = 0  # Stored readings that had to go, since it is known.
+    unsaved: dict[Session, None] = field(default_factory=dict)  # Sessions that the disk does not know so.
+    is_unsaved: bool = False  # The disk does not know the rest so: all but sessions and Calls.
+    is_in_use: bool = False  # A Relay holds it.
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a server is still to get something."""
+        return any(self.stored.values()) or any(session.kept for session in self.sessions.values())
 
     @property
     def is_needed(self) -> bool:
-        """Whether something is open or undelivered."""
-        return any(self.stored.values()) or any(s.ended is None for s in self.sessions.values())
+        """Whether somebody uses it, or something is open or undelivered."""
+        is_open = any(session.ended is None for session in self.sessions.values())
+        return self.is_in_use or is_open or any(self.stored.values())
+
+
+def follow_addresses(memory: Memory, config: ChargerConfig) -> None:
+    """Let sessions and stored Calls follow their servers where the ini has changed the two places."""
+    places = {server.url: peer for peer in reversed(SERVERS) if (server := config.server(peer))}
+    stored = [(peer, call) for peer, calls in memory.stored.items() for call in calls]
+    sessions = [*memory.sessions.values(), *(call.session for _, call in stored if call.session)]
+    for session in sessions:
+        server = config.server(session.owner) if session.owner else None
+        if server is None or server.url != session.server:
+            place = places.get(session.server, session.owner)
+            if session.owner and place is not session.owner:
+                session.owner = place
+                memory.unsaved[session] = None
+    memory.stored = {}
+    for peer, call in sorted(stored, key=lambda kept: (kept[1].number == 0, kept[1].number)):
+        server = config.server(peer)
+        is_here = server is not None and server.url == call.server
+        memory.stored.setdefault(peer if is_here else places.get(call.server, peer), []).append(call)
 
 
 # Decisions. Each carries its reason.
@@ -1385,13 +1504,21 @@ class ToServer:
     why: str
 
 
+class After(Enum):
+    """What a text for the charger waits for."""
+
+    NOTHING = "nothing"
+    SAVE = "what has been decided is on disk; where the disk fails, nothing"
+    SAVED = "what has been decided is on disk"
+
+
 @dataclass(frozen=True, slots=True)
 class ToCharger:
-    """Send the text to the charger; if durable, not before everything decided so far is safe."""
+    """Send the text to the charger."""
 
     text: str
     why: str
-    is_durable: bool = False
+    after: After = After.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -1559,8 +1686,8 @@ class Router:
         if type(transaction_id) is not int or not is_proxy_id(transaction_id):
             return Route(Peer.PRIMARY, "an unknown transaction")
         owner = owner_of_proxy_id(transaction_id)
-        session = Session(owner, "", None, 0.0, 0.0, transaction_id, refused="its start is not known here")
-        session.is_undeliverable = True
+        session = Session(owner, "", None, 0.0, 0.0, transaction_id=transaction_id)
+        session.refused, session.is_undeliverable = "its start is not known here", True
         return Route(owner, "a transaction id of the proxy, whose session is forgotten", session)
 
     def _by_only_session(self, said: Content) -> Route | None:
@@ -1650,28 +1777,40 @@ class Router:
 
     def _is_relayed(self, route: Route) -> bool:
         """Whether the owner itself answers. Otherwise the proxy does."""
-        server = self.config.server(route.owner)
-        if route.is_rejected or server is None or server.is_local:
-            return False
         session = route.session
-        if session and (
-            session.is_rejected or (session.is_undeliverable and is_proxy_id(session.transaction_id))
-        ):
+        if route.is_rejected or self._address(route.owner) in ("", LOCAL):
+            return False
+        if session and (session.is_rejected or not self._is_here(session)):
+            return False
+        if session and session.is_undeliverable and is_proxy_id(session.transaction_id):
             return False
         return route.owner is Peer.PRIMARY or self.config.secondary_replies == "forward"
 
     def _is_delivered(self, route: Route) -> bool:
-        """Whether the owner gets what the proxy answered."""
-        server = self.config.server(route.owner)
-        is_rejected = route.is_rejected or (route.session is not None and route.session.is_rejected)
-        return server is not None and not server.is_local and not is_rejected
+        """Whether the owner gets what the proxy answered, or would, if the ini still named it."""
+        session = route.session
+        if route.is_rejected or (session and session.is_rejected):
+            return False
+        address = session.server if session and session.server else self._address(route.owner)
+        return address not in ("", LOCAL)
+
+    def _address(self, peer: Peer) -> str:
+        """Return the address of a server; "" if there is none."""
+        server = self.config.server(peer)
+        return server.url if server else ""
+
+    def _is_here(self, session: Session) -> bool:
+        """Whether the session's owner still has the address that it began at."""
+        return session.owner is None or session.server in ("", self._address(session.owner))
 
     def _dispatched(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
         """Relay the Call, or answer it and deliver it."""
         session = route.session
         is_rejected = route.is_rejected or (session is not None and session.is_rejected)
         if session and session.is_stop_stored and said.facts.role is Role.STOP:
-            return [ToCharger(result_text(message.message_id, {}), "repeats a stop")]
+            return [ToCharger(result_text(message.message_id, {}), "repeats a stop", After.SAVED)]
+        if session:
+            self._note(session, said)
         if self._is_relayed(route):
             call = self._call(Kind.RELAYED, message, said, route)
             if session and said.facts.role is Role.START:
@@ -1683,7 +1822,19 @@ class Router:
             decisions.append(ToServer(route.owner, self._call(kind, message, said, route), route.why))
         answer = self._answer(said, session, not is_rejected, now)
         text = result_text(message.message_id, answer)
-        return [*decisions, ToCharger(text, route.why, is_durable=kind is Kind.STORED)]
+        after = After.SAVED if kind is Kind.STORED else After.NOTHING
+        return [*decisions, ToCharger(text, route.why, after)]
+
+    def _note(self, session: Session, said: Content) -> None:
+        """Keep what people want to know of a session: its times and readings."""
+        register = said.register
+        if register is not None:
+            session.meter_start = register if session.meter_start is None else session.meter_start
+            session.meter_stop = register
+        if said.is_start:
+            session.started_at = said.timestamp
+        elif said.is_stop:
+            session.stopped_at, session.reason = said.timestamp, said.reason
 
     def _call(self, kind: Kind, message: Message, said: Content, route: Route) -> Call:
         """Return the charger's Call as its server gets it."""
@@ -1693,6 +1844,7 @@ class Router:
             text = patch(text, (3, *said.facts.request), asked.request_id)
         call = Call(kind, message.action, message.message_id, text, said)
         call.session, call.is_vouched = route.session, route.is_vouched
+        call.server = (route.session and route.session.server) or self._address(route.owner)
         if kind is Kind.RELAYED:
             call.reply_to = message.message_id
         else:
@@ -1719,6 +1871,8 @@ class Router:
             session.is_stop_stored = True
         elif session and facts.role is Role.EVENT:
             session.seen.append(said.payload.get("seqNo"))
+        if session and facts.role is not Role.PLAIN:
+            self._save(session)
         return answer
 
     def _remembered(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
@@ -1727,7 +1881,7 @@ class Router:
         if session:
             session.touched = now.seconds
         if role is Role.BOOT:
-            self.memory.boot = message.text
+            self.memory.boot, self.memory.is_unsaved = message.text, True
         elif role is Role.STATUS:
             self._remember_status(message, said)
         elif role is Role.STOP and session and session.ended is None:
@@ -1741,10 +1895,10 @@ class Router:
     def _remember_status(self, message: Message, said: Content) -> None:
         where = dump([said.connector, said.payload.get("connectorId")])
         self.memory.statuses.pop(where, None)
-        self.memory.statuses[where] = message.text
+        self.memory.statuses[where], self.memory.is_unsaved = message.text, True
         trim(self.memory.statuses, MAX_STATUSES)
-        if said.connector is not None and said.state == "Available":
-            self.memory.connectors.pop(said.connector, None)
+        if said.connector in self.memory.connectors and said.state == "Available":
+            self._leave_connector(self.memory.connectors[said.connector])
 
     def _copies(self, message: Message, said: Content, route: Route) -> list[Decision]:
         """Let the secondary see what concerns the station."""
@@ -1772,16 +1926,15 @@ class Router:
             self._by_claim(said, now) or self._by_badge(said) or Route(Peer.PRIMARY, "it carries no badge")
         )
         session = Session(route.owner, badge, said.connector, now.utc, now.seconds, start=start)
-        session.is_rejected = route.is_rejected
+        session.is_rejected, session.server = route.is_rejected, self._address(route.owner)
+        session.is_vouched = route.is_vouched
         self._keep(session)
         told = self._begin(session, route)
         return [told, *self._dispatched(message, said, replace(route, session=session), now)]
 
     def _is_refused(self, session: Session) -> bool:
         """Whether the owner itself has refused the start, and the charger knows."""
-        call = session.start_call
-        is_own_verdict = call is not None and call.kind is Kind.RELAYED
-        return is_own_verdict and verdict(session.start_answer or {}) not in (None, "Accepted")
+        return session.has_verdict and verdict(session.start_answer or {}) not in (None, "Accepted")
 
     def _repeated_start(
         self, message: Message, said: Content, session: Session, now: Instant
@@ -1790,22 +1943,24 @@ class Router:
         session.touched = now.seconds
         if session.start_answer is not None:
             session.is_told = True
-            return [ToCharger(result_text(message.message_id, session.start_answer), "repeats a start", True)]
+            self._save(session)
+            text = result_text(message.message_id, session.start_answer)
+            return [ToCharger(text, "repeats a start", After.SAVE if session.has_verdict else After.SAVED)]
         if session.start_call and session.start_call.is_pending:
             session.start_call.reply_to = message.message_id
             return [Told("a repeated StartTransaction joins the one that waits for its answer")]
         assert session.owner is not None, "only sessions with an owner are repeated"
-        is_vouched = session.start_call is not None and session.start_call.is_vouched
         why = "repeats a start that was never answered"
-        route = Route(session.owner, why, session, is_vouched=is_vouched)
+        route = Route(session.owner, why, session, is_vouched=session.is_vouched)
         return self._dispatched(message, said, route, now)
 
     def _begin(self, session: Session, route: Route) -> Told:
         """Let the session take its connector and its claim."""
-        if session.start and session.connector is not None and session.connector > 0:
-            self.memory.connectors[session.connector] = session
+        if session.start:
+            self._take_connector(session)
         if route.claim in self.memory.claims:
             self.memory.claims.remove(route.claim)
+            self.memory.is_unsaved = True
         where = f"on connector {session.connector}: {route.why}"
         if route.is_rejected:
             return Told(f"a session is rejected {where}", session.badge)
@@ -1814,6 +1969,7 @@ class Router:
     def _end(self, session: Session, now: Instant) -> Told:
         session.ended = now.seconds
         self._leave_connector(session)
+        self._save(session)
         owner = session.owner.value if session.owner else "nobody"
         there = f" (there: {session.server_id})" if session.server_id != session.transaction_id else ""
         where = f"on connector {session.connector}"
@@ -1821,6 +1977,7 @@ class Router:
 
     def _keep(self, session: Session) -> None:
         self.memory.sessions[session.key] = session
+        self._save(session)
         if len(self.memory.sessions) > MAX_SESSIONS:
             ended = (key for key, old in self.memory.sessions.items() if old.ended is not None)
             self._forget(self.memory.sessions[next(ended, next(iter(self.memory.sessions)))])
@@ -1829,9 +1986,23 @@ class Router:
         self.memory.sessions.pop(session.key, None)
         self._leave_connector(session)
 
+    def _save(self, session: Session) -> None:
+        """Let the disk know how the session stands; a stand-in for a forgotten one has no place there."""
+        if session.number or self.memory.sessions.get(session.key) is session:
+            self.memory.unsaved[session] = None
+
+    def _take_connector(self, session: Session) -> None:
+        if session.connector is not None and session.connector > 0:
+            before = self.memory.connectors.get(session.connector)
+            if before:
+                self._leave_connector(before)
+            self.memory.connectors[session.connector] = session
+            self._save(session)
+
     def _leave_connector(self, session: Session) -> None:
         if session.connector is not None and self.memory.connectors.get(session.connector) is session:
             del self.memory.connectors[session.connector]
+            self._save(session)
 
     def _name(self, session: Session, transaction_id: TransactionId) -> None:
         """Let the session be found by the id that the charger is told."""
@@ -1849,6 +2020,7 @@ class Router:
 
     def _learn_start(self, session: Session, payload: dict[str, Any]) -> None:
         """Take the owner's transaction id, and choose the one that the charger is told."""
+        self._save(session)
         if session.server_id is not None:
             return  # A start that was sent twice is answered twice; the charger goes by the first that came.
         raw = payload.get("transactionId")
@@ -1870,13 +2042,14 @@ class Router:
         transaction_id = value_at(payload, said.facts.transaction)
         session = self.memory.sessions.get(transaction_id)
         if session is None:
-            session = Session(None, "", None, now.utc, now.seconds, transaction_id, transaction_id)
+            session = Session(None, "", None, now.utc, now.seconds, transaction_id=transaction_id)
+            session.server_id = transaction_id
             self._keep(session)
         session.touched = now.seconds
         self._occupy(session, said.connector)
         if integer(payload.get("seqNo")) is not None and payload["seqNo"] in session.seen:
             answer = self._answer(said, None, not session.is_rejected, now)
-            return [ToCharger(result_text(message.message_id, answer), "repeats an event")]
+            return [ToCharger(result_text(message.message_id, answer), "repeats an event", After.SAVED)]
         decisions: list[Decision] = []
         if session.owner is None:
             settled = self._settled(session, said, now)
@@ -1895,7 +2068,7 @@ class Router:
         """Let the transaction take its EVSE; only its first events name it (2.0.1 E01.FR.16)."""
         if evse is not None and evse > 0 and session.connector is None and session.ended is None:
             session.connector = evse
-            self.memory.connectors[evse] = session
+            self._take_connector(session)
 
     def _settled(self, session: Session, said: Content, now: Instant) -> Route | None:
         """Return whose a transaction without an owner is, once this event tells."""
@@ -1918,19 +2091,24 @@ class Router:
     def _kept(self, message: Message, said: Content, session: Session, now: Instant) -> list[Decision]:
         """Answer an event that nobody owns yet, and keep it for whom it will belong to."""
         route = Route(Peer.PRIMARY, "its transaction has no owner yet", session)
+        self._note(session, said)
         call = self._call(Kind.STORED, message, said, route)
         call.is_kept = True
         session.kept.append(call)
         answer = self._answer(said, session, True, now)
-        return [ToCharger(result_text(message.message_id, answer), route.why, is_durable=True)]
+        return [ToCharger(result_text(message.message_id, answer), route.why, After.SAVED)]
 
     def _own(self, session: Session, route: Route, badge: str) -> list[Decision]:
         """Give the transaction its owner, and the owner what was kept for it."""
         session.owner, session.badge, session.is_rejected = route.owner, badge, route.is_rejected
+        session.server = self._address(route.owner)
+        self._save(session)
         if route.claim:
             session.remote_start = route.claim.remote_start
         told = self._begin(session, route)
         kept, session.kept = session.kept, []
+        for call in kept:
+            call.server = session.server
         if not self._is_delivered(replace(route, session=session)):
             return [told]
         return [
@@ -1969,28 +2147,33 @@ class Router:
         self.last_relayed = (peer, call)
         if call.content.facts.role is Role.BOOT:
             self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
+            self.memory.is_unsaved = True
         session, text = call.session, message.text
         if call.content.facts.role is Role.START and session and message.type is MessageType.CALLRESULT:
             session.is_told = True
+            self._save(session)
             if message.payload.get("transactionId") != session.server_id and session.start_answer:
                 other = str(message.payload.get("transactionId"))[:40]
                 again = (
                     f"{peer.value} answers a start twice: {session.server_id} counts, {other} gets no stop"
                 )
-                return [Told(again), ToCharger(result_text(call.reply_to, session.start_answer), again)]
+                text = result_text(call.reply_to, session.start_answer)
+                return [Told(again), ToCharger(text, again, After.SAVE)]
             if message.payload.get("transactionId") != session.transaction_id:
                 assert session.transaction_id is not None, "an answered start names its session"
                 text = patch(text, (2, "transactionId"), session.transaction_id)
         if call.reply_to != message.message_id:
             text = with_message_id(text, call.reply_to)
-        return [*told, ToCharger(text, f"{peer.value} answers")]
+        # The charger must not know of a transaction whose owner a restart would forget.
+        after = After.SAVE if session and session in self.memory.unsaved else After.NOTHING
+        return [*told, ToCharger(text, f"{peer.value} answers", after)]
 
     def learn(self, peer: Peer, call: Call, message: Message, now: Instant) -> str:
         """Take what a server's answer tells, late or not. Return its words if it is a refusal, else ""."""
         if message.type is MessageType.CALLERROR:
             return f"CallError {message.action}"
-        if call.content.facts.role is Role.START and call.session:
-            self._learn_start(call.session, message.payload)
+        if call.session:
+            self._learn_of(call.session, call, message, now)
         badge, status = call.content.badge, verdict(message.payload)
         if status is None or badge is None:
             return ""
@@ -2000,6 +2183,15 @@ class Router:
         self.memory.accepted[peer, normalized(badge)] = now.seconds
         trim(self.memory.accepted, MAX_ACCEPTED)
         return ""
+
+    def _learn_of(self, session: Session, call: Call, message: Message, now: Instant) -> None:
+        """Note what its owner says to a Call of a session."""
+        if call.content.facts.role is Role.START:
+            session.has_verdict = session.has_verdict or call.kind is Kind.RELAYED
+            self._learn_start(session, message.payload)
+        if call.content.is_start or call.content.is_stop:
+            session.delivered = now.utc
+            self._save(session)
 
     def stand_in(self, peer: Peer, call: Call, now: Instant) -> list[Decision]:
         """Answer the charger in the place of a server that cannot; the Call is delivered to it later."""
@@ -2018,7 +2210,8 @@ class Router:
                 session.is_told = False  # Its charger is gone, and hears the answer when it repeats the Call.
             return []
         why = f"{peer.value} cannot answer: the proxy stands in for it"
-        return [ToCharger(result_text(reply_to, answer), why, is_durable=call.kind is Kind.STORED), Told(why)]
+        after = After.SAVED if call.kind is Kind.STORED or is_repeat else After.NOTHING
+        return [ToCharger(result_text(reply_to, answer), why, after), Told(why)]
 
     def _is_stored_already(self, session: Session, said: Content) -> bool:
         """Whether a StopTransaction or TransactionEvent repeats one that the proxy has answered."""
@@ -2039,9 +2232,8 @@ class Router:
     def refuse(self, call: Call, words: str, is_error: bool) -> None:
         """Note that its owner refused a stored Call; a refused start may refuse the rest of its session."""
         session = call.session
-        if session and (
-            call.content.facts.role is Role.START or call.content.payload.get("eventType") == "Started"
-        ):
+        if session and call.content.is_start:
+            self._save(session)
             session.refused = words
             session.is_undeliverable = is_error or self._transaction_id(session.server_id) is None
 
@@ -2110,6 +2302,7 @@ class Router:
             session
             for session in self.memory.sessions.values()
             if session.owner is peer and session.server_id is not None and not session.is_rejected
+            if self._is_here(session)
             if server_id in (session.server_id, self._transaction_id(session.server_id))
         ]
         return max(found, key=lambda session: (session.ended is None, session.begun), default=None)
@@ -2127,6 +2320,7 @@ class Router:
         call.asked_before = self.memory.requests.pop(call.request_id, None)
         call.asked = Asked(call.peer, request_id, now.seconds + REQUEST_SECONDS)
         self.memory.requests[call.request_id] = call.asked
+        self.memory.is_unsaved = True
         trim(self.memory.requests, MAX_REQUESTS)
 
     def _claim(self, call: ServerCall, now: Instant) -> None:
@@ -2172,13 +2366,15 @@ class Router:
                 call = self.waiting[peer].popleft()
                 self.outstanding, self.last_served, call.sent = call, peer, now.seconds
                 self._note_sent(call, now)
-                return [ToCharger(call.text, f"{peer.value} calls {call.action}")]
+                after = After.SAVE if call.claim else After.NOTHING  # The session may outlive the proxy.
+                return [ToCharger(call.text, f"{peer.value} calls {call.action}", after)]
         return []
 
     def _note_sent(self, call: ServerCall, now: Instant) -> None:
         if call.claim:
             call.claim.until = now.seconds + self._claim_seconds(call, now)
             self.memory.claims.append(call.claim)
+            self.memory.is_unsaved = True
             del self.memory.claims[:-MAX_CLAIMS]
 
     def _claim_seconds(self, call: ServerCall, now: Instant) -> float:
@@ -2219,8 +2415,9 @@ class Router:
         if message.type is MessageType.CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
             self._void(call)
         elif call.action in ASKED_BY:
-            self.memory.askers[call.action] = call.peer
+            self.memory.askers[call.action], self.memory.is_unsaved = call.peer, True
         elif call.content.facts.role is Role.CANCEL:
+            self.memory.is_unsaved = True
             reservation = call.content.reservation
             self.memory.claims = [
                 claim
@@ -2238,6 +2435,7 @@ class Router:
 
     def _void(self, call: ServerCall) -> None:
         """Undo what a Call has noted that the charger refuses."""
+        self.memory.is_unsaved = True
         if call.claim in self.memory.claims:
             self.memory.claims.remove(call.claim)
         if call.request_id is not None and self.memory.requests.get(call.request_id) is call.asked:
@@ -2303,7 +2501,10 @@ class Router:
         memory.accepted = {
             key: when for key, when in memory.accepted.items() if now.seconds - when <= ACCEPTED_SECONDS
         }
+        memory.is_unsaved = True
         for session in list(memory.sessions.values()):
+            if session.ended is None and now.seconds - session.touched <= SWEEP_SECONDS:
+                self._save(session)  # So that a restart knows when it was last heard of.
             if session.ended is None and now.seconds - session.touched > SESSION_SECONDS:
                 told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
                 if session.owner is None:
@@ -2334,53 +2535,711 @@ class Router:
 # ---------------------------------------------------------------------------------------------------------
 # Journal
 #
-# What outlives a connection: the Memory of every charger, with its stored Calls. In memory.
+# What outlives a connection and, unless `state = none`, the process: the Memory of every charger with its
+# stored Calls. What has changed is written by a thread of its own, all chargers' changes in one transaction
+# and one sync: the loop never waits for the disk, and the file always shows a moment between two messages.
 # ---------------------------------------------------------------------------------------------------------
 
 MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
 MAX_STORED = 10_000  # Undelivered Calls of one charger; beyond it the oldest MeterValues go.
 MAX_REFUSED = 1_000  # Refused Calls of one charger that are kept to be shown.
+MAX_PROMISES = 10_000  # Answers that wait for the disk; beyond it the oldest go, and are asked for again.
+KEEP_SECONDS = 400 * DAY  # Sessions stay in the file for so long.
+PURGE_SECONDS = float(DAY)  # How often those that are older are removed.
+SAVE_SECONDS = 5.0  # A disk that takes longer counts as failing.
+SAVE_RETRY_SECONDS = 1.0  # After a save that failed.
+COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
+LOCK_SECONDS = 2.0  # For another process to let go of the file.
+MAX_LOG_BYTES = 4 * 2**20  # Of sqlite's write-ahead log, once its contents are in the file.
+LAST_SAVE_SECONDS = 1.0  # At the end.
+LET_GO_SECONDS = 0.5  # For sqlite to close the file after it; what it leaves undone, the next start does.
+RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call that met a CallError.
+
+UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
+MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError)  # What rows of another making raise.
+APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE chargers (
+    charger TEXT PRIMARY KEY,
+    version TEXT NOT NULL,
+    user_agent TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    heartbeat_interval INTEGER NOT NULL,
+    dropped INTEGER NOT NULL,
+    statuses TEXT NOT NULL,  -- JSON, like all that follows: connector to the text of its last status
+    claims TEXT NOT NULL,
+    requests TEXT NOT NULL,
+    askers TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE sessions (
+    number INTEGER PRIMARY KEY,
+    charger TEXT NOT NULL,
+    owner TEXT,              -- NULL: not known yet
+    server TEXT NOT NULL,    -- the owner's address when the session began
+    badge TEXT NOT NULL,
+    connector INTEGER,       -- OCPP 2.x: the EVSE
+    transaction_id TEXT,     -- JSON; as the charger knows it
+    server_id TEXT,          -- JSON; as its owner knows it
+    begun REAL NOT NULL,     -- by the proxy's clock, in seconds since 1970, like touched, ended, delivered
+    touched REAL NOT NULL,
+    ended REAL,
+    delivered REAL,
+    started_at TEXT NOT NULL,  -- by the charger's clock
+    stopped_at TEXT NOT NULL,
+    meter_start REAL,        -- Wh
+    meter_stop REAL,
+    reason TEXT NOT NULL,
+    refused TEXT NOT NULL,   -- the owner's words
+    is_rejected INTEGER NOT NULL,
+    is_undeliverable INTEGER NOT NULL,
+    is_told INTEGER NOT NULL,
+    is_vouched INTEGER NOT NULL,
+    has_verdict INTEGER NOT NULL,
+    is_stop_stored INTEGER NOT NULL,
+    has_connector INTEGER NOT NULL,  -- it is the open session there
+    start TEXT NOT NULL,
+    stop TEXT NOT NULL,
+    start_answer TEXT,       -- JSON, like all that follows
+    remote_start TEXT,
+    seen TEXT NOT NULL,
+    kept TEXT NOT NULL
+);
+CREATE INDEX sessions_by_end ON sessions (ended);
+CREATE TABLE calls (
+    number INTEGER PRIMARY KEY,
+    charger TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    session INTEGER,
+    server TEXT NOT NULL,    -- the address that it is for
+    since REAL NOT NULL,
+    text TEXT NOT NULL,
+    is_kept INTEGER NOT NULL,
+    refused TEXT,            -- NULL: it waits; else the server's words
+    is_error INTEGER NOT NULL
+);
+CREATE INDEX calls_by_session ON calls (session);
+"""
+# Attributes of a Session whose columns have their names; what a flag's column holds becomes a bool again.
+SESSION_TEXTS = ("server", "badge", "started_at", "stopped_at", "reason", "refused", "start", "stop")
+SESSION_NUMBERS = ("number", "connector", "begun", "delivered", "meter_start", "meter_stop")
+SESSION_FLAGS = (
+    *("is_rejected", "is_undeliverable", "is_told", "is_vouched", "has_verdict", "is_stop_stored"),
+)
+SESSION_JSON = ("transaction_id", "server_id", "start_answer")
+MAX_COLUMN = 2**63 - 1  # The largest number that sqlite holds.
+
+Row = dict[str, Any]  # Column to value.
+Statement = tuple[str, Row]
+
+
+class StateError(Exception):
+    """The state file cannot be used, as one line for stderr."""
+
+
+class KeptCall(NamedTuple):
+    """Where a stored Call stands in the file."""
+
+    memory: Memory
+    peer: Peer
+    refused: str | None = None  # The server's words; None = it waits.
+    is_error: bool = False
+    is_gone: bool = False  # The server has accepted it.
+
+
+def storable(value: Any) -> Any:
+    """Return the value as sqlite takes it, whatever a peer has sent."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode()  # A lone surrogate is no text for sqlite.
+    if isinstance(value, int):
+        return max(-MAX_COLUMN, min(value, MAX_COLUMN))
+    return value
+
+
+def upsert(table: str, row: Row) -> Statement:
+    """Return the statement that writes a row, in the place of the one of the same key."""
+    columns = ", ".join(row)
+    places = ", ".join(f":{column}" for column in row)
+    values = {column: storable(value) for column, value in row.items()}
+    return f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({places})", values
+
+
+# Rows. Times are monotonic in memory, UTC on disk; a clock that was set back makes nothing younger than now.
+
+
+def to_utc(seconds: float, now: Instant) -> float:
+    """Return monotonic seconds as UTC seconds."""
+    return seconds - now.seconds + now.utc
+
+
+def from_utc(utc: float, now: Instant, most: float) -> float:
+    """Return UTC seconds as monotonic ones, at most so many seconds from now."""
+    return now.seconds + min(utc - now.utc, most)
+
+
+def charger_row(memory: Memory, now: Instant) -> Row:
+    claims = [
+        (
+            claim.peer.value,
+            claim.badge,
+            claim.connector,
+            to_utc(claim.until, now),
+            claim.reservation,
+            claim.remote_start,
+        )
+        for claim in memory.claims
+    ]
+    requests = [
+        (key, asked.peer.value, asked.request_id, to_utc(asked.until, now))
+        for key, asked in memory.requests.items()
+    ]
+    return {
+        "charger": memory.charger_id,
+        "version": memory.version,
+        "user_agent": memory.user_agent,
+        "boot": memory.boot,
+        "heartbeat_interval": memory.heartbeat_interval,
+        "dropped": memory.dropped,
+        "statuses": dump(memory.statuses),
+        "claims": dump(claims),
+        "requests": dump(requests),
+        "askers": dump({action: peer.value for action, peer in memory.askers.items()}),
+    }
+
+
+def memory_of(row: Any, now: Instant) -> Memory:
+    """Return what a charger's row says; sessions and Calls are still missing."""
+    memory = Memory(row["charger"], row["version"], row["user_agent"], boot=row["boot"])
+    memory.heartbeat_interval, memory.dropped = row["heartbeat_interval"], row["dropped"]
+    memory.statuses = json.loads(row["statuses"])
+    for peer, badge, connector, until, reservation, remote_start in json.loads(row["claims"]):
+        most = CLAIM_SECONDS if reservation is None else float("inf")
+        claim = Claim(Peer(peer), badge, connector, from_utc(until, now, most), reservation)
+        claim.remote_start = tuple(remote_start) if remote_start else None
+        memory.claims.append(claim)
+    for key, peer, request_id, until in json.loads(row["requests"]):
+        memory.requests[key] = Asked(Peer(peer), request_id, from_utc(until, now, REQUEST_SECONDS))
+    memory.askers = {action: Peer(peer) for action, peer in json.loads(row["askers"]).items()}
+    return memory
+
+
+def session_row(memory: Memory, session: Session, now: Instant) -> Row:
+    held = memory.connectors.get(session.connector) if session.connector is not None else None
+    return {
+        "charger": memory.charger_id,
+        "owner": session.owner.value if session.owner else None,
+        "touched": to_utc(session.touched, now),
+        "ended": None if session.ended is None else to_utc(session.ended, now),
+        "has_connector": held is session,
+        "remote_start": dump(session.remote_start),
+        "seen": dump(list(session.seen)),
+        "kept": dump([call.text for call in session.kept]),
+        **{name: getattr(session, name) for name in SESSION_TEXTS + SESSION_NUMBERS + SESSION_FLAGS},
+        **{name: dump(getattr(session, name)) for name in SESSION_JSON},
+    }
+
+
+def session_of(row: Any, memory: Memory, now: Instant) -> Session:
+    """Return the session that a row tells of. Raises ValueError."""
+    owner = Peer(row["owner"]) if row["owner"] else None
+    touched = from_utc(row["touched"], now, 0.0)
+    session = Session(owner, row["badge"], row["connector"], row["begun"], touched)
+    for name in SESSION_TEXTS + SESSION_NUMBERS:
+        setattr(session, name, row[name])
+    for name in SESSION_FLAGS:
+        setattr(session, name, bool(row[name]))
+    for name in SESSION_JSON:
+        setattr(session, name, json.loads(row[name]))
+    remote_start = json.loads(row["remote_start"])
+    session.remote_start = tuple(remote_start) if remote_start else None
+    session.seen.extend(json.loads(row["seen"]))
+    session.kept = [stored_call(text, memory.version, session) for text in json.loads(row["kept"])]
+    for call in session.kept:
+        call.is_kept = True
+    if row["ended"] is not None:
+        session.ended = from_utc(row["ended"], now, 0.0)
+    elif session.owner and now.seconds - touched > SESSION_SECONDS:
+        session.ended = touched + SESSION_SECONDS
+        memory.unsaved[session] = None
+    return session
+
+
+def stored_call(text: str, version: str, session: Session | None) -> Call:
+    """Return the stored Call that a text is. Raises MessageError."""
+    message = parse(text)
+    vocabulary = VOCABULARIES.get(version, VOCABULARIES["ocpp1.6"])
+    facts = vocabulary.charger.get(message.action, PLAIN)
+    said = Content(facts, message.payload)
+    return Call(Kind.STORED, message.action, message.message_id, text, said, session=session)
+
+
+def recall(memory: Memory, row: Any, session: Session | None) -> None:
+    """Put a stored Call back into its charger's Memory; what met CallErrors is tried once more."""
+    call, is_error = stored_call(row["text"], memory.version, session), bool(row["is_error"])
+    call.number, call.since, call.server = row["number"], float(row["since"]), row["server"]
+    call.is_kept, peer = bool(row["is_kept"]), Peer(row["peer"])
+    if row["refused"] is not None and not is_error:
+        memory.refused.append(Refusal(peer, call, row["refused"], False))
+        del memory.refused[:-MAX_REFUSED]
+        return
+    memory.stored.setdefault(peer, []).append(call)
+    if is_error:
+        call.tries = len(RETRY_SECONDS)
+        if session and call.content.is_start:
+            session.refused, session.is_undeliverable = "", False
+
+
+def call_row(kept: KeptCall, call: Call) -> Row:
+    return {
+        "number": call.number,
+        "charger": kept.memory.charger_id,
+        "peer": kept.peer.value,
+        "session": call.session.number or None if call.session else None,
+        "server": call.server,
+        "since": call.since,
+        "text": call.text,
+        "is_kept": call.is_kept,
+        "refused": kept.refused,
+        "is_error": kept.is_error,
+    }
+
+
+class StateFile:
+    """The sqlite file. Locked by the process that has opened it; written by one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, a new one if there is none. Raises StateError."""
+        self.path = path
+        try:
+            path.touch(0o600)  # It holds badges.
+        except OSError as error:
+            raise StateError(f"state file {path}: {error.strerror}") from None
+        self.connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
+        self.connection.row_factory = sqlite3.Row
+
+    def prepare(self) -> None:
+        """Lock it, and make sure that it can be read. Raises StateError or sqlite3.Error."""
+        run = self.connection.execute
+        run("PRAGMA locking_mode = EXCLUSIVE")  # Taken with the first access, and held until the end.
+        ((version,),) = run("PRAGMA user_version")
+        ((application,),) = run("PRAGMA application_id")
+        ((tables,),) = run("SELECT count(*) FROM sqlite_master")
+        if tables and application != APPLICATION_ID:
+            raise StateError(f"state file {self.path}: is the database of another program")
+        if tables and version != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"it has schema version {version}, not {SCHEMA_VERSION}")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")
+        run(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}")
+        run("BEGIN IMMEDIATE")
+        if not tables:
+            for statement in SCHEMA.split(";\n")[:-1]:
+                run(statement)
+            run(f"PRAGMA application_id = {APPLICATION_ID}")
+            run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        run("COMMIT")
+
+    def load(self, now: Instant) -> dict[str, Memory]:
+        """Return the Memory of every charger. Raises sqlite3.Error, MessageError or one of MISSHAPEN."""
+        memories = {row["charger"]: memory_of(row, now) for row in self._rows("SELECT * FROM chargers")}
+        sessions: dict[int, Session] = {}
+        recent = "ended IS NULL OR ended > :since OR number IN (SELECT session FROM calls)"
+        values = {"since": now.utc - SESSION_SECONDS}
+        for row in self._rows(f"SELECT * FROM sessions WHERE {recent} ORDER BY number", values):
+            memory = memories.setdefault(row["charger"], Memory(row["charger"]))
+            session = sessions[row["number"]] = session_of(row, memory, now)
+            memory.sessions[session.key] = session
+            if row["has_connector"] and session.ended is None and session.connector is not None:
+                memory.connectors[session.connector] = session
+        for row in self._rows("SELECT * FROM calls ORDER BY number"):
+            memory = memories.setdefault(row["charger"], Memory(row["charger"]))
+            recall(memory, row, sessions.get(row["session"]))
+        return memories
+
+    def _rows(self, query: str, values: Row | None = None) -> Iterator[Any]:
+        return iter(self.connection.execute(query, values or {}))
+
+    def last_number(self, table: str) -> int:
+        """Return the largest number that a session or a Call has got."""
+        ((number,),) = self._rows(f"SELECT coalesce(max(number), 0) FROM {table}")
+        return int(number)
+
+    def write(self, statements: list[Statement]) -> None:
+        """Write it all and see it safely on disk, or nothing of it. Raises sqlite3.Error."""
+        with self.connection:
+            for statement, values in statements:
+                self.connection.execute(statement, values)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.connection.close()
+
+
+def set_aside(path: Path, now: Instant) -> Path:
+    """Rename a file that cannot be read, with its log; return its new path. Raises OSError."""
+    date = datetime.fromtimestamp(now.utc, UTC).strftime("%Y%m%d-%H%M%S")
+    aside = path.with_name(f"{path.name}.unreadable-{date}")
+    for suffix in ("-wal", ""):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+PURGE = (
+    "DELETE FROM calls WHERE refused IS NOT NULL AND since < :since",
+    "DELETE FROM sessions WHERE (ended < :since OR ended IS NULL AND touched < :since)"
+    " AND NOT EXISTS (SELECT 1 FROM calls WHERE session = sessions.number)",
+)
+
+
+class Promise(NamedTuple):
+    """What is done once a save has succeeded, or failed."""
+
+    then: Callable[[], None]
+    otherwise: Callable[[], None] | None  # None = it waits for a save that succeeds.
+
+
+@dataclass(slots=True)
+class Save:
+    """What one transaction writes. If it fails, the next one writes it."""
+
+    number: int
+    begun: float  # Monotonic seconds.
+    chargers: dict[Memory, None]
+    sessions: dict[Session, Memory]
+    calls: dict[Call, KeptCall]
+    forgotten: dict[str, None]  # Charger ids.
+    is_purge: bool
+    promises: list[Promise]
+    wakes: dict[Callable[[], None], None]  # One for each outbox.
 
 
 class Journal:
-    """Keeps the Memory of every charger."""
+    """Keeps the Memory of every charger, and saves what has changed in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], Instant], file: StateFile | None = None) -> None:
+        """Take what the file knows. Raises sqlite3.Error, MessageError or ValueError if it is unreadable."""
+        self.clock = clock
+        self.file = file  # None: in memory only.
         self.memories: dict[str, Memory] = {}  # By charger id.
+        self.changed: dict[Memory, None] = {}  # With something unsaved.
+        self.calls: dict[Call, KeptCall] = {}  # Unsaved.
+        self.forgotten: dict[str, None] = {}  # Charger ids; unsaved.
+        self.promises: list[Promise] = []  # For after the next save; MAX_PROMISES.
+        self.wakes: dict[Callable[[], None], None] = {}  # For after the next save; one for each outbox.
+        self.next_save = 1  # The number of the save that what changes now is a part of.
+        self.saved = 0  # The number of the last save that succeeded.
+        self.saving: Save | None = None  # The one that the thread is at.
+        self.is_due = False  # The next save is about to begin.
+        self.failure = ""  # Why the last save failed; "" = it did not.
+        self.retry_at = 0.0  # Monotonic seconds.
+        self.complain_at = 0.0  # Monotonic seconds.
+        self.has_complained = False  # Of this failure.
+        self.purge_at = 0.0  # Monotonic seconds.
+        # For the thread; one save, or the end.
+        self.jobs: queue.SimpleQueue[tuple[Save, list[Statement]] | None] = queue.SimpleQueue()
+        self.last_session = self.last_call = 0  # The largest numbers given.
+        self.writer: threading.Thread | None = None
+        if file:
+            self.memories = file.load(clock())
+            for memory in self.memories.values():
+                self.note(memory)
+            self.last_session, self.last_call = file.last_number("sessions"), file.last_number("calls")
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], Instant]) -> Self:
+        """Return the journal in the file; one that is unreadable is set aside. Raises StateError."""
+        try:
+            return cls._opened(path, clock)
+        except (sqlite3.Error, MessageError, *MISSHAPEN) as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StateError(f"state file {path}: another process uses it") from None
+            if code not in UNREADABLE:
+                raise StateError(f"state file {path}: {error}") from None
+            words = str(error)
+        try:
+            aside = set_aside(path, clock())
+            journal = cls._opened(path, clock)
+        except (OSError, sqlite3.Error) as error:
+            raise StateError(f"state file {path}: {words}; {error}") from None
+        log.error("state file %s cannot be read: %s; a new one is begun", path, words)
+        log.error("the unreadable one is kept as %s; the sessions in it are not delivered", aside)
+        return journal
+
+    @classmethod
+    def _opened(cls, path: Path, clock: Callable[[], Instant]) -> Self:
+        with ExitStack() as opened:
+            file = StateFile(path)
+            opened.callback(file.close)
+            file.prepare()
+            journal = cls(clock, file)
+            opened.pop_all()
+        return journal
+
+    # What is kept.
 
     def memory(self, charger_id: str) -> Memory:
         """Return the Memory of a charger, a new one if there is none."""
-        memory = self.memories.setdefault(charger_id, Memory())
+        memory = self.memories.get(charger_id)
+        if memory is None:
+            memory = self.memories[charger_id] = Memory(charger_id, is_unsaved=True)
+            self.forgotten.pop(charger_id, None)
         if len(self.memories) > MAX_MEMORIES:
             idle = (name for name, old in self.memories.items() if old is not memory and not old.is_needed)
-            self.memories.pop(next(idle, ""), None)
+            name = next(idle, "")
+            if self.memories.pop(name, None):
+                self.forgotten[name] = None
         return memory
 
-    def store(self, memory: Memory, peer: Peer, call: Call) -> list[Call]:
-        """Keep a Call until its server has answered it. Return those that had to go for it."""
-        stored = memory.stored.setdefault(peer, [])
-        stored.append(call)
-        if len(stored) <= MAX_STORED:
-            return []
-        readings = [old for old in stored if old.is_reading and old.sent is None]
-        for old in readings[:1]:
-            stored.remove(old)
-        return readings[:1]
+    def note(self, memory: Memory) -> None:
+        """Save what has changed in a Memory, soon."""
+        if self.file is None:
+            memory.unsaved.clear()
+            memory.is_unsaved = False
+        elif memory.unsaved or memory.is_unsaved:
+            self.changed[memory] = None
+
+    def store(self, memory: Memory, peer: Peer, call: Call) -> Call | None:
+        """Keep a Call until its server has answered it. Return a reading that had to go for it."""
+        memory.stored.setdefault(peer, []).append(call)
+        self._save_call(call, KeptCall(memory, peer))
+        is_full = sum(map(len, memory.stored.values())) > MAX_STORED
+        return self._drop_oldest_reading(memory) if is_full else None
+
+    def _drop_oldest_reading(self, memory: Memory) -> Call | None:
+        oldest: list[tuple[Peer, Call]] = []
+        for peer, calls in memory.stored.items():
+            readings = (call for call in calls if call.is_reading and call.sent is None)
+            oldest += [(peer, call) for call in itertools.islice(readings, 1)]
+        if not oldest:
+            return None
+        peer, reading = min(oldest, key=lambda kept: kept[1].since)
+        memory.dropped, memory.is_unsaved = memory.dropped + 1, True
+        self.remove(memory, peer, reading)
+        return reading
+
+    def repeats_unsaved(self, memory: Memory, peer: Peer, call: Call) -> bool:
+        """Whether the charger repeats what it has no answer to, because the disk fails."""
+        for old in reversed(memory.stored.get(peer, ()) if self.failure else ()):
+            if self.is_saved(old.saved_with):
+                break
+            if (old.action, old.content.payload) == (call.action, call.content.payload):
+                return True
+        return False
 
     def remove(self, memory: Memory, peer: Peer, call: Call) -> None:
         """Forget a Call that its server has answered."""
         if call in memory.stored.get(peer, []):
             memory.stored[peer].remove(call)
+            self._save_call(call, KeptCall(memory, peer, is_gone=True))
 
-    def refuse(self, memory: Memory, peer: Peer, call: Call, words: str) -> None:
+    def refuse(self, memory: Memory, refusal: Refusal) -> None:
         """Keep a Call as refused by its server."""
+        peer, call, words, is_error = refusal
         self.remove(memory, peer, call)
-        memory.refused.append((call, words))
+        memory.refused.append(refusal)
         del memory.refused[:-MAX_REFUSED]
+        self._save_call(call, KeptCall(memory, peer, words, is_error))
 
-    def commit(self, then: Callable[[], None]) -> None:
-        """Call `then` as soon as everything kept so far is safe."""
-        then()
+    def _save_call(self, call: Call, kept: KeptCall) -> None:
+        call.since = call.since or self.clock().utc
+        if self.file:
+            self.calls[call] = kept
+            call.saved_with = self.next_save
+        self.note(kept.memory)
+
+    # Saving.
+
+    def commit(self, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
+        """Call `then` once all that is kept so far is on disk.
+
+        Where the disk fails, `otherwise` is called in its place; without it, `then` waits until it is back.
+        """
+        if self.file is None or not (self.changed or self.calls or self.saving or self.promises):
+            then()
+        elif self.failure and otherwise:
+            otherwise()
+        else:
+            self.promises.append(Promise(then, otherwise))
+            del self.promises[:-MAX_PROMISES]
+            self._save_soon()
+
+    def is_saved(self, number: int) -> bool:
+        """Whether what a save of this number, or one before it, was to write is on disk."""
+        return number <= self.saved or self.file is None
+
+    def wake(self, then: Callable[[], None]) -> None:
+        """Call `then` once all that is kept so far is on disk; asked for twice, once."""
+        if self.file is None:
+            then()
+        else:
+            self.wakes[then] = None
+            self._save_soon()
+
+    def _save_soon(self) -> None:
+        """Save at the end of this turn of the loop, when every message of it has been dealt with."""
+        if not self.is_due and self.saving is None and not self.failure:
+            self.is_due = True
+            asyncio.get_running_loop().call_soon(self.save)
+
+    def tick(self) -> None:
+        """Save what nobody waits for; complain of a disk that fails."""
+        now = self.clock().seconds
+        if self.file is None:
+            return
+        if self.saving and now >= self.saving.begun + SAVE_SECONDS:
+            self._fail(f"no answer for {SAVE_SECONDS:g} s")
+            self.saving.promises = self._broken(self.saving.promises)
+            self.promises = self._broken(self.promises)
+        elif self.saving is None and now >= self.retry_at:
+            self.save()
+
+    def save(self) -> None:
+        """Hand over to the thread what has changed, unless it is still at the last save."""
+        self.is_due = False
+        if self.file is None or self.saving:
+            return
+        save = self._collected()
+        statements = self._statements(save)
+        if not statements:
+            self._saved(save)
+            return
+        self.saving = save
+        self._hand_over(save, statements)
+
+    def _hand_over(self, save: Save, statements: list[Statement]) -> None:
+        """Let the thread write; it comes back with `_saved` or `_not_saved`."""
+        if self.writer is None:
+            loop = asyncio.get_running_loop()
+            self.writer = threading.Thread(target=self._write, args=(loop,), name="journal", daemon=True)
+            self.writer.start()
+        self.jobs.put((save, statements))
+
+    def _collected(self) -> Save:
+        """Take all that is unsaved out of the Memories and out of the journal."""
+        now = self.clock().seconds
+        is_purge = now >= self.purge_at
+        calls, forgotten, promises, wakes = self.calls, self.forgotten, self.promises, self.wakes
+        save = Save(self.next_save, now, {}, {}, calls, forgotten, is_purge, promises, wakes)
+        self.calls, self.forgotten, self.promises, self.wakes = {}, {}, [], {}
+        self.next_save += 1
+        if is_purge:
+            self.purge_at = now + PURGE_SECONDS
+        for memory in self.changed:
+            if memory.is_unsaved:
+                save.chargers[memory] = None
+            save.sessions.update(dict.fromkeys(memory.unsaved, memory))
+            memory.unsaved, memory.is_unsaved = {}, False
+        self.changed = {}
+        return save
+
+    def _statements(self, save: Save) -> list[Statement]:
+        now = self.clock()
+        for session in save.sessions:
+            if not session.number:
+                session.number = self.last_session = self.last_session + 1
+        for call, kept in save.calls.items():
+            if not call.number and not kept.is_gone:
+                call.number = self.last_call = self.last_call + 1
+        statements = [upsert("chargers", charger_row(memory, now)) for memory in save.chargers]
+        statements += [
+            upsert("sessions", session_row(memory, session, now)) for session, memory in save.sessions.items()
+        ]
+        for call, kept in save.calls.items():
+            if not kept.is_gone:
+                statements.append(upsert("calls", call_row(kept, call)))
+            elif call.number:
+                statements.append(("DELETE FROM calls WHERE number = :number", {"number": call.number}))
+        for charger_id in save.forgotten:
+            statements.append(("DELETE FROM chargers WHERE charger = :charger", {"charger": charger_id}))
+        if save.is_purge:
+            statements += [(statement, {"since": now.utc - KEEP_SECONDS}) for statement in PURGE]
+        return statements
+
+    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Write what is handed over, and let go of the file in the end; runs in the thread."""
+        assert self.file is not None, "only what has a file is saved"
+        while job := self.jobs.get():
+            save, statements = job
+            try:
+                self.file.write(statements)
+            except sqlite3.Error as error:
+                outcome = partial(self._not_saved, save, str(error))
+            else:
+                outcome = partial(self._saved, save)
+            try:
+                loop.call_soon_threadsafe(outcome)
+            except RuntimeError:
+                break  # The loop is closed: nobody waits any more.
+        self.file.close()
+
+    def _saved(self, save: Save) -> None:
+        """Keep the promises of a save that is on disk."""
+        self.saving, self.saved = None, save.number
+        if self.failure and self.has_complained:
+            log.warning("state file: it can be written again; what waited for it goes on")
+        self.failure, self.has_complained = "", False
+        for promise in save.promises:
+            promise.then()
+        for then in save.wakes:
+            then()
+        if self.promises or self.wakes:
+            self._save_soon()
+
+    def _not_saved(self, save: Save, error: str) -> None:
+        """Take back what could not be saved, for the next save."""
+        self.saving = None
+        self._fail(error)
+        self.calls = {**save.calls, **self.calls}
+        forgotten = [name for name in save.forgotten if name not in self.memories]
+        self.forgotten = {**dict.fromkeys(forgotten), **self.forgotten}
+        for memory in save.chargers:
+            memory.is_unsaved = True
+            self.changed[memory] = None
+        for session, memory in save.sessions.items():
+            memory.unsaved[session] = None
+            self.changed[memory] = None
+        if save.is_purge:
+            self.purge_at = 0.0
+        self.promises = self._broken([*save.promises, *self.promises])
+        self.wakes = {**save.wakes, **self.wakes}
+
+    def _fail(self, why: str) -> None:
+        now = self.clock().seconds
+        self.failure, self.retry_at = why, now + SAVE_RETRY_SECONDS
+        if now >= self.complain_at:
+            self.complain_at, self.has_complained = now + COMPLAINT_SECONDS, True
+            log.warning(
+                "state file cannot be written: %s; relayed traffic goes on, what the proxy itself would have"
+                " to keep stays unanswered, for the charger to keep",
+                why,
+            )
+
+    def _broken(self, promises: list[Promise]) -> list[Promise]:
+        """Do what goes on without the disk; return the rest."""
+        for promise in promises:
+            if promise.otherwise:
+                promise.otherwise()
+        return [promise for promise in promises if not promise.otherwise][-MAX_PROMISES:]
+
+    async def close(self) -> None:
+        """Save the last changes and let go of the file; a disk that takes too long is left behind."""
+        if self.file is None:
+            return
+        is_saved = asyncio.Event()
+        self.commit(is_saved.set)
+        self.save()
+        try:
+            await asyncio.wait_for(is_saved.wait(), LAST_SAVE_SECONDS)
+        except TimeoutError:
+            log.error("state file: the last changes may be lost: %s", self.failure or "the disk is too slow")
+        if self.writer is None:
+            self.file.close()
+            return
+        self.jobs.put(None)
+        self.writer.join(LET_GO_SECONDS)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -2791,7 +3650,6 @@ DELIVERY_SECONDS = 120.0  # A server that leaves a stored Call unanswered for so
 OWN_BOOT_SECONDS = 2.0  # A charger that has connected may send its BootNotification itself.
 MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up.
 BOOT_RETRY_SECONDS = 60.0  # Where the server does not say when to ask again.
-RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call.
 STOOD_SECONDS = 60.0  # A connection that stood for so long makes the next redial a first one.
 MAX_LATE = 16  # Calls given up whose late answer may still tell something.
 
@@ -2847,6 +3705,12 @@ class OutboxOwner(Protocol):
     def carry_out(self, decisions: Iterable[Decision]) -> None:
         """Do what the router has decided."""
 
+    def store(self, peer: Peer, call: Call) -> bool:
+        """Keep a Call until its server has answered it; return False if it is kept already."""
+
+    def refuse(self, peer: Peer, call: Call, words: str, is_error: bool) -> None:
+        """Keep a Call as refused by its server."""
+
     def server_said(self, peer: Peer, message: Message) -> None:
         """Take a message of the server that is no answer. Raises MessageError."""
 
@@ -2866,7 +3730,8 @@ class Outbox:
         self.server = server
         self.stands_in = peer is Peer.SECONDARY and forwards  # The proxy answers when the server cannot.
         self.name = f"{owner.charger_id}: {peer.value}"
-        self.queue: deque[Call] = deque(owner.memory.stored.get(peer, ()))  # MAX_WAITING and MAX_STORED.
+        stored = owner.memory.stored.get(peer, ())
+        self.queue: deque[Call] = deque(filter(self.serves, stored))  # MAX_WAITING and MAX_STORED.
         self.in_flight: Call | None = None  # Holds the one place; the next Call waits for its answer.
         self.unanswered: dict[str, Call] = {}  # Stored Calls that this connection has to answer, by id.
         self.late: dict[str, Call] = {}  # Relayed Calls given up, by message id; MAX_LATE.
@@ -2884,11 +3749,16 @@ class Outbox:
         self.heartbeat_at: float | None = None  # Monotonic seconds.
         self.heartbeat_interval = 0.0  # Seconds, as the server asked for.
         self.awaited_until = 0.0  # Monotonic seconds; until then a server that is away is waited for.
+        self.answered_with = 0  # The save that puts its last answer to a stored Call on disk.
         self.is_silent = False  # It left a Call unanswered and has answered nothing since.
         self.farewell: tuple[Link, Call] | None = None  # The Call in flight on a link that is being closed.
         self.has_older_ids = False  # Its link carried message ids of an earlier connection of the charger.
 
     # What goes in.
+
+    def serves(self, call: Call) -> bool:
+        """Whether a Call is for this server; a stored one is bound to an address."""
+        return call.kind is not Kind.STORED or call.server in ("", self.server.url)
 
     def put(self, call: Call) -> None:
         """Take a Call for this server."""
@@ -2901,8 +3771,6 @@ class Outbox:
             self.awaited_until = now.seconds + AWAITED_SECONDS
         elif call.kind is Kind.COPY:
             self._put_copy(call)
-        elif call.kind is Kind.STORED and call.session and call.session.is_undeliverable:
-            self._refuse(call, call.session.refused)
         elif call.kind is not Kind.RELAYED or self._may_relay(call):
             self.queue.append(call)
             if call.kind is Kind.STORED:
@@ -2973,7 +3841,7 @@ class Outbox:
             if call.sent is not None and self._is_the_chargers():
                 continue  # It waits for the next connection, and holds up nothing on this one.
             is_free = not self.unanswered or self._is_the_chargers()
-            if is_first and is_free and now.seconds >= call.not_before:
+            if is_first and is_free and now.seconds >= call.not_before and self._is_safe(call):
                 if call.sent is None:
                     return call
                 # It met a CallError; a message id is used once per connection.
@@ -2984,6 +3852,11 @@ class Outbox:
             if not (call.is_kept and call.sent is not None):  # A kept event that failed holds up no verdict.
                 held.add(call.session)
         return None
+
+    def _is_safe(self, call: Call) -> bool:
+        """Whether a restart would find the Call here, and the answer to the one before it."""
+        journal = self.owner.journal
+        return journal.is_saved(call.saved_with) and journal.is_saved(self.answered_with)
 
     def _is_the_chargers(self) -> bool:
         """Whether the link is the one that the primary accepted for the charger: never closed for a retry."""
@@ -3051,7 +3924,7 @@ class Outbox:
                 return  # Nobody waits for it.
             call = self.farewell[1]
             if message.message_id == call.message_id and call.kind is not Kind.STORED:
-                self.owner.router.learn(self.peer, call, message, self.owner.now())
+                self._learn(call, message, self.owner.now())
             elif message.message_id == call.message_id and call.is_pending:
                 self.in_flight = None if self.in_flight is call else self.in_flight
                 self._delivered(call, message, self.owner.now())
@@ -3061,7 +3934,7 @@ class Outbox:
         if call is None:
             late = self.late.pop(message.message_id, None)
             if late:
-                self.owner.router.learn(self.peer, late, message, now)
+                self._learn(late, message, now)
             log.info("%s: %s answer is dropped", self.name, "a late" if late else "an unasked")
             return
         self.is_silent = False
@@ -3073,7 +3946,7 @@ class Outbox:
                 self.boot_at = None  # The charger's own has taken the place of a repeated one.
             self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
         elif call.kind is Kind.NOTED:
-            if words := self.owner.router.learn(self.peer, call, message, now):
+            if words := self._learn(call, message, now):
                 log.warning("%s: answers %s to what the proxy accepted: %s", self.name, words, call.text)
         elif call.kind is Kind.STORED:
             self._delivered(call, message, now)
@@ -3086,10 +3959,16 @@ class Outbox:
             return self.in_flight
         return self.unanswered.get(message_id)
 
+    def _learn(self, call: Call, message: Message, now: Instant) -> str:
+        """Take what an answer tells that goes to nobody; return its words if it is a refusal."""
+        words = self.owner.router.learn(self.peer, call, message, now)
+        self.owner.journal.note(self.owner.memory)
+        return words
+
     def _delivered(self, call: Call, message: Message, now: Instant) -> None:
         """Take the answer to a stored Call."""
         self.unanswered.pop(call.message_id, None)
-        words = self.owner.router.learn(self.peer, call, message, now)
+        words = self._learn(call, message, now)
         is_error = message.type is MessageType.CALLERROR
         if is_error and call.tries < len(RETRY_SECONDS):
             delay = RETRY_SECONDS[call.tries]
@@ -3100,7 +3979,7 @@ class Outbox:
         self.queue.remove(call)
         if words:
             self.owner.router.refuse(call, words, is_error)
-            self._refuse(call, words)
+            self.owner.refuse(self.peer, call, words, is_error)
         else:
             self._finish(call)
         session = call.session
@@ -3109,8 +3988,9 @@ class Outbox:
                 other for other in self.queue if other.session is session and other.kind is Kind.STORED
             ]:
                 self.queue.remove(rest)
-                self._refuse(rest, session.refused)
-        self.owner.journal.commit(self.pump)
+                self.owner.refuse(self.peer, rest, session.refused, is_error)
+        self.answered_with = call.saved_with
+        self.owner.journal.wake(self.pump)
 
     def _finish(self, call: Call) -> None:
         call.is_pending = False
@@ -3118,11 +3998,6 @@ class Outbox:
         level = logging.DEBUG if call.is_reading else logging.INFO
         event = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
         log.log(level, "%s: %s is delivered", self.name, f"{call.action} {event}".strip())
-
-    def _refuse(self, call: Call, words: str) -> None:
-        call.is_pending = False
-        self.owner.journal.refuse(self.owner.memory, self.peer, call, words)
-        log.warning("%s: %s is refused (%s) and kept: %s", self.name, call.action, words, call.text)
 
     def _boot_answered(self, message: Message, now: Instant) -> None:
         status = message.payload.get("status") if message.type is MessageType.CALLRESULT else message.action
@@ -3185,11 +4060,15 @@ class Outbox:
                 self._stand_in(call, now)
 
     def _store(self, call: Call) -> None:
-        for old in self.owner.journal.store(self.owner.memory, self.peer, call):
-            self.queue.remove(old)
-            log.warning(
-                "%s: %d Calls wait for it; the oldest meter values are dropped", self.name, MAX_STORED
-            )
+        if self.owner.store(self.peer, call):
+            self.owner.journal.wake(self.pump)
+        else:
+            self.queue.remove(call)
+
+    def forget(self, call: Call) -> None:
+        """Let go of a Call that is not kept any more."""
+        if call in self.queue:
+            self.queue.remove(call)
 
     # The connection.
 
@@ -3419,17 +4298,22 @@ class Relay:
         self.journal = journal
         self.now = clock
         self.memory = journal.memory(charger_id)
-        self.credentials = Credentials()
+        self.memory.is_in_use = True
+        follow_addresses(self.memory, config)
+        journal.note(self.memory)
+        self.credentials = Credentials(user_agent=self.memory.user_agent or None)
         self.tasks = Tasks()  # Dials; at most one for each outbox.
         self.router = Router(config, self.memory, version, host.call_timeout)
         self.link: Link | None = None  # The charger's.
+        self.held = 0  # Texts for the charger that wait for the disk.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
         self.grace_until: float | None = None  # Monotonic seconds; the charger is closed then.
+        self.complain_at = 0.0  # Monotonic seconds; the next WARNING about readings that had to go.
         self.grace_limit = 0.0  # Monotonic seconds; no connection of its primary makes it longer.
         forwards = config.secondary_replies == "forward"
         self.outboxes = {
             peer: Outbox(self, peer, server, forwards)
-            for peer in (Peer.PRIMARY, Peer.SECONDARY)
+            for peer in SERVERS
             if (server := config.server(peer)) and not server.is_local
         }
 
@@ -3448,12 +4332,47 @@ class Relay:
     @property
     def is_idle(self) -> bool:
         """Whether it may be forgotten: neither a charger nor anything to deliver without one."""
-        return self.link is None and not any(
-            outbox.link or outbox.dialing or outbox.is_wanted() for outbox in self.outboxes.values()
-        )
+        if self.link or any(session.kept for session in self.memory.sessions.values()):
+            return False
+        outboxes = self.outboxes.values()
+        return not any(outbox.link or outbox.dialing or outbox.is_wanted() for outbox in outboxes)
 
     def wake(self, at: float) -> None:
         self.deadline = min(self.deadline, at)
+
+    def store(self, peer: Peer, call: Call) -> bool:
+        """Keep a Call until its server has answered it; return False if it is kept already."""
+        if self.journal.repeats_unsaved(self.memory, peer, call):
+            return False
+        dropped = self.journal.store(self.memory, peer, call)
+        if dropped:
+            self._let_go(dropped)
+        return True
+
+    def _let_go(self, dropped: Call) -> None:
+        now = self.now().seconds
+        for outbox in self.outboxes.values():
+            outbox.forget(dropped)
+        if now >= self.complain_at:
+            self.complain_at = now + COMPLAINT_SECONDS
+            log.warning(
+                "%s: %d stored Calls wait; for each new one the oldest meter values are dropped: %d so far",
+                *(self.charger_id, MAX_STORED, self.memory.dropped),
+            )
+
+    def refuse(self, peer: Peer, call: Call, words: str, is_error: bool) -> None:
+        """Keep a Call as refused by its server."""
+        call.is_pending = False
+        self.journal.refuse(self.memory, Refusal(peer, call, words, is_error))
+        name = f"{self.charger_id}: {peer.value}"
+        log.warning("%s: %s is refused (%s) and kept: %s", name, call.action, words, call.text)
+
+    def deliver(self) -> None:
+        """Begin to deliver what is left, without the charger."""
+        self.tick()
+        for outbox in self.outboxes.values():
+            if outbox.is_wanted():
+                outbox.dial()
 
     def server_said(self, peer: Peer, message: Message) -> None:
         """Take a Call (or something as rare) of a server. Raises MessageError."""
@@ -3488,7 +4407,7 @@ class Relay:
             self.disconnect_charger(1001, "the charger has connected again", link)
         if version != self.version:
             self._change_version(version)
-        self.credentials = credentials
+        self._remember(version, credentials)
         self.link = link
         self.deadline = 0.0
         link.keep_alive(self.now().seconds, self.host.ping_interval)
@@ -3501,9 +4420,18 @@ class Relay:
                 outbox.charger_came()
         link.attach(self)
 
+    def _remember(self, version: str, credentials: Credentials) -> None:
+        """Keep what a connection without the charger will need."""
+        memory, self.credentials = self.memory, credentials
+        if memory.version != version:
+            memory.boot = ""
+            memory.statuses.clear()
+        memory.version, memory.user_agent = version, short(credentials.user_agent)
+        memory.is_unsaved = True
+        self.journal.note(memory)
+
     def _change_version(self, version: str) -> None:
-        self.version, self.memory.boot = version, ""
-        self.memory.statuses.clear()
+        self.version = version
         for outbox in self.outboxes.values():
             outbox.disconnect()
         self.router = Router(self.config, self.memory, version, self.host.call_timeout)
@@ -3557,11 +4485,10 @@ class Relay:
 
     def carry_out(self, decisions: Iterable[Decision]) -> None:
         """Do what the router has decided."""
+        self.journal.note(self.memory)
         for decision in decisions:
             if isinstance(decision, ToServer):
-                log.debug("%s = %s: %s", self.charger_id, decision.peer.value, decision.why)
-                if decision.peer in self.outboxes:
-                    self.outboxes[decision.peer].put(decision.call)
+                self._to_server(decision)
             elif isinstance(decision, ToCharger):
                 self._to_charger(decision)
             elif isinstance(decision, Answer):
@@ -3574,7 +4501,22 @@ class Relay:
                 log.info("%s: %s", self.charger_id, decision.what)
         self.wake(self.router.due())
 
+    def _to_server(self, decision: ToServer) -> None:
+        call, outbox = decision.call, self.outboxes.get(decision.peer)
+        log.debug("%s = %s: %s", self.charger_id, decision.peer.value, decision.why)
+        if call.kind is Kind.STORED and call.session and call.session.is_undeliverable:
+            refusals = [old for old in self.memory.refused if old.call.session is call.session]
+            is_error = any(old.is_error for old in refusals)
+            self.refuse(decision.peer, call, call.session.refused, is_error)
+        elif outbox and outbox.serves(call):
+            outbox.put(call)
+        elif call.kind is Kind.STORED:
+            where = f"{call.server}, which the ini no longer names"
+            log.warning("%s: %s is kept for %s", self.charger_id, call.action, where)
+            self.store(decision.peer, call)
+
     def _to_charger(self, decision: ToCharger) -> None:
+        """Send a text to the charger; what waits for the disk is not overtaken."""
         link = self.link
         if link is None:
             return
@@ -3583,10 +4525,15 @@ class Relay:
             log.debug("%s < %s (%s)", self.charger_id, decision.text, decision.why)
             link.send(decision.text)
 
-        if decision.is_durable:
-            self.journal.commit(send)
-        else:
+        def send_in_turn() -> None:
+            self.held -= 1
             send()
+
+        if decision.after is After.NOTHING and not self.held:
+            send()
+        else:
+            self.held += 1
+            self.journal.commit(send_in_turn, None if decision.after is After.SAVED else send_in_turn)
 
     def _answer(self, decision: Answer) -> None:
         outbox = self.outboxes.get(decision.peer)
@@ -3700,9 +4647,9 @@ class Visitor(NamedTuple):
 class Proxy:
     """All chargers. Owns the listener and the relays."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, journal: Journal | None = None) -> None:
         self.config = config
-        self.journal = Journal()
+        self.journal = journal or Journal(current_instant)
         self.dialer = Dialer(config.host.max_size)
         self.relays: dict[str, Relay] = {}  # By charger id.
         self.tasks = Tasks()  # The watchdog, and one for each handshake.
@@ -3723,6 +4670,18 @@ class Proxy:
             ssl_handshake_timeout=HANDSHAKE_SECONDS if host.cert_chain else None,
         )
         self.tasks.start(self._watchdog(), "watchdog")
+        for memory in list(self.journal.memories.values()):
+            if memory.is_owed:
+                self._deliver(memory)
+
+    def _deliver(self, memory: Memory) -> None:
+        """Deliver what an earlier run has left, without waiting for the charger."""
+        charger_id = memory.charger_id
+        log.info(
+            "%s: %d stored Calls are left from before", charger_id, sum(map(len, memory.stored.values()))
+        )
+        relay = self._relay(charger_id, self.config.charger(charger_id), memory.version or "ocpp1.6")
+        relay.deliver()
 
     @property
     def port(self) -> int:
@@ -3745,13 +4704,18 @@ class Proxy:
             await asyncio.wait([link.ended for link in links], timeout=STOP_SECONDS)
         for link in [*links, *self.handshakes]:
             link.abort()
+        self._say_what_is_left()
+        await self.journal.close()
+
+    def _say_what_is_left(self) -> None:
+        outcome = "wait for the next start" if self.journal.file else "are lost"
         for charger_id, memory in self.journal.memories.items():
             for peer, calls in memory.stored.items():
                 if calls:
                     names = ", ".join(call.action for call in calls[:10])
-                    log.warning(
-                        "%s: %s: lost: %d stored Calls: %s", charger_id, peer.value, len(calls), names
-                    )
+                    level = logging.INFO if self.journal.file else logging.WARNING
+                    what = f"{len(calls)} stored Calls {outcome}: {names}"
+                    log.log(level, "%s: %s: %s", charger_id, peer.value, what)
 
     # Admission: a charger is let in if its primary lets it in.
 
@@ -3798,7 +4762,8 @@ class Proxy:
             if primary:
                 primary.close(1001, "the charger is gone")
             return
-        self._relay(visitor, versions[0]).connect(link, primary, versions[0], visitor.credentials)
+        relay = self._relay(visitor.charger_id, visitor.config, versions[0])
+        relay.connect(link, primary, versions[0], visitor.credentials)
 
     def _visitor(self, request: Request) -> Visitor:
         """Read a handshake. Raises RefusedError for a charger that is not expected here."""
@@ -3864,19 +4829,12 @@ class Proxy:
         headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
         return RefusedError(error.status, "refused by the primary server", headers)
 
-    def _relay(self, visitor: Visitor, version: str) -> Relay:
-        relay = self.relays.get(visitor.charger_id)
+    def _relay(self, charger_id: str, config: ChargerConfig, version: str) -> Relay:
+        relay = self.relays.get(charger_id)
         if relay is None:
-            relay = Relay(
-                visitor.charger_id,
-                visitor.config,
-                version,
-                self.config.host,
-                self.dialer,
-                self.journal,
-                current_instant,
-            )
-            self.relays[visitor.charger_id] = relay
+            host, dialer, journal = self.config.host, self.dialer, self.journal
+            relay = Relay(charger_id, config, version, host, dialer, journal, current_instant)
+            self.relays[charger_id] = relay
         return relay
 
     # The watchdog.
@@ -3886,12 +4844,14 @@ class Proxy:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            self.journal.tick()
             now = loop.time()
             is_watching = now >= self.watch_at
             if is_watching:
                 self.watch_at = now + self.config.host.watchdog_interval
             for charger_id, relay in list(self.relays.items()):
                 if relay.is_idle:
+                    relay.memory.is_in_use = False
                     del self.relays[charger_id]
                     continue
                 # As callbacks of the loop: a fault in one relay is logged there and harms no other.
@@ -4040,11 +5000,15 @@ def set_up_logging(config: Config) -> LogWriter:
 
 async def serve(config: Config) -> int:
     """Run the proxy until SIGTERM or SIGINT; return the exit code."""
-    proxy = Proxy(config)
     try:
+        proxy = Proxy(config, opened_journal(config.host))
         await proxy.start()
+    except StateError as error:
+        print(error, file=sys.stderr)
+        return EXIT_MISTAKE
     except OSError as error:
         print(f"cannot listen on {config.host.addr}:{config.host.port}: {error}", file=sys.stderr)
+        await proxy.stop()
         return EXIT_MISTAKE
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -4060,6 +5024,14 @@ async def serve(config: Config) -> int:
     log.info("stopping")
     await proxy.stop()
     return EXIT_OK
+
+
+def opened_journal(host: HostConfig) -> Journal:
+    """Return the journal that the ini names. Raises StateError."""
+    if host.state == "none":
+        log.warning("state = none: sessions and stored Calls are lost with the process")
+        return Journal(current_instant)
+    return Journal.open(Path(host.state), current_instant)
 
 
 def server_names(config: ChargerConfig) -> tuple[str, str]:
@@ -4078,7 +5050,7 @@ async def check(config: Config, charger_id: str | None) -> int:
     charger = config.charger(name)
     dialer = Dialer(config.host.max_size)
     results = []
-    for peer in (Peer.PRIMARY, Peer.SECONDARY):
+    for peer in SERVERS:
         server = charger.server(peer)
         if server is None:
             print(f"{peer.value}: none")

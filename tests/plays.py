@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,13 @@ class StageLink:
 
     def hears(self) -> list[Any]:
         """Return what the peer was sent since the last look."""
+        self.stage.journal.settle()
         texts, self.texts = self.texts, []
         return [json.loads(text) for text in texts]
 
     def hears_text(self) -> str:
         """Return the one text that the peer was sent since the last look."""
+        self.stage.journal.settle()
         (text,) = self.texts
         self.texts = []
         return text
@@ -105,6 +108,27 @@ class StageLink:
         """End the connection."""
         self.is_open = False
         self.user.link_closed(self)
+
+
+class StageJournal(p.Journal):
+    """Saves at once, in this thread, whenever somebody looks."""
+
+    def _save_soon(self) -> None:
+        self.is_due = self.file is not None and not self.failure
+
+    def _hand_over(self, save: p.Save, statements: list[p.Statement]) -> None:
+        assert self.file is not None
+        try:
+            self.file.write(statements)
+        except sqlite3.Error as error:
+            self._not_saved(save, str(error))
+        else:
+            self._saved(save)
+
+    def settle(self) -> None:
+        """Save until nobody waits for it any more."""
+        while self.is_due:
+            self.save()
 
 
 class StageDialer(p.Dialer):
@@ -131,28 +155,44 @@ class Stage:
     """One charger with a primary and, unless the ini says otherwise, a secondary."""
 
     def __init__(
-        self, more: str = "", version: str = "ocpp1.6", ini: str = INI, connect: bool = True
+        self,
+        more: str = "",
+        version: str = "ocpp1.6",
+        ini: str = INI,
+        connect: bool = True,
+        state: Path | None = None,
     ) -> None:
         self.time = 1000.0
         self.utc = 1_800_000_000.0
         self.version = version
         self.config = config_of(ini.format(more=more))
-        self.journal = p.Journal()
-        self.relay = p.Relay(
-            "CP1",
-            self.config.charger("CP1"),
-            version,
-            self.config.host,
-            StageDialer(),
-            self.journal,
-            lambda: p.Instant(self.time, self.utc + self.time),
-        )
-        self.relay.tasks = StageTasks()
+        self.state = state  # Of the state file; None = in memory only.
+        self.open()
         self.charger = self.primary = self.secondary = StageLink(self, "nobody", version)
         if connect:
             self.charger_connects()
             if p.Peer.SECONDARY in self.relay.outboxes:
                 self.secondary_connects()
+
+    def open(self) -> None:
+        """Start the proxy, with what its state file holds."""
+        self.journal = StageJournal.open(self.state, self.now) if self.state else StageJournal(self.now)
+        config = self.config.charger("CP1")
+        version = self.journal.memory("CP1").version or self.version
+        self.relay = p.Relay("CP1", config, version, self.config.host, StageDialer(), self.journal, self.now)
+        self.relay.tasks = StageTasks()
+
+    def killed(self, ini: str = "") -> None:
+        """Kill the proxy, edit its ini, and start it again; nobody is connected any more."""
+        assert self.journal.file is not None
+        self.journal.file.close()
+        if ini:
+            self.config = config_of(ini)
+        self.open()
+        self.charger = self.primary = self.secondary = StageLink(self, "nobody", self.version)
+
+    def now(self) -> p.Instant:
+        return p.Instant(self.time, self.utc + self.time)
 
     @property
     def memory(self) -> p.Memory:

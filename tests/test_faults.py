@@ -287,7 +287,7 @@ async def test_stopping_tells_what_is_lost(caplog: pytest.LogCaptureFixture) -> 
         await cp.starts("SECO1")
         await proxy.stop()
     told = {record.getMessage() for record in caplog.records if "lost:" in record.getMessage()}
-    assert told == {"CP1: secondary: lost: 1 stored Calls: StartTransaction"}
+    assert told == {"CP1: secondary: 1 stored Calls are lost: StartTransaction"}
 
 
 async def test_a_secondary_that_is_no_tls_server_is_told_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -175,8 +175,8 @@ def test_a_forgotten_id_of_the_proxy_is_kept_and_sent_to_nobody(bit: int) -> Non
     assert stage.charger.hears() == [[3, "e", {}]]
     assert stage.primary.hears() == []
     assert stage.secondary.hears() == []
-    ((call, words),) = stage.memory.refused
-    assert (call.action, words) == ("StopTransaction", "its start is not known here")
+    (refusal,) = stage.memory.refused
+    assert (refusal.call.action, refusal.words) == ("StopTransaction", "its start is not known here")
 
 
 def test_two_sessions_on_two_connectors_are_independent() -> None:

@@ -3,13 +3,15 @@ A machine that plays at random with one charger and its two servers, and what mu
 
 Invariants: a Call of the charger gets at most one answer; an answer reaches only the server that asked,
 once, under its own id; at most one Call is outstanding at the charger; a transaction has one owner for
-life; what a server gets belongs to it; forwarded text is the text received but for translated ids; tables
-are empty at rest.
+life; what a server gets belongs to it; forwarded text is the text received but for translated ids; a proxy
+that is killed comes back as it was; tables are empty at rest.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypothesis import settings
@@ -25,6 +27,38 @@ CONNECTORS = st.integers(1, 2)
 # Ids that collide: with each other, with the proxy's range, with what is not usable.
 SERVER_IDS = st.sampled_from([1, 2, 7, 0, -1, p.FIRST_PROXY_ID, p.FIRST_PROXY_ID + 1])
 MESSAGE_IDS = st.sampled_from(["1", "2", "3", "4"])
+
+
+LATELY = {"touched": None, "meter_stop": None}  # A relayed message is no reason to save.
+
+
+class Disk:
+    """Notes what is written on its way to the file: the last row of every charger and session."""
+
+    def __init__(self, file: p.StateFile) -> None:
+        self.rows: dict[tuple[str, Any], p.Row] = {}
+        self.write = file.write
+        file.write = self.note  # type: ignore[method-assign]
+
+    def note(self, statements: list[p.Statement]) -> None:
+        for statement, row in statements:
+            if "INTO chargers" in statement:
+                self.rows["charger", row["charger"]] = row
+            elif "INTO sessions" in statement:
+                self.rows["session", row["number"]] = {**row, **LATELY}
+        self.write(statements)
+
+
+def remembered(memory: p.Memory, now: p.Instant) -> list[Any]:
+    """Return all that is to survive of a charger's Memory."""
+    sessions = [{**p.session_row(memory, session, now), **LATELY} for session in memory.sessions.values()]
+    stored = [
+        (peer, call.message_id, call.text, call.since, call.session and call.session.number)
+        for peer in p.SERVERS
+        for call in memory.stored.get(peer, ())
+    ]
+    refused = [(refusal.call.message_id, refusal.words) for refusal in memory.refused]
+    return [p.charger_row(memory, now), sorted(sessions, key=lambda row: row["number"]), stored, refused]
 
 
 class OnePeerEach(RuleBasedStateMachine):
@@ -43,8 +77,20 @@ class OnePeerEach(RuleBasedStateMachine):
     @initialize(forward=st.booleans())
     def begin(self, forward: bool) -> None:
         more = "secondary_replies = forward" if forward else ""
-        self.stage = Stage(more)
+        self.folder = TemporaryDirectory()
+        self.stage = Stage(more, state=Path(self.folder.name, "state.db"), connect=False)
+        self.come_alive()
         self.listen()
+
+    def come_alive(self) -> None:
+        """Connect everybody to a proxy that has just been started."""
+        assert self.stage.journal.file is not None
+        self.disk = Disk(self.stage.journal.file)
+        for name in ("primary", "secondary"):
+            self.forget(name)
+        self.at_charger = []
+        self.stage.charger_connects()
+        self.stage.secondary_connects(accepts=False)
 
     def server(self, name: str) -> StageLink:
         link: StageLink = getattr(self.stage, name)
@@ -87,6 +133,13 @@ class OnePeerEach(RuleBasedStateMachine):
         message_id = self.new_id()
         self.charger_calls[message_id] = 0
         self.stage.charger.calls(message_id, "Authorize", idTag=badge)
+
+    @rule()
+    def charger_boots(self) -> None:
+        message_id = self.new_id()
+        self.charger_calls[message_id] = 0
+        payload = {"chargePointVendor": "V", "chargePointModel": message_id}
+        self.stage.charger.calls(message_id, "BootNotification", **payload)
 
     @rule()
     def charger_beats(self) -> None:
@@ -144,14 +197,29 @@ class OnePeerEach(RuleBasedStateMachine):
     def charger_answers_nobody(self) -> None:
         self.stage.charger.answers("nobody")
 
-    @rule(name=PEERS, message_id=MESSAGE_IDS, server_id=SERVER_IDS, action=st.sampled_from(["stop", "clear"]))
-    def server_calls_charger(self, name: str, message_id: str, server_id: int, action: str) -> None:
+    @rule(name=PEERS, message_id=MESSAGE_IDS, server_id=SERVER_IDS, data=st.data())
+    def server_calls_charger(self, name: str, message_id: str, server_id: int, data: st.DataObject) -> None:
         if self.server(name).is_open:
+            badge = f"{name[:4].upper()}1"
+            calls: dict[str, dict[str, Any]] = {
+                "RemoteStopTransaction": {"transactionId": server_id},
+                "RemoteStartTransaction": {"idTag": badge},
+                "ReserveNow": {"idTag": badge, "reservationId": 5, "expiryDate": "x", "connectorId": 1},
+                "CancelReservation": {"reservationId": 5},
+                "GetDiagnostics": {},
+                "GetLog": {"requestId": 3},
+                "ClearCache": {},
+            }
+            action = data.draw(st.sampled_from(sorted(calls)))
             self.server_calls.setdefault((name, message_id), []).append(action)
-            if action == "stop":
-                self.server(name).calls(message_id, "RemoteStopTransaction", transactionId=server_id)
-            else:
-                self.server(name).calls(message_id, "ClearCache")
+            self.server(name).calls(message_id, action, **calls[action])
+
+    @rule(connector=CONNECTORS, status=st.sampled_from(["Available", "Charging"]))
+    def charger_tells_its_status(self, connector: int, status: str) -> None:
+        message_id = self.new_id()
+        self.charger_calls[message_id] = 0
+        payload = {"connectorId": connector, "errorCode": "NoError", "status": status}
+        self.stage.charger.calls(message_id, "StatusNotification", **payload)
 
     @rule(name=PEERS, server_id=SERVER_IDS, errs=st.booleans())
     def server_answers(self, name: str, server_id: int, errs: bool) -> None:
@@ -199,6 +267,27 @@ class OnePeerEach(RuleBasedStateMachine):
             self.forget("secondary")
             self.stage.secondary_connects(accepts=False)
 
+    @rule()
+    def proxy_is_killed(self) -> None:
+        self.listen()
+        self.stage.journal.tick()
+        before = remembered(self.stage.memory, self.stage.now())
+        self.stage.killed()
+        after = remembered(self.stage.memory, self.stage.now())
+        assert after == before, "the proxy has come back as another"
+        self.come_alive()
+
+    @invariant()
+    def the_disk_knows_it_all(self) -> None:
+        if hasattr(self, "stage"):
+            self.stage.journal.save()
+            memory, now = self.stage.memory, self.stage.now()
+            assert self.disk.rows.get(("charger", "CP1"), {}) in ({}, p.charger_row(memory, now))
+            for session in memory.sessions.values():
+                row = {**p.session_row(memory, session, now), **LATELY}
+                assert self.disk.rows.get(("session", session.number), row) == row
+                assert session.number
+
     @invariant()
     def everything_heard_is_right(self) -> None:
         if hasattr(self, "stage"):
@@ -214,6 +303,7 @@ class OnePeerEach(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "stage"):
             return
+        assert self.stage.journal.file is not None
         self.stage.charger.lost()
         for link in list(self.stage.relay.links()):
             link.user.link_closed(link)  # type: ignore[union-attr]
@@ -231,6 +321,8 @@ class OnePeerEach(RuleBasedStateMachine):
             assert all(call.kind is p.Kind.STORED for call in outbox.queue)
             assert outbox.in_flight is None
             assert outbox.unanswered == {}
+        self.stage.journal.file.close()
+        self.folder.cleanup()
 
 
 TestOnePeerEach = OnePeerEach.TestCase

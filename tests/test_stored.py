@@ -110,7 +110,7 @@ def test_a_call_error_is_tried_three_times_with_growing_delay_each_on_its_own_co
             stage.passes(2.5)
             stage.answer_boot()
     assert len(set(ids)) == 1
-    assert [(call.action, words) for call, words in stage.memory.refused] == [
+    assert [(refusal.call.action, refusal.words) for refusal in stage.memory.refused] == [
         ("StartTransaction", "CallError InternalError"),
         ("StopTransaction", "CallError InternalError"),
     ]
@@ -126,7 +126,7 @@ def test_a_call_error_on_another_message_refuses_that_message_alone() -> None:
     (reading, _) = stage.memory.stored[SECONDARY]
     reading.tries = 2
     stage.secondary.errs(stage.secondary.hears_call()[0])
-    assert [call.action for call, _ in stage.memory.refused] == ["MeterValues"]
+    assert [refusal.call.action for refusal in stage.memory.refused] == ["MeterValues"]
     assert stage.secondary.hears_call()[1] == "StopTransaction"
 
 
@@ -137,7 +137,7 @@ def test_a_refused_start_with_a_usable_id_still_gets_the_rest_of_its_session() -
     transaction_id = stage.charger.hears()[0][2]["transactionId"]
     stop(stage, transaction_id)
     stage.secondary.answers(stage.secondary.hears_call()[0], transactionId=9, idTagInfo={"status": "Invalid"})
-    assert [(call.action, words) for call, words in stage.memory.refused] == [
+    assert [(refusal.call.action, refusal.words) for refusal in stage.memory.refused] == [
         ("StartTransaction", "status Invalid")
     ]
     assert stage.secondary.hears_call()[2]["transactionId"] == 9
@@ -152,7 +152,10 @@ def test_a_refused_start_without_a_usable_id_refuses_its_session() -> None:
     stop(stage, transaction_id)
     assert stage.charger.hears() == [[3, "e", {}]]
     assert stage.secondary.hears() == []
-    assert [call.action for call, _ in stage.memory.refused] == ["StartTransaction", "StopTransaction"]
+    assert [refusal.call.action for refusal in stage.memory.refused] == [
+        "StartTransaction",
+        "StopTransaction",
+    ]
 
 
 def test_a_refused_2_x_start_refuses_its_session() -> None:
