@@ -44,6 +44,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import math
 import os
 import queue
 import random
@@ -60,7 +61,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
@@ -1357,9 +1358,10 @@ class Call:
     tries: int = 0  # CallErrors that a stored Call met.
     not_before: float = 0.0  # Monotonic seconds; the next try of a stored Call.
     server: str = ""  # The address that it is bound to; "" = any.
+    version: str = ""  # The subprotocol that it is written in; "" = any.
     since: float = 0.0  # UTC seconds; when it was stored.
-    number: int = 0  # Its place among all stored Calls in the state file; 0 = not there yet.
-    saved_with: int = 0  # The save that puts it on disk; it does not go out before.
+    number: int = 0  # Its place among all stored Calls in the state file; 0 = none yet.
+    is_on_disk: bool = False
 
     @property
     def is_reading(self) -> bool:
@@ -1395,6 +1397,7 @@ class Session:
     is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
     refused: str = ""  # The owner's words, when it refused the start.
     is_undeliverable: bool = False  # The owner refused the start and knows no id for the rest.
+    has_error: bool = False  # The refusal was a CallError: it is tried once more when the proxy starts again.
     stop: str = ""  # 1.6: what a repeated StopTransaction has in common with this one's.
     is_stop_stored: bool = False  # 1.6: a repeated StopTransaction is answered here.
     kept: list[Call] = field(default_factory=list)  # 2.x: events without an owner, at most MAX_KEPT_EVENTS.
@@ -1413,6 +1416,7 @@ class Claim:
     """A server's word that the next session of a badge is its own (remote start, reservation)."""
 
     peer: Peer
+    server: str  # Its address.
     badge: str  # Normalized.
     connector: int | None  # None = any.
     until: float  # Monotonic seconds.
@@ -1425,6 +1429,7 @@ class Asked:
     """A server's request that the charger reports on later."""
 
     peer: Peer
+    server: str  # Its address.
     request_id: int  # As the server knows it.
     until: float  # Monotonic seconds.
 
@@ -1449,7 +1454,7 @@ class Memory:
     connectors: dict[int, Session] = field(default_factory=dict)  # The open session on each.
     claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_CLAIMS.
     requests: dict[int, Asked] = field(default_factory=dict)  # By request id at the charger; MAX_REQUESTS.
-    askers: dict[str, Peer] = field(default_factory=dict)  # Who sent each Action of Facts.asked_by last.
+    askers: dict[str, Asked] = field(default_factory=dict)  # The last of each Action of Facts.asked_by.
     accepted: dict[tuple[Peer, str], float] = field(default_factory=dict)  # When; MAX_ACCEPTED.
     boot: str = ""  # The text of the last BootNotification; "" = none seen.
     heartbeat_interval: int = HEARTBEAT_INTERVAL  # Seconds; what the charger was told.
@@ -1459,6 +1464,7 @@ class Memory:
     dropped: int = 0  # Stored readings that had to go, since it is known.
     unsaved: dict[Session, None] = field(default_factory=dict)  # Sessions that the disk does not know so.
     is_unsaved: bool = False  # The disk does not know the rest so: all but sessions and Calls.
+    saved_with: int = 0  # The last save that something of it went into.
     is_in_use: bool = False  # A Relay holds it.
 
     @property
@@ -1474,22 +1480,32 @@ class Memory:
 
 
 def follow_addresses(memory: Memory, config: ChargerConfig) -> None:
-    """Let sessions and stored Calls follow their servers where the ini has changed the two places."""
-    places = {server.url: peer for peer in reversed(SERVERS) if (server := config.server(peer))}
+    """Let all that is bound to a server's address follow it where the ini has changed the two places."""
+    addresses = {peer: server.url for peer in SERVERS if (server := config.server(peer))}
+
+    def place(peer: Peer, address: str) -> Peer | None:
+        return next((place for place in (peer, *SERVERS) if addresses.get(place) == address), None)
+
+    def followed(table: dict[Any, Asked]) -> dict[Any, Asked]:
+        moves = ((key, asked, place(asked.peer, asked.server)) for key, asked in table.items())
+        return {key: replace(asked, peer=peer) for key, asked, peer in moves if peer}
+
     stored = [(peer, call) for peer, calls in memory.stored.items() for call in calls]
-    sessions = [*memory.sessions.values(), *(call.session for _, call in stored if call.session)]
-    for session in sessions:
-        server = config.server(session.owner) if session.owner else None
-        if server is None or server.url != session.server:
-            place = places.get(session.server, session.owner)
-            if session.owner and place is not session.owner:
-                session.owner = place
-                memory.unsaved[session] = None
+    for session in [*memory.sessions.values(), *(call.session for _, call in stored if call.session)]:
+        owner = place(session.owner, session.server) if session.owner else None
+        if owner and owner is not session.owner:
+            session.owner = owner
+            memory.unsaved[session] = None
     memory.stored = {}
     for peer, call in sorted(stored, key=lambda kept: (kept[1].number == 0, kept[1].number)):
-        server = config.server(peer)
-        is_here = server is not None and server.url == call.server
-        memory.stored.setdefault(peer if is_here else places.get(call.server, peer), []).append(call)
+        memory.stored.setdefault(place(peer, call.server) or peer, []).append(call)
+    # What a server has asked for ends with it.
+    memory.claims = [
+        replace(claim, peer=there)
+        for claim in memory.claims
+        if (there := place(claim.peer, claim.server)) is not None
+    ]
+    memory.requests, memory.askers = followed(memory.requests), followed(memory.askers)
 
 
 # Decisions. Each carries its reason.
@@ -1756,9 +1772,9 @@ class Router:
         asked = self._asked(said)
         if asked and now.seconds < asked.until:
             return Route(asked.peer, f"{asked.peer.value} asked for it")
-        peer = self.memory.askers.get(said.facts.asked_by)
-        if peer and said.request is None:
-            return Route(peer, f"{peer.value} sent the last {said.facts.asked_by}")
+        last = self.memory.askers.get(said.facts.asked_by)
+        if last and said.request is None:
+            return Route(last.peer, f"{last.peer.value} sent the last {said.facts.asked_by}")
         return None
 
     def _asked(self, said: Content) -> Asked | None:
@@ -1845,6 +1861,7 @@ class Router:
         call = Call(kind, message.action, message.message_id, text, said)
         call.session, call.is_vouched = route.session, route.is_vouched
         call.server = (route.session and route.session.server) or self._address(route.owner)
+        call.version = self.version
         if kind is Kind.RELAYED:
             call.reply_to = message.message_id
         else:
@@ -2108,7 +2125,7 @@ class Router:
         told = self._begin(session, route)
         kept, session.kept = session.kept, []
         for call in kept:
-            call.server = session.server
+            call.server, call.version = session.server, self.version
         if not self._is_delivered(replace(route, session=session)):
             return [told]
         return [
@@ -2165,7 +2182,8 @@ class Router:
         if call.reply_to != message.message_id:
             text = with_message_id(text, call.reply_to)
         # The charger must not know of a transaction whose owner a restart would forget.
-        after = After.SAVE if session and session in self.memory.unsaved else After.NOTHING
+        is_first_word = session is not None and call.content.facts.role in (Role.START, Role.EVENT)
+        after = After.SAVE if is_first_word else After.NOTHING
         return [*told, ToCharger(text, f"{peer.value} answers", after)]
 
     def learn(self, peer: Peer, call: Call, message: Message, now: Instant) -> str:
@@ -2234,7 +2252,7 @@ class Router:
         session = call.session
         if session and call.content.is_start:
             self._save(session)
-            session.refused = words
+            session.refused, session.has_error = words, is_error
             session.is_undeliverable = is_error or self._transaction_id(session.server_id) is None
 
     # Calls of the servers (rule 4).
@@ -2318,7 +2336,8 @@ class Router:
             call.request_id = self._new_number(self.memory.requests)
             call.text = patch(call.text, (3, *path), call.request_id)
         call.asked_before = self.memory.requests.pop(call.request_id, None)
-        call.asked = Asked(call.peer, request_id, now.seconds + REQUEST_SECONDS)
+        until = now.seconds + REQUEST_SECONDS
+        call.asked = Asked(call.peer, self._address(call.peer), request_id, until)
         self.memory.requests[call.request_id] = call.asked
         self.memory.is_unsaved = True
         trim(self.memory.requests, MAX_REQUESTS)
@@ -2328,7 +2347,8 @@ class Router:
         said = call.content
         if said.facts.role not in (Role.REMOTE_START, Role.RESERVE) or said.badge is None:
             return
-        claim = Claim(call.peer, normalized(said.badge), said.connector or None, 0.0)
+        badge, connector = normalized(said.badge), said.connector or None
+        claim = Claim(call.peer, self._address(call.peer), badge, connector, 0.0)
         claim.reservation, remote_start = said.reservation, said.remote_start
         if remote_start is not None:
             calls = itertools.chain(*self.waiting.values(), [self.outstanding] if self.outstanding else [])
@@ -2366,7 +2386,8 @@ class Router:
                 call = self.waiting[peer].popleft()
                 self.outstanding, self.last_served, call.sent = call, peer, now.seconds
                 self._note_sent(call, now)
-                after = After.SAVE if call.claim else After.NOTHING  # The session may outlive the proxy.
+                # What the charger does about it may outlive the proxy.
+                after = After.SAVE if call.claim or call.asked else After.NOTHING
                 return [ToCharger(call.text, f"{peer.value} calls {call.action}", after)]
         return []
 
@@ -2415,7 +2436,8 @@ class Router:
         if message.type is MessageType.CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
             self._void(call)
         elif call.action in ASKED_BY:
-            self.memory.askers[call.action], self.memory.is_unsaved = call.peer, True
+            self.memory.askers[call.action] = Asked(call.peer, self._address(call.peer), 0, math.inf)
+            self.memory.is_unsaved = True
         elif call.content.facts.role is Role.CANCEL:
             self.memory.is_unsaved = True
             reservation = call.content.reservation
@@ -2481,7 +2503,8 @@ class Router:
             while waiting and now.seconds >= waiting[0].queued + 2 * self.call_timeout:
                 decisions += self._given_up(waiting.popleft(), "the charger was busy for too long")
         if now.seconds >= self.next_sweep:
-            self.next_sweep = now.seconds + SWEEP_SECONDS
+            # At random, so that not all chargers' sessions are written at once.
+            self.next_sweep = now.seconds + SWEEP_SECONDS * random.uniform(0.5, 1.0)
             decisions += self.sweep(now)
         return decisions + self._next(now)
 
@@ -2543,11 +2566,12 @@ class Router:
 MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
 MAX_STORED = 10_000  # Undelivered Calls of one charger; beyond it the oldest MeterValues go.
 MAX_REFUSED = 1_000  # Refused Calls of one charger that are kept to be shown.
-MAX_PROMISES = 10_000  # Answers that wait for the disk; beyond it the oldest go, and are asked for again.
+MAX_PROMISES = 10_000  # Answers that wait for the disk; beyond it chargers have to ask again.
 KEEP_SECONDS = 400 * DAY  # Sessions stay in the file for so long.
 PURGE_SECONDS = float(DAY)  # How often those that are older are removed.
 SAVE_SECONDS = 5.0  # A disk that takes longer counts as failing.
 SAVE_RETRY_SECONDS = 1.0  # After a save that failed.
+CLOCK_STEP_SECONDS = 60.0  # A wall clock that was set by more: all times on disk are written again.
 COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
 LOCK_SECONDS = 2.0  # For another process to let go of the file.
 MAX_LOG_BYTES = 4 * 2**20  # Of sqlite's write-ahead log, once its contents are in the file.
@@ -2593,6 +2617,7 @@ CREATE TABLE sessions (
     refused TEXT NOT NULL,   -- the owner's words
     is_rejected INTEGER NOT NULL,
     is_undeliverable INTEGER NOT NULL,
+    has_error INTEGER NOT NULL,
     is_told INTEGER NOT NULL,
     is_vouched INTEGER NOT NULL,
     has_verdict INTEGER NOT NULL,
@@ -2612,11 +2637,13 @@ CREATE TABLE calls (
     peer TEXT NOT NULL,
     session INTEGER,
     server TEXT NOT NULL,    -- the address that it is for
+    version TEXT NOT NULL,
     since REAL NOT NULL,
     text TEXT NOT NULL,
     is_kept INTEGER NOT NULL,
     refused TEXT,            -- NULL: it waits; else the server's words
-    is_error INTEGER NOT NULL
+    is_error INTEGER NOT NULL,
+    tries INTEGER NOT NULL   -- CallErrors that it met itself before it was refused
 );
 CREATE INDEX calls_by_session ON calls (session);
 """
@@ -2624,7 +2651,8 @@ CREATE INDEX calls_by_session ON calls (session);
 SESSION_TEXTS = ("server", "badge", "started_at", "stopped_at", "reason", "refused", "start", "stop")
 SESSION_NUMBERS = ("number", "connector", "begun", "delivered", "meter_start", "meter_stop")
 SESSION_FLAGS = (
-    *("is_rejected", "is_undeliverable", "is_told", "is_vouched", "has_verdict", "is_stop_stored"),
+    *("is_rejected", "is_undeliverable", "has_error", "is_told", "is_vouched", "has_verdict"),
+    "is_stop_stored",
 )
 SESSION_JSON = ("transaction_id", "server_id", "start_answer")
 MAX_COLUMN = 2**63 - 1  # The largest number that sqlite holds.
@@ -2677,21 +2705,15 @@ def from_utc(utc: float, now: Instant, most: float) -> float:
     return now.seconds + min(utc - now.utc, most)
 
 
+def pair(values: list[int] | None) -> tuple[int, int] | None:
+    """Return what JSON has made a list of."""
+    return (values[0], values[1]) if values else None
+
+
 def charger_row(memory: Memory, now: Instant) -> Row:
     claims = [
-        (
-            claim.peer.value,
-            claim.badge,
-            claim.connector,
-            to_utc(claim.until, now),
-            claim.reservation,
-            claim.remote_start,
-        )
+        {**asdict(claim), "peer": claim.peer.value, "until": to_utc(claim.until, now)}
         for claim in memory.claims
-    ]
-    requests = [
-        (key, asked.peer.value, asked.request_id, to_utc(asked.until, now))
-        for key, asked in memory.requests.items()
     ]
     return {
         "charger": memory.charger_id,
@@ -2702,9 +2724,19 @@ def charger_row(memory: Memory, now: Instant) -> Row:
         "dropped": memory.dropped,
         "statuses": dump(memory.statuses),
         "claims": dump(claims),
-        "requests": dump(requests),
-        "askers": dump({action: peer.value for action, peer in memory.askers.items()}),
+        "requests": dump([(key, *asked_row(asked, now)) for key, asked in memory.requests.items()]),
+        "askers": dump([(action, *asked_row(asked, now)) for action, asked in memory.askers.items()]),
     }
+
+
+def asked_row(asked: Asked, now: Instant) -> tuple[Any, ...]:
+    return asked.peer.value, asked.server, asked.request_id, to_utc(asked.until, now)
+
+
+def asked_of(values: list[Any], now: Instant) -> Asked:
+    peer, server, request_id, until = values
+    most = REQUEST_SECONDS if until < math.inf else math.inf
+    return Asked(Peer(peer), server, request_id, from_utc(until, now, most))
 
 
 def memory_of(row: Any, now: Instant) -> Memory:
@@ -2712,14 +2744,16 @@ def memory_of(row: Any, now: Instant) -> Memory:
     memory = Memory(row["charger"], row["version"], row["user_agent"], boot=row["boot"])
     memory.heartbeat_interval, memory.dropped = row["heartbeat_interval"], row["dropped"]
     memory.statuses = json.loads(row["statuses"])
-    for peer, badge, connector, until, reservation, remote_start in json.loads(row["claims"]):
-        most = CLAIM_SECONDS if reservation is None else float("inf")
-        claim = Claim(Peer(peer), badge, connector, from_utc(until, now, most), reservation)
-        claim.remote_start = tuple(remote_start) if remote_start else None
+    for values in json.loads(row["claims"]):
+        claim = Claim(**values)
+        claim.peer, claim.remote_start = Peer(values["peer"]), pair(values["remote_start"])
+        most = CLAIM_SECONDS if claim.reservation is None else math.inf
+        claim.until = from_utc(claim.until, now, most)
         memory.claims.append(claim)
-    for key, peer, request_id, until in json.loads(row["requests"]):
-        memory.requests[key] = Asked(Peer(peer), request_id, from_utc(until, now, REQUEST_SECONDS))
-    memory.askers = {action: Peer(peer) for action, peer in json.loads(row["askers"]).items()}
+    for key, *values in json.loads(row["requests"]):
+        memory.requests[key] = asked_of(values, now)
+    for action, *values in json.loads(row["askers"]):
+        memory.askers[action] = asked_of(values, now)
     return memory
 
 
@@ -2750,8 +2784,7 @@ def session_of(row: Any, memory: Memory, now: Instant) -> Session:
         setattr(session, name, bool(row[name]))
     for name in SESSION_JSON:
         setattr(session, name, json.loads(row[name]))
-    remote_start = json.loads(row["remote_start"])
-    session.remote_start = tuple(remote_start) if remote_start else None
+    session.remote_start = pair(json.loads(row["remote_start"]))
     session.seen.extend(json.loads(row["seen"]))
     session.kept = [stored_call(text, memory.version, session) for text in json.loads(row["kept"])]
     for call in session.kept:
@@ -2770,23 +2803,22 @@ def stored_call(text: str, version: str, session: Session | None) -> Call:
     vocabulary = VOCABULARIES.get(version, VOCABULARIES["ocpp1.6"])
     facts = vocabulary.charger.get(message.action, PLAIN)
     said = Content(facts, message.payload)
-    return Call(Kind.STORED, message.action, message.message_id, text, said, session=session)
+    return Call(Kind.STORED, message.action, message.message_id, text, said, session=session, version=version)
 
 
 def recall(memory: Memory, row: Any, session: Session | None) -> None:
     """Put a stored Call back into its charger's Memory; what met CallErrors is tried once more."""
-    call, is_error = stored_call(row["text"], memory.version, session), bool(row["is_error"])
+    call, is_error = stored_call(row["text"], row["version"], session), bool(row["is_error"])
     call.number, call.since, call.server = row["number"], float(row["since"]), row["server"]
-    call.is_kept, peer = bool(row["is_kept"]), Peer(row["peer"])
+    call.is_kept, call.is_on_disk, peer = bool(row["is_kept"]), True, Peer(row["peer"])
     if row["refused"] is not None and not is_error:
         memory.refused.append(Refusal(peer, call, row["refused"], False))
-        del memory.refused[:-MAX_REFUSED]
         return
     memory.stored.setdefault(peer, []).append(call)
     if is_error:
-        call.tries = len(RETRY_SECONDS)
+        call.tries = row["tries"]
         if session and call.content.is_start:
-            session.refused, session.is_undeliverable = "", False
+            session.refused, session.is_undeliverable, session.has_error = "", False, False
 
 
 def call_row(kept: KeptCall, call: Call) -> Row:
@@ -2796,11 +2828,13 @@ def call_row(kept: KeptCall, call: Call) -> Row:
         "peer": kept.peer.value,
         "session": call.session.number or None if call.session else None,
         "server": call.server,
+        "version": call.version,
         "since": call.since,
         "text": call.text,
         "is_kept": call.is_kept,
         "refused": kept.refused,
         "is_error": kept.is_error,
+        "tries": call.tries,
     }
 
 
@@ -2845,7 +2879,7 @@ class StateFile:
         sessions: dict[int, Session] = {}
         recent = "ended IS NULL OR ended > :since OR number IN (SELECT session FROM calls)"
         values = {"since": now.utc - SESSION_SECONDS}
-        for row in self._rows(f"SELECT * FROM sessions WHERE {recent} ORDER BY number", values):
+        for row in self._rows(f"SELECT * FROM sessions WHERE {recent} ORDER BY +number", values):
             memory = memories.setdefault(row["charger"], Memory(row["charger"]))
             session = sessions[row["number"]] = session_of(row, memory, now)
             memory.sessions[session.key] = session
@@ -2888,7 +2922,7 @@ def set_aside(path: Path, now: Instant) -> Path:
 
 PURGE = (
     "DELETE FROM calls WHERE refused IS NOT NULL AND since < :since",
-    "DELETE FROM sessions WHERE (ended < :since OR ended IS NULL AND touched < :since)"
+    "DELETE FROM sessions WHERE ended < :since"
     " AND NOT EXISTS (SELECT 1 FROM calls WHERE session = sessions.number)",
 )
 
@@ -2906,7 +2940,8 @@ class Save:
 
     number: int
     begun: float  # Monotonic seconds.
-    chargers: dict[Memory, None]
+    memories: dict[Memory, None]  # All that have something in it.
+    chargers: dict[Memory, None]  # Those whose own row is in it.
     sessions: dict[Session, Memory]
     calls: dict[Call, KeptCall]
     forgotten: dict[str, None]  # Charger ids.
@@ -2937,6 +2972,7 @@ class Journal:
         self.complain_at = 0.0  # Monotonic seconds.
         self.has_complained = False  # Of this failure.
         self.purge_at = 0.0  # Monotonic seconds.
+        self.offset = self._offset()  # UTC less monotonic seconds, as the times on disk have it.
         # For the thread; one save, or the end.
         self.jobs: queue.SimpleQueue[tuple[Save, list[Statement]] | None] = queue.SimpleQueue()
         self.last_session = self.last_call = 0  # The largest numbers given.
@@ -3022,11 +3058,13 @@ class Journal:
 
     def repeats_unsaved(self, memory: Memory, peer: Peer, call: Call) -> bool:
         """Whether the charger repeats what it has no answer to, because the disk fails."""
-        for old in reversed(memory.stored.get(peer, ()) if self.failure else ()):
-            if self.is_saved(old.saved_with):
-                break
-            if (old.action, old.content.payload) == (call.action, call.content.payload):
-                return True
+        saving = self.saving.calls if self.saving else {}
+        for calls in (memory.stored.get(peer, []), [refusal.call for refusal in memory.refused]):
+            for old in reversed(calls if self.failure else []):
+                if old not in self.calls and old not in saving:
+                    break
+                if (old.action, old.content.payload) == (call.action, call.content.payload):
+                    return True
         return False
 
     def remove(self, memory: Memory, peer: Peer, call: Call) -> None:
@@ -3040,41 +3078,54 @@ class Journal:
         peer, call, words, is_error = refusal
         self.remove(memory, peer, call)
         memory.refused.append(refusal)
-        del memory.refused[:-MAX_REFUSED]
         self._save_call(call, KeptCall(memory, peer, words, is_error))
+        if len(memory.refused) > MAX_REFUSED:
+            oldest = memory.refused.pop(0)
+            self._save_call(oldest.call, KeptCall(memory, oldest.peer, is_gone=True))
+            log.warning("%s: of more than %d refused Calls the oldest goes", memory.charger_id, MAX_REFUSED)
 
     def _save_call(self, call: Call, kept: KeptCall) -> None:
         call.since = call.since or self.clock().utc
-        if self.file:
+        if self.file is None:
+            return
+        self.changed[kept.memory] = None
+        is_being_saved = self.saving is not None and call in self.saving.calls
+        if kept.is_gone and not (call.is_on_disk or is_being_saved):
+            self.calls.pop(call, None)
+        else:
             self.calls[call] = kept
-            call.saved_with = self.next_save
-        self.note(kept.memory)
 
     # Saving.
 
-    def commit(self, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
-        """Call `then` once all that is kept so far is on disk.
+    def is_saved(self, memory: Memory) -> bool:
+        """Whether all that is kept of a charger is on disk."""
+        self.note(memory)
+        return self.file is None or (memory not in self.changed and memory.saved_with <= self.saved)
+
+    def commit(
+        self, memory: Memory, then: Callable[[], None], otherwise: Callable[[], None] | None = None
+    ) -> bool:
+        """Call `then` once all that is kept of a charger so far is on disk; for each charger in order.
 
         Where the disk fails, `otherwise` is called in its place; without it, `then` waits until it is back.
+        Return False, and call neither, if too many wait already.
         """
-        if self.file is None or not (self.changed or self.calls or self.saving or self.promises):
+        if self.is_saved(memory):
             then()
         elif self.failure and otherwise:
             otherwise()
-        else:
+        elif self.saving and memory not in self.changed:
+            self.saving.promises.append(Promise(then, otherwise))
+        elif otherwise or len(self.promises) < MAX_PROMISES:
             self.promises.append(Promise(then, otherwise))
-            del self.promises[:-MAX_PROMISES]
             self._save_soon()
-
-    def is_saved(self, number: int) -> bool:
-        """Whether what a save of this number, or one before it, was to write is on disk."""
-        return number <= self.saved or self.file is None
+        else:
+            return False
+        return True
 
     def wake(self, then: Callable[[], None]) -> None:
-        """Call `then` once all that is kept so far is on disk; asked for twice, once."""
-        if self.file is None:
-            then()
-        else:
+        """Call `then` after the next save, and when it turns out to fail; asked for twice, once."""
+        if self.file:
             self.wakes[then] = None
             self._save_soon()
 
@@ -3089,12 +3140,28 @@ class Journal:
         now = self.clock().seconds
         if self.file is None:
             return
+        if abs(self._offset() - self.offset) > CLOCK_STEP_SECONDS:
+            self._write_all_again()
         if self.saving and now >= self.saving.begun + SAVE_SECONDS:
             self._fail(f"no answer for {SAVE_SECONDS:g} s")
             self.saving.promises = self._broken(self.saving.promises)
             self.promises = self._broken(self.promises)
+            for then in [*self.saving.wakes, *self.wakes]:
+                then()
         elif self.saving is None and now >= self.retry_at:
             self.save()
+
+    def _offset(self) -> float:
+        now = self.clock()
+        return now.utc - now.seconds
+
+    def _write_all_again(self) -> None:
+        """Let the times on disk follow a wall clock that was set: a restart must find no session too old."""
+        self.offset = self._offset()
+        for memory in self.memories.values():
+            memory.unsaved.update(dict.fromkeys(memory.sessions.values()))
+            memory.is_unsaved = True
+            self.note(memory)
 
     def save(self) -> None:
         """Hand over to the thread what has changed, unless it is still at the last save."""
@@ -3122,17 +3189,17 @@ class Journal:
         now = self.clock().seconds
         is_purge = now >= self.purge_at
         calls, forgotten, promises, wakes = self.calls, self.forgotten, self.promises, self.wakes
-        save = Save(self.next_save, now, {}, {}, calls, forgotten, is_purge, promises, wakes)
+        memories, self.changed = self.changed, {}
+        save = Save(self.next_save, now, memories, {}, {}, calls, forgotten, is_purge, promises, wakes)
         self.calls, self.forgotten, self.promises, self.wakes = {}, {}, [], {}
         self.next_save += 1
         if is_purge:
             self.purge_at = now + PURGE_SECONDS
-        for memory in self.changed:
+        for memory in memories:
             if memory.is_unsaved:
                 save.chargers[memory] = None
             save.sessions.update(dict.fromkeys(memory.unsaved, memory))
-            memory.unsaved, memory.is_unsaved = {}, False
-        self.changed = {}
+            memory.unsaved, memory.is_unsaved, memory.saved_with = {}, False, save.number
         return save
 
     def _statements(self, save: Save) -> list[Statement]:
@@ -3150,7 +3217,7 @@ class Journal:
         for call, kept in save.calls.items():
             if not kept.is_gone:
                 statements.append(upsert("calls", call_row(kept, call)))
-            elif call.number:
+            else:
                 statements.append(("DELETE FROM calls WHERE number = :number", {"number": call.number}))
         for charger_id in save.forgotten:
             statements.append(("DELETE FROM chargers WHERE charger = :charger", {"charger": charger_id}))
@@ -3181,6 +3248,8 @@ class Journal:
         if self.failure and self.has_complained:
             log.warning("state file: it can be written again; what waited for it goes on")
         self.failure, self.has_complained = "", False
+        for call, kept in save.calls.items():
+            call.is_on_disk = not kept.is_gone
         for promise in save.promises:
             promise.then()
         for then in save.wakes:
@@ -3195,16 +3264,17 @@ class Journal:
         self.calls = {**save.calls, **self.calls}
         forgotten = [name for name in save.forgotten if name not in self.memories]
         self.forgotten = {**dict.fromkeys(forgotten), **self.forgotten}
+        self.changed = {**save.memories, **self.changed}
         for memory in save.chargers:
             memory.is_unsaved = True
-            self.changed[memory] = None
         for session, memory in save.sessions.items():
             memory.unsaved[session] = None
-            self.changed[memory] = None
         if save.is_purge:
             self.purge_at = 0.0
         self.promises = self._broken([*save.promises, *self.promises])
         self.wakes = {**save.wakes, **self.wakes}
+        for then in list(self.wakes):
+            then()
 
     def _fail(self, why: str) -> None:
         now = self.clock().seconds
@@ -3222,14 +3292,14 @@ class Journal:
         for promise in promises:
             if promise.otherwise:
                 promise.otherwise()
-        return [promise for promise in promises if not promise.otherwise][-MAX_PROMISES:]
+        return [promise for promise in promises if not promise.otherwise]
 
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
         if self.file is None:
             return
         is_saved = asyncio.Event()
-        self.commit(is_saved.set)
+        self.promises.append(Promise(is_saved.set, None))
         self.save()
         try:
             await asyncio.wait_for(is_saved.wait(), LAST_SAVE_SECONDS)
@@ -3721,6 +3791,39 @@ class OutboxOwner(Protocol):
         """Take note that the server does its work."""
 
 
+class CallQueue(deque[Call]):
+    """The Calls that wait for one server, in order; knows how many of them are not stored."""
+
+    def __init__(self, stored: Iterable[Call]) -> None:
+        super().__init__(stored)
+        self.others = 0  # Those that are not stored.
+
+    def append(self, call: Call) -> None:
+        super().append(call)
+        self.others += call.kind is not Kind.STORED
+
+    def appendleft(self, call: Call) -> None:
+        super().appendleft(call)
+        self.others += call.kind is not Kind.STORED
+
+    def insert(self, place: int, call: Call) -> None:
+        super().insert(place, call)
+        self.others += call.kind is not Kind.STORED
+
+    def remove(self, call: Call) -> None:
+        super().remove(call)
+        self.others -= call.kind is not Kind.STORED
+
+    def of_kind(self, *kinds: Kind) -> list[Call]:
+        """Return the Calls of these kinds, none of them stored, without a walk along the stored ones."""
+        return [call for call in self if call.kind in kinds] if self.others else []
+
+    @property
+    def has_stored(self) -> bool:
+        """Whether a stored Call is among them."""
+        return len(self) > self.others
+
+
 class Outbox:
     """One server of one charger. Owns the server's link and the queue of what goes to it."""
 
@@ -3730,10 +3833,10 @@ class Outbox:
         self.server = server
         self.stands_in = peer is Peer.SECONDARY and forwards  # The proxy answers when the server cannot.
         self.name = f"{owner.charger_id}: {peer.value}"
-        stored = owner.memory.stored.get(peer, ())
-        self.queue: deque[Call] = deque(filter(self.serves, stored))  # MAX_WAITING and MAX_STORED.
+        self.queue = self._left_over()  # MAX_WAITING of each kind, and MAX_STORED.
         self.in_flight: Call | None = None  # Holds the one place; the next Call waits for its answer.
         self.unanswered: dict[str, Call] = {}  # Stored Calls that this connection has to answer, by id.
+        self.answered: set[Session | None] = set()  # Sessions whose last delivery may not be on record yet.
         self.late: dict[str, Call] = {}  # Relayed Calls given up, by message id; MAX_LATE.
         self.link: Link | None = None
         self.dialing: asyncio.Task[None] | None = None
@@ -3749,16 +3852,19 @@ class Outbox:
         self.heartbeat_at: float | None = None  # Monotonic seconds.
         self.heartbeat_interval = 0.0  # Seconds, as the server asked for.
         self.awaited_until = 0.0  # Monotonic seconds; until then a server that is away is waited for.
-        self.answered_with = 0  # The save that puts its last answer to a stored Call on disk.
         self.is_silent = False  # It left a Call unanswered and has answered nothing since.
         self.farewell: tuple[Link, Call] | None = None  # The Call in flight on a link that is being closed.
         self.has_older_ids = False  # Its link carried message ids of an earlier connection of the charger.
 
     # What goes in.
 
+    def _left_over(self) -> CallQueue:
+        return CallQueue(filter(self.serves, self.owner.memory.stored.get(self.peer, ())))
+
     def serves(self, call: Call) -> bool:
-        """Whether a Call is for this server; a stored one is bound to an address."""
-        return call.kind is not Kind.STORED or call.server in ("", self.server.url)
+        """Whether a Call is for this server; a stored one is bound to an address and a version."""
+        is_here = call.server in ("", self.server.url) and call.version in ("", self.owner.version)
+        return call.kind is not Kind.STORED or is_here
 
     def put(self, call: Call) -> None:
         """Take a Call for this server."""
@@ -3781,7 +3887,7 @@ class Outbox:
 
     def _put_copy(self, call: Call) -> None:
         """Queue a copy while there is a connection; of too many the oldest goes."""
-        copies = [old for old in self.queue if old.kind is Kind.COPY]
+        copies = self.queue.of_kind(Kind.COPY)
         if len(copies) >= MAX_WAITING:
             self.queue.remove(copies[0])
         if self.link and self.link.is_open:
@@ -3789,12 +3895,11 @@ class Outbox:
 
     def _may_relay(self, call: Call) -> bool:
         """Put a Call that is repeated while its server is away into its predecessor's place; drop a flood."""
-        relayed = [index for index, old in enumerate(self.queue) if old.kind is Kind.RELAYED]
-        for index in relayed if self.link is None and call.action != "MeterValues" else []:
-            old = self.queue[index]
+        relayed = self.queue.of_kind(Kind.RELAYED)
+        for old in relayed if self.link is None and call.action != "MeterValues" else []:
             if (old.action, old.content.payload) == (call.action, call.content.payload):
                 old.is_pending = False
-                self.queue[index] = call
+                self.queue[self.queue.index(old)] = call
                 return False
         if len(relayed) >= MAX_WAITING:
             call.is_pending = False
@@ -3807,7 +3912,7 @@ class Outbox:
 
     def has_work(self) -> bool:
         """Whether something is left that this server is to get, with or without its charger."""
-        return any(call.kind is Kind.STORED for call in self.queue)
+        return self.queue.has_stored
 
     def is_wanted(self) -> bool:
         """Whether a connection to this server is needed."""
@@ -3831,32 +3936,48 @@ class Outbox:
 
     def _next(self, now: Instant) -> Call | None:
         """Return the first Call that may go; a stored one, and what follows it in its session, may wait."""
-        held: set[Session | None] = set()
-        is_first = True
+        held = self._unrecorded()
+        is_first, others = True, self.queue.others
         for call in self.queue:
             if call.kind is not Kind.STORED:
                 if call.session is None or call.session not in held:
                     return call
-                continue
-            if call.sent is not None and self._is_the_chargers():
-                continue  # It waits for the next connection, and holds up nothing on this one.
-            is_free = not self.unanswered or self._is_the_chargers()
-            if is_first and is_free and now.seconds >= call.not_before and self._is_safe(call):
-                if call.sent is None:
-                    return call
-                # It met a CallError; a message id is used once per connection.
-                assert self.link is not None
-                self.link.close(1000, "to try again")
-                return None
-            is_first = False
-            if not (call.is_kept and call.sent is not None):  # A kept event that failed holds up no verdict.
-                held.add(call.session)
+                others -= 1
+            elif call.sent is None or not self._is_the_chargers():
+                if is_first and self._may_deliver(call, now):
+                    return self._delivery(call)
+                is_first = False
+                if not (
+                    call.is_kept and call.sent is not None
+                ):  # A kept event that failed holds up no verdict.
+                    held.add(call.session)
+            if not (others or is_first):
+                break  # Stored ones that have to wait for this one, however many.
         return None
 
-    def _is_safe(self, call: Call) -> bool:
-        """Whether a restart would find the Call here, and the answer to the one before it."""
-        journal = self.owner.journal
-        return journal.is_saved(call.saved_with) and journal.is_saved(self.answered_with)
+    def _unrecorded(self) -> set[Session | None]:
+        """Return the sessions whose next Call must not go before the answer to the last one is on disk."""
+        if self.owner.journal.failure or self.owner.journal.is_saved(self.owner.memory):
+            self.answered.clear()
+        return set(self.answered)
+
+    def _may_deliver(self, call: Call, now: Instant) -> bool:
+        """Whether nothing is in the way of a stored Call: the one before it, its delay, the disk."""
+        if (self.unanswered and not self._is_the_chargers()) or now.seconds < call.not_before:
+            return False
+        journal, memory = self.owner.journal, self.owner.memory
+        if not journal.is_saved(memory):  # A restart must find the Call here, and the one before it gone.
+            journal.wake(self.pump)
+            return False
+        return True
+
+    def _delivery(self, call: Call) -> Call | None:
+        """Return a Call that is to be delivered; one that met a CallError needs another connection."""
+        if call.sent is None:
+            return call
+        assert self.link is not None, "only what has a link sends"
+        self.link.close(1000, "to try again")  # A message id is used once per connection.
+        return None
 
     def _is_the_chargers(self) -> bool:
         """Whether the link is the one that the primary accepted for the charger: never closed for a retry."""
@@ -3883,8 +4004,8 @@ class Outbox:
 
     def _send_boot(self, now: Instant) -> None:
         """Send the charger's BootNotification; ask an unknown charger for it, then make one up."""
-        memory, router = self.owner.memory, self.owner.router
-        if not memory.boot and not self.has_asked_for_boot and self.owner.has_charger:
+        router, boot = self.owner.router, self.owner.memory.boot if self._knows_version() else ""
+        if not boot and not self.has_asked_for_boot and self.owner.has_charger:
             self.has_asked_for_boot = True
             self.boot_at = now.seconds + MADE_UP_BOOT_SECONDS - OWN_BOOT_SECONDS
             self.owner.carry_out(
@@ -3893,7 +4014,7 @@ class Outbox:
             return
         self.boot_at = None
         model = {Fill.MODEL: (self.server.id or self.owner.charger_id)[:20]}
-        text = memory.boot or call_text("", "BootNotification", filled(router.vocabulary.boot, model))
+        text = boot or call_text("", "BootNotification", filled(router.vocabulary.boot, model))
         self._send_own("BootNotification", text, now)
 
     # What comes back.
@@ -3976,7 +4097,7 @@ class Outbox:
             call.tries += 1
             log.warning("%s: %s got a %s; tried again in %g s", self.name, call.action, words, delay)
             return
-        self.queue.remove(call)
+        self.forget(call)
         if words:
             self.owner.router.refuse(call, words, is_error)
             self.owner.refuse(self.peer, call, words, is_error)
@@ -3989,8 +4110,8 @@ class Outbox:
             ]:
                 self.queue.remove(rest)
                 self.owner.refuse(self.peer, rest, session.refused, is_error)
-        self.answered_with = call.saved_with
-        self.owner.journal.wake(self.pump)
+        self.answered.add(session)
+        self.owner.journal.wake(self.pump)  # Soon: a kill before that sends it again.
 
     def _finish(self, call: Call) -> None:
         call.is_pending = False
@@ -4017,13 +4138,17 @@ class Outbox:
     def _send_statuses(self, now: Instant) -> None:
         """Put the last status of each connector first; copies that have waited are among them."""
         self.owes_statuses = False
-        for call in [call for call in self.queue if call.action == "StatusNotification"]:
-            if call.kind is Kind.COPY:
+        for call in self.queue.of_kind(Kind.COPY):
+            if call.action == "StatusNotification":
                 self.queue.remove(call)
-        for text in reversed(self.owner.memory.statuses.values()):
+        for text in reversed(self.owner.memory.statuses.values() if self._knows_version() else ()):
             call = Call(Kind.COPY, "StatusNotification", new_message_id(), "", NOTHING, queued=now.seconds)
             call.text = with_message_id(text, call.message_id)
             self.queue.appendleft(call)
+
+    def _knows_version(self) -> bool:
+        """Whether the charger's boot and statuses are of the version that this connection speaks."""
+        return self.owner.memory.version in ("", self.owner.version)
 
     def _boot_again(self, at: float) -> None:
         """Ask again for what the server has not accepted; the charger's Calls to its primary do not wait."""
@@ -4039,31 +4164,34 @@ class Outbox:
         is_away = not self.is_booted and now.seconds >= self.awaited_until
         older = itertools.takewhile(lambda old: old is not call, self.queue)
         has_older = any(old.kind is Kind.STORED and not old.is_kept for old in older)
-        return is_away or has_older or self.is_silent or now.seconds >= call.queued + STAND_IN_SECONDS
+        flying = self.in_flight  # What is older in its session is stored first.
+        is_behind = flying is not None and flying is not call and flying.session is call.session is not None
+        is_late = now.seconds >= call.queued + STAND_IN_SECONDS and not is_behind
+        return is_away or has_older or self.is_silent or is_late
 
     def _stand_in(self, call: Call, now: Instant) -> None:
         """Let the proxy answer; the Call goes on as a stored one where it stands."""
+        is_queued = call in self.queue
         decisions = self.owner.router.stand_in(self.peer, call, now)
+        self.queue.others -= is_queued and call.kind is Kind.STORED
         if call.sent is None:
             call.message_id = new_message_id()  # The charger may use its own again before this one is sent.
             call.text = with_message_id(call.text, call.message_id)
         if not call.is_pending:
-            if call in self.queue:
-                self.queue.remove(call)
+            self.forget(call)
         elif call.kind is Kind.STORED:
             self._store(call)
         self.owner.carry_out(decisions)
 
     def _stand_in_where_due(self, now: Instant) -> None:
-        for call in [call for call in self.queue if call.kind is Kind.RELAYED]:
+        for call in self.queue.of_kind(Kind.RELAYED):
             if self._must_stand_in(call, now):
                 self._stand_in(call, now)
 
     def _store(self, call: Call) -> None:
-        if self.owner.store(self.peer, call):
-            self.owner.journal.wake(self.pump)
-        else:
-            self.queue.remove(call)
+        if not self.owner.store(self.peer, call):
+            call.is_pending = False
+            self.forget(call)
 
     def forget(self, call: Call) -> None:
         """Let go of a Call that is not kept any more."""
@@ -4141,6 +4269,14 @@ class Outbox:
         self._redial_later()
         self.owner.server_lost(self.peer)
 
+    def change_version(self) -> None:
+        """Let go of the link, and of what only a connection of the former version can deliver."""
+        self.disconnect()
+        before, self.queue = len(self.queue), self._left_over()
+        if len(self.queue) < before:
+            what = f"{before - len(self.queue)} stored Calls of its former version wait for the next start"
+            log.warning("%s: %s", self.name, what)
+
     def disconnect(self) -> None:
         """Let go of the link and of all that ends with it."""
         call, self.in_flight = self.in_flight, None
@@ -4180,7 +4316,7 @@ class Outbox:
 
     def charger_left(self) -> None:
         """Drop what only the charger waited for; an answer in flight still tells its session."""
-        for call in [call for call in self.queue if call.kind is not Kind.STORED]:
+        for call in self.queue.of_kind(*(kind for kind in Kind if kind is not Kind.STORED)):
             call.is_pending = False
             self.queue.remove(call)
         if self.in_flight:
@@ -4203,7 +4339,7 @@ class Outbox:
             if self.peer is Peer.SECONDARY and self.is_booted and self.link and self.link.is_open:
                 self._send_own("Heartbeat", call_text("", "Heartbeat", {}), now)
         self._time_out(now)
-        for call in [call for call in self.queue if call.kind is Kind.NOTED]:
+        for call in self.queue.of_kind(Kind.NOTED):
             if now.seconds >= call.queued + self.owner.host.call_timeout:
                 self.queue.remove(call)
         if self.stands_in:
@@ -4255,14 +4391,13 @@ class Outbox:
             times.append(flying.sent + min(limits.get(flying.kind, timeout), timeout))
         if not self._is_the_chargers():
             times += [call.sent + DELIVERY_SECONDS for call in self.unanswered.values() if call.sent]
-        for call in self.queue:
-            if call.kind is Kind.NOTED:
-                times.append(call.queued + timeout)
-            elif call.kind is Kind.STORED and call.tries and self.link and not self._is_the_chargers():
-                times.append(call.not_before)
-            elif call.kind is Kind.RELAYED and self.stands_in:
-                is_away = not self.is_booted and self.awaited_until
-                times.append(self.awaited_until if is_away else call.queued + STAND_IN_SECONDS)
+        first = next((call for call in self.queue if call.kind is Kind.STORED), None)
+        if first and first.tries and self.link and not self._is_the_chargers():
+            times.append(first.not_before)
+        times += [call.queued + timeout for call in self.queue.of_kind(Kind.NOTED)]
+        for call in self.queue.of_kind(Kind.RELAYED) if self.stands_in else ():
+            is_away = not self.is_booted and self.awaited_until
+            times.append(self.awaited_until if is_away else call.queued + STAND_IN_SECONDS)
         return min((time for time in times if time is not None), default=float("inf"))
 
 
@@ -4305,7 +4440,7 @@ class Relay:
         self.tasks = Tasks()  # Dials; at most one for each outbox.
         self.router = Router(config, self.memory, version, host.call_timeout)
         self.link: Link | None = None  # The charger's.
-        self.held = 0  # Texts for the charger that wait for the disk.
+        self.held = 0  # Texts that wait for the disk on the charger's connection.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
         self.grace_until: float | None = None  # Monotonic seconds; the charger is closed then.
         self.complain_at = 0.0  # Monotonic seconds; the next WARNING about readings that had to go.
@@ -4332,10 +4467,10 @@ class Relay:
     @property
     def is_idle(self) -> bool:
         """Whether it may be forgotten: neither a charger nor anything to deliver without one."""
-        if self.link or any(session.kept for session in self.memory.sessions.values()):
-            return False
         outboxes = self.outboxes.values()
-        return not any(outbox.link or outbox.dialing or outbox.is_wanted() for outbox in outboxes)
+        if self.link or any(outbox.link or outbox.dialing or outbox.is_wanted() for outbox in outboxes):
+            return False
+        return not any(session.kept for session in self.memory.sessions.values())
 
     def wake(self, at: float) -> None:
         self.deadline = min(self.deadline, at)
@@ -4408,8 +4543,7 @@ class Relay:
         if version != self.version:
             self._change_version(version)
         self._remember(version, credentials)
-        self.link = link
-        self.deadline = 0.0
+        self.link, self.held, self.deadline = link, 0, 0.0
         link.keep_alive(self.now().seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
         for peer, outbox in self.outboxes.items():
@@ -4433,7 +4567,7 @@ class Relay:
     def _change_version(self, version: str) -> None:
         self.version = version
         for outbox in self.outboxes.values():
-            outbox.disconnect()
+            outbox.change_version()
         self.router = Router(self.config, self.memory, version, self.host.call_timeout)
 
     def link_received(self, link: Link, text: str) -> None:
@@ -4504,15 +4638,17 @@ class Relay:
     def _to_server(self, decision: ToServer) -> None:
         call, outbox = decision.call, self.outboxes.get(decision.peer)
         log.debug("%s = %s: %s", self.charger_id, decision.peer.value, decision.why)
-        if call.kind is Kind.STORED and call.session and call.session.is_undeliverable:
-            refusals = [old for old in self.memory.refused if old.call.session is call.session]
-            is_error = any(old.is_error for old in refusals)
-            self.refuse(decision.peer, call, call.session.refused, is_error)
+        if call.kind is Kind.STORED and self.journal.repeats_unsaved(self.memory, decision.peer, call):
+            return
+        session = call.session
+        if call.kind is Kind.STORED and session and session.is_undeliverable:
+            self.refuse(decision.peer, call, session.refused, session.has_error)
         elif outbox and outbox.serves(call):
             outbox.put(call)
         elif call.kind is Kind.STORED:
             where = f"{call.server}, which the ini no longer names"
-            log.warning("%s: %s is kept for %s", self.charger_id, call.action, where)
+            level = logging.DEBUG if call.is_reading else logging.WARNING
+            log.log(level, "%s: %s is kept for %s", self.charger_id, call.action, where)
             self.store(decision.peer, call)
 
     def _to_charger(self, decision: ToCharger) -> None:
@@ -4526,14 +4662,16 @@ class Relay:
             link.send(decision.text)
 
         def send_in_turn() -> None:
-            self.held -= 1
+            self.held -= link is self.link
             send()
 
         if decision.after is After.NOTHING and not self.held:
             send()
         else:
             self.held += 1
-            self.journal.commit(send_in_turn, None if decision.after is After.SAVED else send_in_turn)
+            otherwise = None if decision.after is After.SAVED else send_in_turn
+            if not self.journal.commit(self.memory, send_in_turn, otherwise):
+                self.held -= 1
 
     def _answer(self, decision: Answer) -> None:
         outbox = self.outboxes.get(decision.peer)
@@ -4677,10 +4815,12 @@ class Proxy:
     def _deliver(self, memory: Memory) -> None:
         """Deliver what an earlier run has left, without waiting for the charger."""
         charger_id = memory.charger_id
-        log.info(
-            "%s: %d stored Calls are left from before", charger_id, sum(map(len, memory.stored.values()))
-        )
-        relay = self._relay(charger_id, self.config.charger(charger_id), memory.version or "ocpp1.6")
+        kept = sum(len(session.kept) for session in memory.sessions.values())
+        waiting = kept + sum(map(len, memory.stored.values()))
+        log.info("%s: %d stored Calls are left from before", charger_id, waiting)
+        oldest = next((call for calls in memory.stored.values() for call in calls), None)
+        version = (oldest and oldest.version) or memory.version or "ocpp1.6"
+        relay = self._relay(charger_id, self.config.charger(charger_id), version)
         relay.deliver()
 
     @property

@@ -22,11 +22,13 @@ from tests.kills import (
     Play,
     come_back,
     event,
+    forgotten,
     full_disk,
     killed,
     left,
     named,
     reads,
+    refused,
     save,
     slow_disk,
     stops,
@@ -34,7 +36,7 @@ from tests.kills import (
     waits,
 )
 from tests.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, server
-from tests.plays import INI, config_of
+from tests.plays import INI, actions, config_of
 
 # A disk that fails.
 
@@ -240,11 +242,84 @@ def test_a_relay_that_is_made_anew_keeps_the_order_of_what_is_not_on_disk_yet(pl
     stage.secondary.lost()
     stage.starts("SECO1")
     reads(stage, told_id(stage))
-    relay = stage.relay
-    stage.relay = p.Relay(
-        "CP1", relay.config, relay.version, relay.host, relay.dialer, stage.journal, stage.now
-    )
+    stage.charger.lost()
+    stage.passes(0.5)
+    forgotten(stage)
     assert left(stage) == ["StartTransaction", "MeterValues"]
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_relay_that_is_made_anew_lets_no_call_overtake_the_one_before(play: Play, is_killed: bool) -> None:
+    """Its answer is not on disk; after a kill both go out again, in order."""
+    stage = play("secondary_auth = forward")
+    stage.starts("SECO1")
+    stops(stage, told_id(stage))
+    message_id = stage.secondary.hears_call()[0]
+    with full_disk(stage):
+        stage.secondary.answers(message_id, transactionId=70, idTagInfo={"status": "Accepted"})
+        stage.charger.lost()
+        waits(stage, 1)
+        stage.secondary.lost()
+        forgotten(stage)
+        come_back(stage)
+        waits(stage, 10)
+        assert stage.secondary.hears() == []
+        if is_killed:
+            stage.killed()
+    if is_killed:
+        come_back(stage)
+        assert named(stage.delivers()) == [("StartTransaction", None), ("StopTransaction", 71)]
+    else:
+        waits(stage, 1.5)
+        assert named(stage.delivers()) == [("StopTransaction", 70)]
+    assert left(stage) == []
+
+
+def test_what_is_repeated_for_a_refused_session_while_the_disk_fails_is_kept_once(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every repeat is answered in the end; the session is tried again as it was."""
+    monkeypatch.setattr(p, "RETRY_SECONDS", ())
+    stage = play()
+    stage.starts("SECO1")
+    transaction_id = told_id(stage)
+    stage.secondary.errs(stage.secondary.hears_call()[0])
+    save(stage)
+    with full_disk(stage):
+        for number in "123":
+            reads(stage, transaction_id, number)
+            waits(stage, 40)
+        assert stage.charger.hears() == []
+    waits(stage, 1.5)
+    assert [message[1] for message in stage.charger.hears()] == ["1", "2", "3"]
+    assert [action for action, _ in refused(stage)] == ["StartTransaction", "MeterValues"]
+    killed(stage)
+    assert named(stage.delivers()) == [("StartTransaction", None), ("MeterValues", 71)]
+
+
+def test_equal_meter_values_that_the_proxy_stands_in_for_while_the_disk_fails_are_kept_once(
+    play: Play,
+) -> None:
+    """Both are answered in the end; nothing of it ends the connection."""
+    stage = play(FORWARD)
+    stage.starts("SECO1", "1")
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    assert told_id(stage) == 7
+    save(stage)
+    stage.secondary.hears()
+    with full_disk(stage):
+        stage.charger.calls("s", "StatusNotification", connectorId=1, errorCode="NoError", status="Charging")
+        stage.primary.answers("s")
+        assert stage.secondary.hears_call()[1] == "StatusNotification"
+        for number in "12":
+            reads(stage, 7, f"m{number}")
+            waits(stage, 1)
+        waits(stage, 30)
+        assert [message[1] for message in stage.charger.hears()] == ["s"]
+    waits(stage, 2)
+    assert [message[1] for message in stage.charger.hears()] == ["m1", "m2"]
+    assert left(stage) == ["MeterValues"]
+    assert named(stage.delivers()) == [("MeterValues", 7)]
 
 
 # With the thread that writes.
@@ -360,6 +435,31 @@ def test_what_waits_for_its_turn_only_is_not_overtaken_either(play: Play) -> Non
     assert [message[1] for message in stage.charger.hears()] == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("is_error", [False, True])
+@pytest.mark.parametrize("kind", ["Started", "Updated"])
+def test_an_event_is_answered_once_its_transaction_is_on_disk(play: Play, kind: str, is_error: bool) -> None:
+    """Also while the disk is at it already, and whatever its server says: a kill forgets no owner."""
+    stage = play(FORWARD, version="ocpp2.0.1")
+    save(stage)
+    with slow_disk(stage) as finish:
+        info, badge = {"transactionId": "T"}, {"idToken": "SECO1", "type": "ISO14443"}
+        payload = {"eventType": kind, "seqNo": 1, "transactionInfo": info, "idToken": badge}
+        stage.charger.calls("T1", "TransactionEvent", **payload)
+        stage.journal.tick()
+        if is_error:
+            stage.secondary.errs("T1")
+        else:
+            stage.secondary.answers("T1", idTokenInfo={"status": "Accepted"})
+        assert stage.charger.texts == []
+        finish()
+    assert [message[:2] for message in stage.charger.hears()] == [[4 if is_error else 3, "T1"]]
+    stage.killed()
+    come_back(stage)
+    event(stage, 2, "Ended")
+    assert stage.primary.hears() == []
+    assert "TransactionEvent" in actions(stage.secondary.hears())
+
+
 def test_an_answer_goes_to_the_connection_that_asked(play: Play) -> None:
     """A charger that connects again meanwhile repeats its Call."""
     stage = play()
@@ -394,6 +494,48 @@ def test_beyond_the_bound_the_oldest_meter_values_go_for_good(
     delivered = stage.delivers()
     assert [payload.get("n") for _, payload in delivered] == [None, 4, 5, None]
     assert delivered[-1][0] == "StopTransaction"
+
+
+def test_the_bound_counts_while_the_disk_fails_as_well(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readings that came and went meanwhile leave nothing behind, in memory or on disk."""
+    monkeypatch.setattr(p, "MAX_STORED", 4)
+    stage = play()
+    transaction_id = stage.secondary_session()
+    save(stage)
+    assert stage.journal.file is not None
+    with full_disk(stage):
+        stage.secondary.lost()
+        for number in range(50):
+            reads(stage, transaction_id, f"m{number}", n=number)
+            waits(stage, 1)
+        assert len(stage.journal.calls) == len(stage.outbox(SECONDARY).queue) == 4
+    waits(stage, 2)
+    assert [message[1] for message in stage.charger.hears()] == [f"m{number}" for number in range(50)]
+    assert stage.relay.held == 0
+    ((count,),) = stage.journal.file.connection.execute("SELECT count(*) FROM calls")
+    assert (count, stage.memory.dropped) == (4, 46)
+    killed(stage)
+    assert [payload["n"] for _, payload in stage.delivers()] == [46, 47, 48, 49]
+
+
+def test_answers_beyond_the_bound_leave_nothing_behind_and_are_asked_for_again(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many wait for the disk; each start is one session all the same."""
+    monkeypatch.setattr(p, "MAX_PROMISES", 2)
+    stage = play()
+    with full_disk(stage):
+        for number in range(5):
+            stage.starts("SECO1", f"s{number}", meter=number)
+        waits(stage, 2)
+        assert len(stage.journal.promises) == 2
+    waits(stage, 2)
+    assert [message[1] for message in stage.charger.hears()] == ["s0", "s1"]
+    assert stage.relay.held == 0
+    for number in range(2, 5):
+        stage.starts("SECO1", f"t{number}", meter=number)
+        assert [message[1] for message in stage.charger.hears()] == [f"t{number}"]
+    assert named(stage.delivers()) == [("StartTransaction", None)] * 5
 
 
 def test_a_bound_of_starts_and_stops_alone_drops_nothing(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,3 +602,34 @@ def test_a_charger_that_is_connected_is_never_forgotten(play: Play, monkeypatch:
     stage = play()
     stage.journal.memory("other")
     assert stage.journal.memory("CP1") is stage.memory
+
+
+def test_a_verdict_does_not_overtake_the_record_of_the_event_before_it(play: Play) -> None:
+    """The event was answered before it had an owner; a kill now must not send it again behind the verdict."""
+    stage = play(version="ocpp2.0.1")
+    event(stage, 0, "Started")
+    with slow_disk(stage) as finish:
+        payload = {"eventType": "Updated", "seqNo": 1, "transactionInfo": {"transactionId": "T"}}
+        badge = {"idToken": "PRIM1", "type": "ISO14443"}
+        stage.charger.calls("T1", "TransactionEvent", **payload, idToken=badge)
+        save(stage)
+        finish()
+        message_id, _, started = stage.primary.hears_call()
+        assert started["seqNo"] == 0
+        stage.primary.answers(message_id)
+        save(stage)
+        assert stage.primary.texts == []
+        finish()
+    assert stage.primary.hears_call()[2]["seqNo"] == 1
+
+
+def test_a_verdict_does_not_wait_for_a_disk_that_fails(play: Play) -> None:
+    """Relayed traffic goes on."""
+    stage = play(version="ocpp2.0.1")
+    event(stage, 0, "Started")
+    event(stage, 1, badge="PRIM1")
+    message_id, _, _ = stage.primary.hears_call()
+    with full_disk(stage):
+        stage.primary.answers(message_id)
+        waits(stage, 1)
+        assert stage.primary.hears_call()[2]["seqNo"] == 1

@@ -8,6 +8,7 @@ import pytest
 
 import ocpp_2w_proxy as p
 from tests.kills import (
+    ASKED,
     FORWARD,
     LOCAL_PRIMARY,
     NO_SECONDARY,
@@ -18,8 +19,11 @@ from tests.kills import (
     SECONDARY,
     SWAPPED,
     Play,
+    asks,
     come_back,
+    delivers_alone,
     event,
+    followers,
     killed,
     left,
     named,
@@ -29,7 +33,9 @@ from tests.kills import (
     save,
     stops,
     told_id,
+    version_of,
     waits,
+    warnings,
 )
 from tests.plays import Stage, StageLink, actions
 
@@ -150,6 +156,32 @@ def test_two_kills_in_a_row_are_as_good_as_one(play: Play) -> None:
     stage.secondary.hears()
     killed(stage)
     assert named(stage.delivers()) == [("StartTransaction", None), ("StopTransaction", 71)]
+
+
+def stand_ins(play: Play) -> Stage:
+    """Begin a transaction of the secondary; a copy is in flight while two of its events come, both kept."""
+    stage = play(FORWARD, version="ocpp2.0.1")
+    event(stage, 0, "Started", "SECO1")
+    stage.secondary.answers("T0", idTokenInfo={"status": "Accepted"})
+    stage.secondary.hears()
+    stage.charger.calls("s", "StatusNotification", evseId=1, connectorId=1, connectorStatus="Occupied")
+    stage.primary.answers("s")
+    assert stage.secondary.hears_call()[1] == "StatusNotification"
+    event(stage, 1)
+    stage.passes(1)
+    event(stage, 2)
+    return stage
+
+
+def test_events_that_the_proxy_stands_in_for_keep_their_order_over_a_kill(play: Play) -> None:
+    """Also where the second is given up while the first one is on its way."""
+    stage = stand_ins(play)
+    stage.passes(60)
+    assert [message[1] for message in stage.charger.hears()] == ["T1", "T2"]
+    assert [call.content.payload["seqNo"] for call in stage.memory.stored[SECONDARY]] == [1, 2]
+    stage.secondary.hears()
+    killed(stage)
+    assert numbers(stage.delivers()) == [1, 2]
 
 
 # Whose a session is.
@@ -351,6 +383,20 @@ def test_events_without_an_owner_are_the_primarys_after_a_week_without_the_proxy
     assert actions(stage.primary.hears()) == ["TransactionEvent"]
 
 
+def test_events_that_become_the_primarys_without_the_charger_are_delivered_without_it(play: Play) -> None:
+    """If the proxy can log in by itself; nobody else would dial."""
+    stage = play("primary_user = u", version="ocpp2.0.1")
+    event(stage, 0, "Started")
+    save(stage)
+    stage.time += p.SESSION_SECONDS + p.DAY
+    stage.killed()
+    stage.relay.deliver()
+    assert not stage.relay.is_idle
+    stage.passes(10)
+    assert left(stage, PRIMARY) == ["TransactionEvent"]
+    assert "CP1: primary: dial" in stage.relay.tasks.started  # type: ignore[attr-defined]
+
+
 # Claims and requests.
 
 
@@ -447,6 +493,51 @@ def test_a_translated_request_id_is_translated_back_over_a_kill(play: Play) -> N
         assert link.hears_call()[2]["requestId"] == 1
 
 
+@pytest.mark.parametrize("is_translated", [True, False])
+def test_a_request_id_is_on_disk_before_the_charger_hears_of_it(play: Play, is_translated: bool) -> None:
+    """A kill right then: the report still reaches the one that asked, under its own id."""
+    stage = play(version="ocpp2.0.1")
+    if is_translated:
+        asks(stage, PRIMARY, "GetLog")
+    save(stage)
+    stage.secondary.calls("g", "GetLog", requestId=1, log={}, logType="SecurityLog")
+    assert stage.charger.texts == []
+    request_id = stage.charger.hears_call()[2]["requestId"]
+    assert (request_id != 1) is is_translated
+    stage.killed()
+    come_back(stage)
+    stage.charger.calls("l", "LogStatusNotification", requestId=request_id, status="Idle")
+    assert stage.secondary.hears_call()[1:] == ("LogStatusNotification", {"requestId": 1, "status": "Idle"})
+    assert stage.primary.hears() == []
+
+
+@pytest.mark.parametrize("action", ASKED)
+@pytest.mark.parametrize("ini", [OTHER_SECONDARY, NO_SECONDARY], ids=["another", "none"])
+def test_what_a_server_asked_for_ends_with_it(play: Play, action: str, ini: str) -> None:
+    """It falls to the primary; another company in the place of the secondary gets nothing of it."""
+    stage = play(version=version_of(action))
+    asks(stage, SECONDARY, action)
+    killed(stage, ini)
+    assert followers(stage, action) == [PRIMARY]
+    assert left(stage) == []
+    memory = stage.memory
+    assert (memory.claims, memory.requests, memory.askers) == ([], {}, {})
+
+
+@pytest.mark.parametrize("action", ASKED)
+@pytest.mark.parametrize(("peer", "place"), [(PRIMARY, SECONDARY), (SECONDARY, PRIMARY)])
+def test_what_a_server_asked_for_follows_it_when_the_two_are_swapped(
+    play: Play, action: str, peer: p.Peer, place: p.Peer
+) -> None:
+    """And comes back with it."""
+    stage = play(version=version_of(action))
+    asks(stage, peer, action)
+    killed(stage, SWAPPED)
+    killed(stage, NORMAL)
+    killed(stage, SWAPPED)
+    assert followers(stage, action) == [place]
+
+
 # The station.
 
 
@@ -507,6 +598,65 @@ def test_a_server_that_wants_the_chargers_login_waits_for_the_charger_after_a_ki
     assert stage.relay.is_idle
     come_back(stage)
     assert named(stage.delivers()) == [("StartTransaction", None)]
+
+
+# The version.
+
+
+def updated(play: Play) -> Stage:
+    """Let a whole session be left for the secondary, and the charger come back with OCPP 2.0.1."""
+    stage = play()
+    stage.secondary.lost()
+    stage.starts("SECO1")
+    stops(stage, told_id(stage))
+    stage.charger.lost()
+    stage.version = "ocpp2.0.1"
+    stage.charger_connects()
+    station = {"model": "M", "vendorName": "V"}
+    stage.charger.calls("b", "BootNotification", reason="PowerUp", chargingStation=station)
+    stage.primary.answers("b", status="Accepted", currentTime="2026-01-01T00:00:00Z", interval=300)
+    return stage
+
+
+def test_stored_calls_of_another_version_are_kept(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """One WARNING; they reach no connection of the new version, before a kill or after it."""
+    stage = updated(play)
+    stage.secondary_connects(accepts=False)
+    stage.passes(2.5)
+    assert named(stage.delivers()) == [("BootNotification", None)]
+    killed(stage)
+    assert stage.relay.version == "ocpp2.0.1"
+    event(stage, 0, "Started", "SECO1")
+    assert numbers(stage.delivers()) == [0]
+    assert left(stage) == ["StartTransaction", "StopTransaction"]
+    words = "2 stored Calls of its former version wait for the next start"
+    assert warnings(caplog, "former version") == [f"CP1: secondary: {words}"]
+
+
+def test_stored_calls_of_another_version_are_delivered_by_the_next_start(play: Play) -> None:
+    """Over a connection in their own version."""
+    stage = updated(play)
+    save(stage)
+    stage.killed()
+    delivers_alone(stage)
+    assert stage.relay.version == "ocpp1.6"
+    stage.secondary_connects(accepts=False)
+    session = [("StartTransaction", None), ("StopTransaction", 72)]
+    assert named(stage.delivers()) == [("BootNotification", None), *session]
+    assert left(stage) == []
+
+
+def test_a_delivery_in_a_former_version_says_nothing_of_the_new_one(play: Play) -> None:
+    """The charger's boot and its statuses are of OCPP 2.0.1: a boot is made up, and no status is told."""
+    stage = updated(play)
+    stage.charger.calls("s", "StatusNotification", evseId=1, connectorId=1, connectorStatus="Occupied")
+    stage.primary.answers("s")
+    save(stage)
+    stage.killed()
+    delivers_alone(stage)
+    stage.secondary_connects(accepts=False)
+    assert stage.answer_boot().keys() == {"chargePointVendor", "chargePointModel"}
+    assert named(stage.delivers()) == [("StartTransaction", None), ("StopTransaction", 71)]
 
 
 # The server's address.
@@ -680,6 +830,21 @@ def test_what_comes_for_a_refused_session_while_its_server_is_not_named_is_refus
     killed(stage, NORMAL)
     assert stage.delivers() == []
     assert [action for action, _ in refused(stage)] == ["StartTransaction", "StopTransaction"]
+
+
+def test_what_was_refused_with_its_start_has_all_its_tries_after_a_kill(play: Play) -> None:
+    """One CallError more must not let the stop overtake the reading before it."""
+    stage = play()
+    stage.starts("SECO1")
+    transaction_id = told_id(stage)
+    refuse_start(stage)
+    reads(stage, transaction_id)
+    stops(stage, transaction_id)
+    killed(stage)
+    stage.secondary.answers(stage.secondary.hears_call()[0], transactionId=70)
+    stage.secondary.errs(stage.secondary.hears_call()[0])
+    assert stage.secondary.hears() == []
+    assert left(stage) == ["MeterValues", "StopTransaction"]
 
 
 def test_a_message_that_met_call_errors_is_tried_again_with_its_servers_id(play: Play) -> None:

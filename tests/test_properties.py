@@ -295,6 +295,9 @@ class OnePeerEach(RuleBasedStateMachine):
                 self.charger_comes_again()
             self.listen()
             assert len(self.at_charger) <= 1 or self.stage.relay.router.spent, "two Calls outstanding"
+            for outbox in self.stage.relay.outboxes.values():
+                brief = [call for call in outbox.queue if call.kind is not p.Kind.STORED]
+                assert outbox.queue.others == len(brief), "the queue has miscounted"
             for session in self.stage.memory.sessions.values():
                 if session.transaction_id is not None and session.owner is not None:
                     owner = self.owners.setdefault((session.begun, session.transaction_id), session.owner)

@@ -23,7 +23,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.kills import SECONDARY, Play, save
+from tests.kills import FORWARD, SECONDARY, Play, killed, named, save, told_id, waits, warnings
 from tests.peers import FakeCharger, FakeServer, charger, eventually, server
 from tests.plays import INI, Stage, StageJournal, config_of
 from tests.test_command_line import LOCAL, command, line_with, port_of, run
@@ -208,7 +208,7 @@ def filled(path: Path, sql: str = "") -> None:
         "UPDATE chargers SET statuses = ''",
         "UPDATE chargers SET claims = '[1]'",
         "UPDATE chargers SET requests = '[[1]]'",
-        "UPDATE chargers SET askers = '[]'",
+        "UPDATE chargers SET askers = '[7]'",
         "UPDATE calls SET since = 'yesterday'",
         "UPDATE sessions SET touched = 'yesterday'",
         "ALTER TABLE sessions DROP COLUMN kept",
@@ -490,6 +490,110 @@ def test_a_clock_that_was_set_back_between_two_runs_ends_nothing(play: Play) -> 
     assert len(rows(stage)) == 2
     stage.killed()
     assert len(stage.memory.sessions) == 2
+
+
+@pytest.mark.parametrize("silent", [0.0, 7 * 3600.0], ids=["at once", "hours later"])
+@pytest.mark.parametrize("days", [30, -30])
+def test_a_clock_that_is_set_in_mid_session_does_not_end_it(play: Play, days: int, silent: float) -> None:
+    """A machine without a battery for its clock gets the time from the network; a kill comes later."""
+    stage = play()
+    transaction_id = stage.secondary_session(server_id=70)
+    save(stage)
+    stage.time += silent
+    waits(stage, 1)
+    stage.utc += days * p.DAY
+    stage.time += silent
+    waits(stage, 60)
+    killed(stage)
+    stage.passes(1)
+    stops(stage, transaction_id)
+    assert stage.charger.hears() == [[3, "e", {}]]
+    assert named(stage.delivers()) == [("StopTransaction", 70)]
+
+
+def test_a_clock_that_is_set_lets_no_other_server_have_a_relayed_session(play: Play) -> None:
+    """Its owner is found as before."""
+    stage = play(FORWARD)
+    waits(stage, 1)
+    stage.starts("SECO1", "1")
+    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    assert told_id(stage) == 7
+    save(stage)
+    stage.utc += 30 * p.DAY
+    waits(stage, 60)
+    killed(stage)
+    stage.passes(1)
+    stops(stage, 7)
+    assert stage.primary.hears() == []
+    assert named(stage.delivers()) == [("StopTransaction", 7)]
+
+
+def test_a_clock_that_is_set_by_years_removes_no_session_that_is_young(play: Play) -> None:
+    """The file is purged by the same clock."""
+    stage = play()
+    stops(stage, stage.secondary_session(server_id=70))
+    stage.delivers()
+    save(stage)
+    stage.utc += 500 * p.DAY
+    for _ in range(3):
+        stage.time += p.PURGE_SECONDS
+        assert len(rows(stage)) == 1
+
+
+def test_an_ended_session_stays_ended_when_the_clock_is_set_back(play: Play) -> None:
+    """A repeated stop is still one."""
+    stage = play()
+    transaction_id = stage.secondary_session(server_id=70)
+    stops(stage, transaction_id)
+    stage.delivers()
+    save(stage)
+    stage.utc -= 30 * p.DAY
+    killed(stage)
+    stops(stage, transaction_id)
+    assert stage.charger.hears() == [[3, "e", {}]]
+    assert stage.delivers() == []
+
+
+# The bound of what was refused.
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+def test_the_bound_of_what_was_refused_holds_for_the_file(
+    play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_error: bool
+) -> None:
+    """Whatever the refusal; one WARNING for each that goes."""
+    monkeypatch.setattr(p, "MAX_REFUSED", 5)
+    monkeypatch.setattr(p, "RETRY_SECONDS", ())
+    stage = play()
+    for number in range(8):
+        stage.starts("SECO1", f"s{number}", meter=number)
+        stage.charger.hears()
+        message_id = stage.secondary.hears_call()[0]
+        if is_error:
+            stage.secondary.errs(message_id)
+        else:
+            stage.secondary.answers(message_id, transactionId=0, idTagInfo={"status": "Blocked"})
+        kept = [json.loads(row["text"])[3]["meterStart"] for row in rows(stage, "calls")]
+        assert kept == list(range(max(0, number - 4), number + 1))
+    assert len(stage.memory.refused) == 5
+    assert len(warnings(caplog, "CP1: of more than 5 refused Calls the oldest goes")) == 3
+
+
+def test_the_rest_of_a_session_is_tried_again_although_its_start_had_to_go(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the session has met were CallErrors, and it knows that by itself."""
+    monkeypatch.setattr(p, "MAX_REFUSED", 3)
+    monkeypatch.setattr(p, "RETRY_SECONDS", ())
+    stage = play()
+    for number in range(4):
+        stage.starts("SECO1", f"s{number}", connector=number + 1)
+        stage.secondary.errs(stage.secondary.hears_call()[0])
+    transaction_id = stage.charger.hears()[0][2]["transactionId"]
+    stops(stage, transaction_id)
+    killed(stage)
+    delivered = [action for action, _ in stage.delivers()]
+    assert delivered == ["StartTransaction", "StartTransaction", "StopTransaction"]
 
 
 # What peers may send.
