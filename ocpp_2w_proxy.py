@@ -3853,7 +3853,8 @@ class Outbox:
         self.heartbeat_interval = 0.0  # Seconds, as the server asked for.
         self.awaited_until = 0.0  # Monotonic seconds; until then a server that is away is waited for.
         self.is_silent = False  # It left a Call unanswered and has answered nothing since.
-        self.farewell: tuple[Link, Call] | None = None  # The Call in flight on a link that is being closed.
+        # A link that is being closed, and what it still has to answer, by message id.
+        self.farewell: tuple[Link, dict[str, Call]] | None = None
         self.has_older_ids = False  # Its link carried message ids of an earlier connection of the charger.
 
     # What goes in.
@@ -3943,6 +3944,9 @@ class Outbox:
                 if call.session is None or call.session not in held:
                     return call
                 others -= 1
+            elif self._is_leaving(call):
+                is_first = False
+                held.add(call.session)
             elif call.sent is None or not self._is_the_chargers():
                 if is_first and self._may_deliver(call, now):
                     return self._delivery(call)
@@ -3954,6 +3958,10 @@ class Outbox:
             if not (others or is_first):
                 break  # Stored ones that have to wait for this one, however many.
         return None
+
+    def _is_leaving(self, call: Call) -> bool:
+        """Whether a Call may still be answered on a link that is being closed."""
+        return self.farewell is not None and call.sent is not None and call.message_id in self.farewell[1]
 
     def _unrecorded(self) -> set[Session | None]:
         """Return the sessions whose next Call must not go before the answer to the last one is on disk."""
@@ -4043,12 +4051,13 @@ class Outbox:
                 message = parse(text)
             except MessageError:
                 return  # Nobody waits for it.
-            call = self.farewell[1]
-            if message.message_id == call.message_id and call.kind is not Kind.STORED:
+            call = self.farewell[1].pop(message.message_id, None)
+            if call and call.kind is not Kind.STORED:
                 self._learn(call, message, self.owner.now())
-            elif message.message_id == call.message_id and call.is_pending:
+            elif call and call.is_pending:
                 self.in_flight = None if self.in_flight is call else self.in_flight
                 self._delivered(call, message, self.owner.now())
+                self.pump()
 
     def _answered(self, message: Message) -> None:
         now, call = self.owner.now(), self._waiting_for(message.message_id)
@@ -4258,6 +4267,11 @@ class Outbox:
         self.owner.wake(self.dial_at)
 
     def link_closed(self, link: Link) -> None:
+        if self.farewell and link is self.farewell[0]:
+            for call in self.farewell[1].values():
+                call.sent = None  # It will not be answered there any more.
+            self.farewell = None
+            self.pump()
         if link is not self.link:
             return
         now = self.owner.now().seconds
@@ -4280,7 +4294,6 @@ class Outbox:
     def disconnect(self) -> None:
         """Let go of the link and of all that ends with it."""
         call, self.in_flight = self.in_flight, None
-        self.unanswered.clear()
         link, self.link = self.link, None
         if self.dialing:
             self.dialing.cancel()  # Whoever comes next is not to be replaced by it.
@@ -4291,11 +4304,14 @@ class Outbox:
             self._requeue(call)
         elif call and call.kind is not Kind.STORED:
             call.is_pending = False  # It may have been carried out; its sender repeats it.
-        self.farewell = (link, call) if link and call else None
-        for waiting in list(self.queue):
-            waiting.sent = None
-            if waiting.kind is Kind.COPY:
-                self.queue.remove(waiting)
+        unanswered = {**self.unanswered, **({call.message_id: call} if call else {})}
+        self.unanswered = {}
+        self.farewell = (link, unanswered) if link and unanswered else None
+        for waiting in self.queue:
+            if not (link and link.is_open and waiting.message_id in unanswered):
+                waiting.sent = None
+        for copy in self.queue.of_kind(Kind.COPY):
+            self.queue.remove(copy)
         self.owner.router.server_gone(self.peer)
         if link:
             link.close(1001)
