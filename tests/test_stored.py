@@ -7,7 +7,7 @@ import random
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.plays import Stage, actions
+from tests.plays import Stage, StageLink, actions
 
 SECONDARY = p.Peer.SECONDARY
 
@@ -888,34 +888,32 @@ def test_a_request_id_in_use_is_not_given_again(monkeypatch: pytest.MonkeyPatch)
     assert stage.charger.hears_call()[2]["requestId"] == 5
 
 
-def test_what_one_connection_may_still_answer_does_not_go_out_on_the_next() -> None:
-    """A charger that connects again has a new connection to its primary; the old one has the last word."""
+def reconnected_in_mid_delivery() -> tuple[Stage, StageLink, str]:
+    """Let the charger connect again while its primary owes an answer; return its connection and the id."""
     stage = Stage(version="ocpp2.0.1")
     info = {"transactionInfo": {"transactionId": "T"}}
-    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
     token = {"idToken": "PRIM1", "type": "ISO14443"}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
     stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, idToken=token, **info)
     message_id, _, payload = stage.primary.hears_call()
     assert payload["seqNo"] == 0
     old = stage.primary
     stage.charger_connects()
     stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, idToken=token, **info)
+    return stage, old, message_id
+
+
+def test_what_one_connection_may_still_answer_does_not_go_out_on_the_next() -> None:
+    """A charger that connects again has a new connection to its primary; the old one has the last word."""
+    stage, old, message_id = reconnected_in_mid_delivery()
     assert stage.primary.hears() == []
     old.answers(message_id)
-    assert [payload["seqNo"] for _, _, _, payload in stage.primary.hears()] == [1]
+    assert stage.primary.hears_call()[2]["seqNo"] == 1
 
 
 def test_what_a_closed_connection_left_unanswered_goes_out_on_the_next() -> None:
     """Under the same message id, and before what follows it."""
-    stage = Stage(version="ocpp2.0.1")
-    info = {"transactionInfo": {"transactionId": "T"}}
-    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
-    token = {"idToken": "PRIM1", "type": "ISO14443"}
-    stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, idToken=token, **info)
-    message_id, _, _ = stage.primary.hears_call()
-    old = stage.primary
-    stage.charger_connects()
-    stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, idToken=token, **info)
+    stage, old, message_id = reconnected_in_mid_delivery()
     old.lost()
     assert stage.primary.hears_call()[0] == message_id
     stage.primary.answers(message_id)
