@@ -1508,6 +1508,14 @@ def follow_addresses(memory: Memory, config: ChargerConfig) -> None:
     memory.requests, memory.askers = followed(memory.requests), followed(memory.askers)
 
 
+def by_address(memory: Memory) -> dict[str, list[Call]]:
+    """Return what servers are still to get, by their addresses."""
+    found: dict[str, list[Call]] = {}
+    for call in itertools.chain(*memory.stored.values()):
+        found.setdefault(call.server, []).append(call)
+    return found
+
+
 # Decisions. Each carries its reason.
 
 
@@ -1988,7 +1996,8 @@ class Router:
         self._leave_connector(session)
         self._save(session)
         owner = session.owner.value if session.owner else "nobody"
-        there = f" (there: {session.server_id})" if session.server_id != session.transaction_id else ""
+        is_translated = session.server_id not in (None, session.transaction_id)
+        there = f" (there: {session.server_id})" if is_translated else ""
         where = f"on connector {session.connector}"
         return Told(f"session {session.transaction_id} of {owner}{there} ends {where}", session.badge)
 
@@ -2991,7 +3000,8 @@ class Journal:
         except (sqlite3.Error, MessageError, *MISSHAPEN) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StateError(f"state file {path}: another process uses it") from None
+                advice = "stop that one, or name another file with `state`"
+                raise StateError(f"state file {path}: another process uses it; {advice}") from None
             if code not in UNREADABLE:
                 raise StateError(f"state file {path}: {error}") from None
             words = str(error)
@@ -3246,7 +3256,7 @@ class Journal:
         """Keep the promises of a save that is on disk."""
         self.saving, self.saved = None, save.number
         if self.failure and self.has_complained:
-            log.warning("state file: it can be written again; what waited for it goes on")
+            log.info("state file %s can be written again; what waited for it goes on", self._path())
         self.failure, self.has_complained = "", False
         for call, kept in save.calls.items():
             call.is_on_disk = not kept.is_gone
@@ -3282,10 +3292,13 @@ class Journal:
         if now >= self.complain_at:
             self.complain_at, self.has_complained = now + COMPLAINT_SECONDS, True
             log.warning(
-                "state file cannot be written: %s; relayed traffic goes on, what the proxy itself would have"
-                " to keep stays unanswered, for the charger to keep",
-                why,
+                "state file %s cannot be written: %s; relayed traffic goes on, what the proxy itself would"
+                " have to keep stays unanswered, for the charger to keep",
+                *(self._path(), why),
             )
+
+    def _path(self) -> str:
+        return str(self.file.path) if self.file else "none"
 
     def _broken(self, promises: list[Promise]) -> list[Promise]:
         """Do what goes on without the disk; return the rest."""
@@ -3304,7 +3317,8 @@ class Journal:
         try:
             await asyncio.wait_for(is_saved.wait(), LAST_SAVE_SECONDS)
         except TimeoutError:
-            log.error("state file: the last changes may be lost: %s", self.failure or "the disk is too slow")
+            why = self.failure or "the disk is too slow"
+            log.error("state file %s: the last changes may be lost: %s", self._path(), why)
         if self.writer is None:
             self.file.close()
             return
@@ -3778,7 +3792,7 @@ class OutboxOwner(Protocol):
     def store(self, peer: Peer, call: Call) -> bool:
         """Keep a Call until its server has answered it; return False if it is kept already."""
 
-    def refuse(self, peer: Peer, call: Call, words: str, is_error: bool) -> None:
+    def refuse(self, peer: Peer, call: Call, words: str, is_error: bool, is_sent: bool) -> None:
         """Keep a Call as refused by its server."""
 
     def server_said(self, peer: Peer, message: Message) -> None:
@@ -3918,6 +3932,16 @@ class Outbox:
     def is_wanted(self) -> bool:
         """Whether a connection to this server is needed."""
         return self.owner.has_charger or (self.has_work() and not self.server.needs_charger_login)
+
+    def deliver(self) -> None:
+        """Begin to deliver what an earlier run has left."""
+        left = len(self.queue) - self.queue.others
+        if left and self.is_wanted():
+            log.info("%s: %d stored Calls are left from before; delivered now", self.name, left)
+            self.dial()
+        elif left:
+            where = "delivered when the charger connects: only it has the login"
+            log.info("%s: %d stored Calls are left from before; %s", self.name, left, where)
 
     # What goes out.
 
@@ -4109,7 +4133,7 @@ class Outbox:
         self.forget(call)
         if words:
             self.owner.router.refuse(call, words, is_error)
-            self.owner.refuse(self.peer, call, words, is_error)
+            self.owner.refuse(self.peer, call, words, is_error, is_sent=True)
         else:
             self._finish(call)
         session = call.session
@@ -4118,7 +4142,7 @@ class Outbox:
                 other for other in self.queue if other.session is session and other.kind is Kind.STORED
             ]:
                 self.queue.remove(rest)
-                self.owner.refuse(self.peer, rest, session.refused, is_error)
+                self.owner.refuse(self.peer, rest, session.refused, is_error, is_sent=False)
         self.answered.add(session)
         self.owner.journal.wake(self.pump)  # Soon: a kill before that sends it again.
 
@@ -4128,6 +4152,8 @@ class Outbox:
         level = logging.DEBUG if call.is_reading else logging.INFO
         event = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
         log.log(level, "%s: %s is delivered", self.name, f"{call.action} {event}".strip())
+        if not (self.queue.has_stored or self.owner.has_charger):
+            log.info("%s: all that was left is delivered", self.name)
 
     def _boot_answered(self, message: Message, now: Instant) -> None:
         status = message.payload.get("status") if message.type is MessageType.CALLRESULT else message.action
@@ -4511,19 +4537,25 @@ class Relay:
                 *(self.charger_id, MAX_STORED, self.memory.dropped),
             )
 
-    def refuse(self, peer: Peer, call: Call, words: str, is_error: bool) -> None:
-        """Keep a Call as refused by its server."""
+    def refuse(self, peer: Peer, call: Call, words: str, is_error: bool, is_sent: bool) -> None:
+        """Keep a Call as refused by its server, or with its session, whose start was refused."""
         call.is_pending = False
         self.journal.refuse(self.memory, Refusal(peer, call, words, is_error))
+        what = f"is refused ({words})" if is_sent else f"is not sent (its session is refused: {words})"
+        then = "; tried once more at the next start" if is_error else ""
         name = f"{self.charger_id}: {peer.value}"
-        log.warning("%s: %s is refused (%s) and kept: %s", name, call.action, words, call.text)
+        log.warning("%s: %s %s and kept%s: %s", name, call.action, what, then, call.text)
 
     def deliver(self) -> None:
-        """Begin to deliver what is left, without the charger."""
+        """Deliver what an earlier run has left, without waiting for the charger; tell what has to wait."""
         self.tick()
         for outbox in self.outboxes.values():
-            if outbox.is_wanted():
-                outbox.dial()
+            outbox.deliver()
+        named = {outbox.server.url for outbox in self.outboxes.values()}
+        for address, calls in by_address(self.memory).items():
+            if address not in named:
+                what = f"{len(calls)} stored Calls are kept for {address}, which the ini does not name"
+                log.warning("%s: %s", self.charger_id, what)
 
     def server_said(self, peer: Peer, message: Message) -> None:
         """Take a Call (or something as rare) of a server. Raises MessageError."""
@@ -4658,7 +4690,7 @@ class Relay:
             return
         session = call.session
         if call.kind is Kind.STORED and session and session.is_undeliverable:
-            self.refuse(decision.peer, call, session.refused, session.has_error)
+            self.refuse(decision.peer, call, session.refused, session.has_error, is_sent=False)
         elif outbox and outbox.serves(call):
             outbox.put(call)
         elif call.kind is Kind.STORED:
@@ -4831,9 +4863,6 @@ class Proxy:
     def _deliver(self, memory: Memory) -> None:
         """Deliver what an earlier run has left, without waiting for the charger."""
         charger_id = memory.charger_id
-        kept = sum(len(session.kept) for session in memory.sessions.values())
-        waiting = kept + sum(map(len, memory.stored.values()))
-        log.info("%s: %d stored Calls are left from before", charger_id, waiting)
         oldest = next((call for calls in memory.stored.values() for call in calls), None)
         version = (oldest and oldest.version) or memory.version or "ocpp1.6"
         relay = self._relay(charger_id, self.config.charger(charger_id), version)
@@ -4864,14 +4893,13 @@ class Proxy:
         await self.journal.close()
 
     def _say_what_is_left(self) -> None:
-        outcome = "wait for the next start" if self.journal.file else "are lost"
+        outcome = "stay in the state file" if self.journal.file else "are lost"
+        level = logging.INFO if self.journal.file else logging.WARNING
         for charger_id, memory in self.journal.memories.items():
-            for peer, calls in memory.stored.items():
-                if calls:
-                    names = ", ".join(call.action for call in calls[:10])
-                    level = logging.INFO if self.journal.file else logging.WARNING
-                    what = f"{len(calls)} stored Calls {outcome}: {names}"
-                    log.log(level, "%s: %s: %s", charger_id, peer.value, what)
+            for address, calls in by_address(memory).items():
+                names = ", ".join(call.action for call in calls[:10])
+                what = f"{len(calls)} stored Calls for {address} {outcome}: {names}"
+                log.log(level, "%s: %s", charger_id, what)
 
     # Admission: a charger is let in if its primary lets it in.
 

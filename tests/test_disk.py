@@ -73,7 +73,8 @@ def test_relayed_traffic_goes_on_without_the_disk(play: Play) -> None:
 def test_one_warning_a_minute_tells_of_a_disk_that_fails(
     play: Play, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And one that it is back."""
+    """And one line tells that it is back."""
+    caplog.set_level(logging.INFO, "proxy")
     stage = play()
     with full_disk(stage):
         stage.starts("SECO1")
@@ -81,9 +82,10 @@ def test_one_warning_a_minute_tells_of_a_disk_that_fails(
     waits(stage, 1.5)
     told = [record.getMessage() for record in caplog.records if record.name == "proxy"]
     told = [line for line in told if line.startswith("state file")]
-    assert [line.partition(":")[0] for line in told] == ["state file cannot be written"] * 3 + ["state file"]
-    assert "database or disk is full" in told[0]
-    assert told[-1] == "state file: it can be written again; what waited for it goes on"
+    file = f"state file {stage.state}"
+    failed = f"{file} cannot be written: database or disk is full; relayed traffic goes on"
+    assert [line.partition(", what")[0] for line in told[:-1]] == [failed] * 3
+    assert told[-1] == f"{file} can be written again; what waited for it goes on"
 
 
 def test_a_disk_that_comes_and_goes_does_not_fill_the_log(
@@ -354,7 +356,7 @@ async def test_a_disk_that_is_back_lets_the_charger_have_its_answer(
     async with server() as primary, proxy_and_charger(tmp_path / "state.db", primary) as (_, fake):
         monkeypatch.setattr(p.StateFile, "write", failing)
         assert await fake.starts("SECO1") >= p.FIRST_PROXY_ID
-    assert "state file cannot be written: disk I/O error" in caplog.text
+    assert "state.db cannot be written: disk I/O error" in caplog.text
 
 
 async def test_a_disk_that_hangs_holds_up_no_relayed_traffic(
@@ -387,7 +389,7 @@ async def test_stopping_with_a_disk_that_hangs_ends_all_the_same(
     monkeypatch.setattr(journal, "_hand_over", lambda *_: None)
     journal.note(journal.memory("CP1"))
     await journal.close()
-    assert "state file: the last changes may be lost: the disk is too slow" in caplog.text
+    assert "state.db: the last changes may be lost: the disk is too slow" in caplog.text
 
 
 async def test_stopping_with_a_disk_that_fails_ends_all_the_same(
@@ -404,7 +406,7 @@ async def test_stopping_with_a_disk_that_fails_ends_all_the_same(
         await fake.connection.send('[2,"1","StartTransaction",{"connectorId":1,"idTag":"SECO1"}]')
         await fake.calls("2", "Heartbeat")
         assert [message[1] for message in fake.heard.messages] == ["2"]
-    assert "state file: the last changes may be lost: disk I/O error" in caplog.text
+    assert "state.db: the last changes may be lost: disk I/O error" in caplog.text
 
 
 # The order towards the charger.

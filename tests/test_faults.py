@@ -286,8 +286,8 @@ async def test_stopping_tells_what_is_lost(caplog: pytest.LogCaptureFixture) -> 
         await secondary.stop()
         await cp.starts("SECO1")
         await proxy.stop()
-    told = {record.getMessage() for record in caplog.records if "lost:" in record.getMessage()}
-    assert told == {"CP1: secondary: 1 stored Calls are lost: StartTransaction"}
+    told = {record.getMessage() for record in caplog.records if "lost" in record.getMessage()}
+    assert told == {f"CP1: 1 stored Calls for {secondary.url} are lost: StartTransaction"}
 
 
 async def test_a_secondary_that_is_no_tls_server_is_told_of(caplog: pytest.LogCaptureFixture) -> None:

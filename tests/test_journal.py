@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -872,3 +873,69 @@ def test_what_was_refused_by_a_status_stays_refused(play: Play) -> None:
             ("StartTransaction", "status Blocked"),
             ("StopTransaction", "status Blocked"),
         ]
+
+
+# What the person who runs it reads.
+
+
+@pytest.mark.parametrize(
+    ("more", "ini", "words"),
+    [
+        ("", "", "CP1: secondary: 1 stored Calls are left from before; delivered now"),
+        (
+            "secondary_auth = forward",
+            "",
+            "CP1: secondary: 1 stored Calls are left from before;"
+            " delivered when the charger connects: only it has the login",
+        ),
+        (
+            "",
+            OTHER_SECONDARY,
+            "CP1: 1 stored Calls are kept for ws://secondary.example, which the ini does not name",
+        ),
+    ],
+)
+def test_a_start_tells_what_becomes_of_what_is_left(
+    play: Play, caplog: pytest.LogCaptureFixture, more: str, ini: str, words: str
+) -> None:
+    """Delivered now, when the charger comes, or kept for an address that the ini does not name."""
+    caplog.set_level(logging.INFO, "proxy")
+    stage = play(more)
+    stage.secondary.lost()
+    stage.starts("SECO1")
+    save(stage)
+    stage.killed(ini)
+    stage.relay.deliver()
+    assert [words] == [line for record in caplog.records if "stored Calls" in (line := record.getMessage())]
+
+
+def test_the_last_delivery_without_the_charger_is_told(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """So that a backlog has an end in the log, too."""
+    caplog.set_level(logging.INFO, "proxy")
+    stage = play()
+    stage.secondary.lost()
+    stage.starts("SECO1")
+    save(stage)
+    stage.killed()
+    stage.secondary_connects(accepts=False)
+    stage.delivers()
+    assert [record.getMessage() for record in caplog.records][-1] == (
+        "CP1: secondary: all that was left is delivered"
+    )
+
+
+def test_what_is_not_sent_because_its_session_is_refused_is_told_as_that(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its server has never seen it; and it is tried once more."""
+    stage = play()
+    stage.starts("SECO1")
+    transaction_id = told_id(stage)
+    refuse_start(stage)
+    stops(stage, transaction_id)
+    told = [record.getMessage().partition(": [2")[0] for record in caplog.records]
+    error, again = "CallError InternalError", "and kept; tried once more at the next start"
+    assert told == [
+        f"CP1: secondary: StartTransaction is refused ({error}) {again}",
+        f"CP1: secondary: StopTransaction is not sent (its session is refused: {error}) {again}",
+    ]

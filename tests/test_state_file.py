@@ -67,7 +67,8 @@ async def test_a_second_process_on_the_same_file_ends_with_exit_code_2(tmp_path:
     async with command(LOCAL, tmp_path) as first:
         port = await port_of(first)
         done = await asyncio.to_thread(run, cwd=tmp_path)
-        words = "state file ocpp-2w-proxy.db: another process uses it\n"
+        advice = "stop that one, or name another file with `state`"
+        words = f"state file ocpp-2w-proxy.db: another process uses it; {advice}\n"
         assert (done.returncode, done.stderr) == (2, words)
         uri = f"ws://127.0.0.1:{port}/CP1"
         async with connect(uri, subprotocols=[Subprotocol("ocpp1.6")]) as connection:
