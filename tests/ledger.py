@@ -59,7 +59,7 @@ FINISH_SECONDS = 30.0  # For the chargers to say the rest, once nothing breaks a
 STOP_SECONDS = 8.0  # For the proxy to end after SIGTERM.
 SETTLE_SECONDS = 60.0  # For what has not arrived by then.
 QUIET_SECONDS = 3.0  # Nothing moved for so long: what has not arrived is not on its way.
-NOTING_SECONDS = 1.0  # Between an answer and the death that kept the proxy from noting it.
+NOTING_SECONDS = p.SAVE_SECONDS  # From an answer to its record at most, on a disk that others use, too.
 
 Key = tuple[str, str]  # Charger id and timestamp: what a transaction message is recognised by.
 PLAIN: dict[str, Any] = {"compression": None, "ping_interval": None}  # For both ends of a websocket.
