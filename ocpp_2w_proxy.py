@@ -2963,7 +2963,7 @@ class Journal:
     """Keeps the Memory of every charger, and saves what has changed in it."""
 
     def __init__(self, clock: Callable[[], Instant], file: StateFile | None = None) -> None:
-        """Take what the file knows. Raises sqlite3.Error, MessageError or ValueError if it is unreadable."""
+        """Take what the file knows. Raises sqlite3.Error, MessageError or one of MISSHAPEN."""
         self.clock = clock
         self.file = file  # None: in memory only.
         self.memories: dict[str, Memory] = {}  # By charger id.
@@ -3120,14 +3120,15 @@ class Journal:
         Where the disk fails, `otherwise` is called in its place; without it, `then` waits until it is back.
         Return False, and call neither, if too many wait already.
         """
-        if self.is_saved(memory):
+        is_saved = self.is_saved(memory)
+        is_being_saved = memory not in self.changed
+        promises = self.saving.promises if self.saving and is_being_saved else self.promises
+        if is_saved:
             then()
         elif self.failure and otherwise:
             otherwise()
-        elif self.saving and memory not in self.changed:
-            self.saving.promises.append(Promise(then, otherwise))
-        elif otherwise or len(self.promises) < MAX_PROMISES:
-            self.promises.append(Promise(then, otherwise))
+        elif otherwise or len(promises) < MAX_PROMISES:
+            promises.append(Promise(then, otherwise))
             self._save_soon()
         else:
             return False
@@ -3975,9 +3976,8 @@ class Outbox:
                 if is_first and self._may_deliver(call, now):
                     return self._delivery(call)
                 is_first = False
-                if not (
-                    call.is_kept and call.sent is not None
-                ):  # A kept event that failed holds up no verdict.
+                has_failed = call.is_kept and call.sent is not None
+                if not has_failed:  # A kept event that failed holds up no verdict.
                     held.add(call.session)
             if not (others or is_first):
                 break  # Stored ones that have to wait for this one, however many.
@@ -4075,7 +4075,7 @@ class Outbox:
                 message = parse(text)
             except MessageError:
                 return  # Nobody waits for it.
-            call = self.farewell[1].pop(message.message_id, None)
+            call = self.farewell[1].get(message.message_id)
             if call and call.kind is not Kind.STORED:
                 self._learn(call, message, self.owner.now())
             elif call and call.is_pending:
@@ -4434,7 +4434,7 @@ class Outbox:
         if not self._is_the_chargers():
             times += [call.sent + DELIVERY_SECONDS for call in self.unanswered.values() if call.sent]
         first = next((call for call in self.queue if call.kind is Kind.STORED), None)
-        if first and first.tries and self.link and not self._is_the_chargers():
+        if first and first.tries and self.link and (first.sent is None or not self._is_the_chargers()):
             times.append(first.not_before)
         times += [call.queued + timeout for call in self.queue.of_kind(Kind.NOTED)]
         for call in self.queue.of_kind(Kind.RELAYED) if self.stands_in else ():

@@ -918,3 +918,14 @@ def test_what_a_closed_connection_left_unanswered_goes_out_on_the_next() -> None
     assert stage.primary.hears_call()[0] == message_id
     stage.primary.answers(message_id)
     assert stage.primary.hears_call()[2]["seqNo"] == 1
+
+
+def test_a_call_error_on_a_closing_connection_is_tried_again_on_the_next() -> None:
+    """After its delay, under the same message id, and before what follows it."""
+    stage, old, message_id = reconnected_in_mid_delivery()
+    old.errs(message_id)
+    old.lost()
+    stage.passes(9)
+    assert stage.primary.hears() == []
+    stage.passes(2)
+    assert stage.primary.hears_call()[0] == message_id
