@@ -40,6 +40,8 @@ import argparse
 import asyncio
 import base64
 import difflib
+import hashlib
+import hmac
 import ipaddress
 import itertools
 import json
@@ -50,6 +52,7 @@ import queue
 import random
 import re
 import signal
+import socket
 import sqlite3
 import ssl
 import sys
@@ -60,7 +63,7 @@ import urllib.parse
 import uuid
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, IntEnum
@@ -70,6 +73,11 @@ from http import HTTPStatus
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
+
+try:
+    import resource
+except ImportError:  # Windows.
+    resource = None  # type: ignore[assignment]
 
 import websockets
 from websockets.client import ClientProtocol
@@ -164,6 +172,7 @@ class ChargerConfig:
     secondary_refuse: frozenset[str]  # Actions.
     primary_grace: float  # Seconds.
     versions: tuple[str, ...]  # Subprotocols.
+    password: str  # What the charger itself has to show; "" = nothing.
 
     def server(self, peer: Peer) -> ServerConfig | None:
         """Return one of the two servers."""
@@ -179,6 +188,7 @@ class HostConfig:
     cert_chain: str
     cert_key: str
     client_ca: str
+    password: str
     chargers: tuple[str, ...]
     watchdog_stale: float
     watchdog_interval: float
@@ -225,6 +235,11 @@ BLANKS = "".join(map(chr, range(33)))  # Some readers append control characters 
 def normalized(badge: str) -> str:
     """Return the badge as it is compared: without surrounding blanks and without case."""
     return badge.strip(BLANKS).casefold()
+
+
+def masked(badge: str) -> str:
+    """Return what may be logged of a badge: enough to tell one's own cards apart."""
+    return f"****{badge[-4:]}" if len(badge) >= 8 else "****"
 
 
 # Readers of one value each. They raise ValueError with what was expected.
@@ -325,6 +340,7 @@ HOST_KEYS = {
     "cert_chain": FILE,
     "cert_key": FILE,
     "client_ca": FILE,
+    "password": TEXT,
     "chargers": Key("*", read_patterns),
     "watchdog_stale": Key("500", reader_of_seconds(1, 7 * DAY)),
     "watchdog_interval": Key("10", reader_of_seconds(0.1, DAY)),
@@ -360,6 +376,7 @@ SERVER_KEYS = {
     "unknown_rfid": Key("primary", reader_of_choice("primary", "secondary", "reject")),
     "versions": Key(", ".join(VERSIONS), read_versions),
 }
+CHARGER_KEYS = {**SERVER_KEYS, "password": TEXT}
 STATUS_KEYS = {
     "addr": Key("127.0.0.1", read_text),
     "port": Key("8322", reader_of_number(0, 65535)),
@@ -440,7 +457,7 @@ class Ini:
         if not section:
             raise self.error(number, "a key before the first section; expected [logging], [host], ...")
         key = name.strip() if section == "logging" else name.strip().lower()
-        keys = SERVER_KEYS if section.startswith(CHARGER_SECTION) else SECTIONS[section]
+        keys = CHARGER_KEYS if section.startswith(CHARGER_SECTION) else SECTIONS[section]
         if key not in keys and (section != "logging" or not key):
             near = difflib.get_close_matches(key, keys, 1)
             expected = f"did you mean {near[0]}?" if near else f"expected {', '.join(keys)}"
@@ -546,7 +563,7 @@ class ConfigLoader:
         return self._charger(section)
 
     def _charger(self, section: Section) -> ChargerConfig:
-        values = self._values(section, SERVER_KEYS)
+        values = self._values(section, CHARGER_KEYS)
         if not values["server"]:
             line = section["server"].line if "server" in section else self.ini.lines.get("ext-server", 1)
             raise self.ini.error(line, f"server is missing in [ext-server]; expected an address or {LOCAL}")
@@ -562,6 +579,7 @@ class ConfigLoader:
             secondary_refuse=frozenset(values["secondary_refuse"]),
             primary_grace=values["primary_grace"],
             versions=values["versions"],
+            password=values["password"] or self.host.password,
         )
         self._check_charger(section, config)
         return config
@@ -589,7 +607,8 @@ class ConfigLoader:
             for badge in map(normalized, values[f"{peer.value}_rfid"]):
                 if owners.setdefault(badge, peer) is not peer:
                     line = self._line(section, "secondary_rfid")
-                    raise self.ini.error(line, f"{badge!a} is on primary_rfid and on secondary_rfid")
+                    what = f"badge {masked(badge)!a} is on primary_rfid and on secondary_rfid"
+                    raise self.ini.error(line, what)
         patterns = sorted((entry for entry in owners if re.search(r"[*?[]", entry)), key=len, reverse=True)
         exact = {entry: peer for entry, peer in owners.items() if entry not in patterns}
         return BadgeLists(exact, tuple((entry, owners[entry]) for entry in patterns))
@@ -603,6 +622,8 @@ class ConfigLoader:
                 why = "it can carry a badge or a transaction, which concern one server only"
                 raise self.ini.error(line, f"secondary_copies: {action!a} cannot be copied: {why}")
         doubts: dict[str, str | bool] = {
+            "server": self._is_open(config)
+            and "nobody checks who connects: set `password` or `client_ca` in [host], or listen on 127.0.0.1",
             "secondary_rfid": not config.secondary
             and any(peer is Peer.SECONDARY for peer in self._listed(config.badges))
             and "secondary_rfid without secondary_server: these badges go to the primary",
@@ -618,6 +639,12 @@ class ConfigLoader:
         for name, doubt in doubts.items():
             if doubt:
                 self.warnings.append(f"{self.ini.path}:{self._line(section, name)}: {doubt}")
+
+    def _is_open(self, config: ChargerConfig) -> bool:
+        """Whether anybody who can reach the port may be this charger, by the ini alone."""
+        is_checked = config.password or self.host.client_ca or is_loopback(self.host.addr)
+        has_login = bool(config.primary.user or config.primary.password)
+        return not is_checked and (config.primary.is_local or has_login)
 
     def _listed(self, badges: BadgeLists) -> Iterable[Peer]:
         return [*badges.exact.values(), *(peer for _, peer in badges.patterns)]
@@ -641,12 +668,18 @@ def load_config(path: Path, environment: Mapping[str, str], concern: Callable[[s
     return ConfigLoader(ini, concern).load()
 
 
+def is_ip_address(host: str) -> bool:
+    """Whether it is an address in figures, not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_loopback(host: str) -> bool:
     """Whether the address can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    return ipaddress.ip_address(host).is_loopback if is_ip_address(host) else host.lower() == "localhost"
 
 
 def is_charger_id(text: str) -> bool:
@@ -664,6 +697,12 @@ def is_charger_id(text: str) -> bool:
 MAX_MESSAGE_ID = 255  # Characters; OCPP-J allows 36, some peers use more.
 MAX_ACTION = 64  # Characters; the longest of OCPP 2.1 has 34.
 MAX_DEPTH = 64  # Brackets in brackets; OCPP 2.1 needs 12.
+# What makes a message of 1 MiB costly is not its length: within these it holds the loop for less than 20 ms.
+# The stop of a night with ten readings a minute has 9,000 objects and 45,000 commas.
+MAX_CONTAINERS = 10_000  # Objects and arrays.
+MAX_COMMAS = 50_000
+MAX_KEYS = 256  # Of one object; the largest of OCPP 2.1 has 15.
+MAX_DIGITS = 40  # Of a whole number; OCPP's have 10.
 
 TextPath = tuple[str | int, ...]  # From the message's array down, as (3, "transactionId").
 
@@ -701,19 +740,36 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"an object of more than {MAX_KEYS} keys")
+    return dict(pairs)
+
+
 # Lenient with control characters in strings: chargers append them to badges.
-DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)
+decoder = partial(json.JSONDecoder, strict=False, parse_constant=_no_constant, parse_int=_whole_number)
+DECODER = decoder()
+DECODER_OF_LARGE = decoder(object_pairs_hook=_object)  # Slower; for texts that might have that many keys.
 
 
 def parse(text: str) -> Message:
     """Return the text as a Message. Raises MessageError, and nothing else, for any other text."""
+    commas, containers = text.count(","), text.count("[") + text.count("{")
+    if commas > MAX_COMMAS or containers > MAX_CONTAINERS:
+        raise MessageError(f"more than {MAX_CONTAINERS} objects or {MAX_COMMAS} commas", text)
     try:
-        parts = DECODER.decode(text)
+        parts = (DECODER_OF_LARGE if commas > MAX_KEYS else DECODER).decode(text)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"no JSON: {error}"[:200], text) from None
-    if type(parts) is not list or len(parts) < 3:
+    if type(parts) is not list or not 3 <= len(parts) <= MAX_KEYS:
         raise MessageError("no JSON array of three or more elements", text)
-    if text.count("[") + text.count("{") > MAX_DEPTH and depth(text) > MAX_DEPTH:
+    if containers > MAX_DEPTH and is_too_deep(parts):
         raise MessageError(f"nested more than {MAX_DEPTH} levels deep", text)
     number, message_id, *rest = parts
     if type(number) is not int or not 2 <= number <= 6:
@@ -725,13 +781,13 @@ def parse(text: str) -> Message:
     return Message(kind, message_id, action, payload, text)
 
 
-def depth(text: str) -> int:
-    """Return how deep the brackets of a JSON text are nested."""
-    level = deepest = 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
-        level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
-        deepest = max(deepest, level)
-    return deepest
+def is_too_deep(value: Any) -> bool:
+    """Whether arrays and objects are nested more than MAX_DEPTH levels deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (outer.values() if type(outer) is dict else outer for outer in level)
+        level = [child for children in inside for child in children if type(child) in (list, dict)]
+    return bool(level)
 
 
 def _body(kind: MessageType, rest: list[Any], text: str) -> tuple[str, dict[str, Any]]:
@@ -819,11 +875,38 @@ def spans(text: str, path: TextPath) -> list[tuple[int, int]]:
     return found
 
 
-def repeats(text: str, path: TextPath) -> bool:
-    """Whether a key of the path stands twice, so that two readers could see two different values."""
-    if "\\u" not in text and all(text.count(f'"{key}"') < 2 for key in path):
-        return False  # The short way out for nearly all messages.
-    return any(len(spans(text, path[:end])) > 1 for end in range(1, len(path) + 1))
+class Pairs(list[tuple[str, Any]]):
+    """A JSON object as it stands in the text, with the keys that stand twice."""
+
+
+DECODER_OF_PAIRS = decoder(object_pairs_hook=Pairs)
+
+
+def repeated(text: str, paths: Iterable[TextPath]) -> TextPath | None:
+    """Return a path on which a key stands twice, so that two readers could see two different values."""
+    suspects = [path for path in paths if "\\u" in text or any(text.count(f'"{key}"') > 1 for key in path)]
+    whole = DECODER_OF_PAIRS.decode(text) if suspects else None  # Rarely needed.
+    for path in suspects:
+        found: list[Any] = [whole]
+        for step in path:
+            inside = (value for value in found if isinstance(value, list))
+            pairs = (value if type(value) is Pairs else enumerate(value) for value in inside)
+            found = [value for children in pairs for key, value in children if key == step]
+            if len(found) > 1:
+                return path
+    return None
+
+
+def repeats_anywhere(text: str) -> bool:
+    """Whether in any object of the text a key stands twice."""
+    is_repeated = False
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal is_repeated
+        is_repeated = is_repeated or len({key for key, _ in pairs}) < len(pairs)
+
+    decoder(object_pairs_hook=note).decode(text)
+    return is_repeated
 
 
 def patch(text: str, path: TextPath, value: str | int) -> str:
@@ -914,6 +997,7 @@ class Facts:
 
 PLAIN = Facts()
 STATUS_REJECTED = {"status": "Rejected"}
+STATUS_OF_VARIABLE = {"attributeStatus": "Rejected"}
 BADGE_ANSWER_16 = {"idTagInfo": {"status": Fill.STATUS}}
 BADGE_ANSWER_2X = {"idTokenInfo": {"status": Fill.STATUS}}
 HASH_DATA = {"hashAlgorithm": "SHA256", "issuerNameHash": "", "issuerKeyHash": "", "serialNumber": ""}
@@ -1217,8 +1301,8 @@ class Content:
         """The last reading of the energy register, in Wh."""
         direct = value_at(self.payload, self.facts.meter)
         samples = [{"value": direct}, *values_at(self.payload, self.facts.samples)]
-        readings = [reading for sample in samples if (reading := watt_hours(sample)) is not None]
-        return readings[-1] if readings else None
+        readings = map(watt_hours, samples[: -MAX_SAMPLES - 1 : -1])
+        return next((reading for reading in readings if reading is not None), None)
 
     @property
     def reason(self) -> str:
@@ -1234,6 +1318,7 @@ class Content:
 NOTHING = Content(PLAIN, {})
 REGISTER = "Energy.Active.Import.Register"
 MAX_WATT_HOURS = 1e15  # More than any register shows, and still exact to the Wh.
+MAX_SAMPLES = 1000  # Sampled values, the last of a message, among which the register is looked for.
 MAX_SHORT = 200  # Characters of what is kept of what a charger says of itself.
 
 
@@ -1269,6 +1354,52 @@ def filled(answer: Any, values: dict[Fill, Any]) -> Any:
     return answer
 
 
+# What would move a charger to another server, or change who it is and how it logs in: the primary's alone.
+# Shell patterns, without case; of 1.6 the keys as far as known, of 2.x component.variable.
+GUARDED_ACTIONS = {"SetNetworkProfile"}
+GUARDED_SETTINGS = {
+    "ChangeConfiguration": (
+        *("authorizationkey", "securityprofile"),  # OCPP 1.6 security white paper.
+        *("*backend*", "*backoffice*", "*centralsystem*", "*csms*", "*password*", "*identity*"),
+        *("*server*ur[li]*", "*server*addr*", "*ocpp*ur[li]*", "*ocpp*server*"),
+        *("*chargeboxid*", "*chargepointid*", "*chargerid*", "g_authentication"),
+    ),
+    "SetVariables": (
+        *("securityctrlr.basicauthpassword", "securityctrlr.identity", "securityctrlr.securityprofile"),
+        *("ocppcommctrlr.networkconfigurationpriority", "ocppcommctrlr.activenetworkprofile"),
+        "networkconfiguration.*",
+    ),
+}
+
+
+def settings_in(payload: dict[str, Any]) -> list[str]:
+    """Return the normalized names of the settings that a server's Call changes."""
+    names = values_at(payload, ("key",))
+    for change in values_at(payload, ("setVariableData", "*")):
+        component, variable = value_at(change, ("component", "name")), value_at(change, ("variable", "name"))
+        names.append(f"{normalized(str(component))}.{normalized(str(variable))}")
+    return [normalized(str(name)) for name in names]
+
+
+def guarded_by(action: str, payload: dict[str, Any]) -> str:
+    """Return what only the primary may change of what a server's Call wants to change; "" = nothing."""
+    if action in GUARDED_ACTIONS:
+        return action
+    patterns, names = GUARDED_SETTINGS.get(action, ()), settings_in(payload)
+    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return short(found[0]) if found else ""
+
+
+def rejection_of(facts: Facts, payload: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the Rejected that the schema of the answer to a server's Call has; None = it has none."""
+    changes = values_at(payload, ("setVariableData", "*"))
+    results = [
+        {**STATUS_OF_VARIABLE, **{name: value_at(change, (name,)) for name in ("component", "variable")}}
+        for change in changes
+    ]
+    return {"setVariableResult": results} if results else STATUS_REJECTED if facts.rejects else None
+
+
 OTHER_ACTIONS = {  # Those that no table needs to name.
     *("ClearDisplayMessage", "ClearVariableMonitoring", "ClosePeriodicEventStream", "DeleteCertificate"),
     *("GetConfiguration", "GetDiagnostics", "GetInstalledCertificateIds", "GetLocalListVersion"),
@@ -1302,14 +1433,23 @@ REQUEST_SECONDS = DAY  # Reports on a request may come for so long.
 ACCEPTED_SECONDS = 3600.0  # A server's last word on a badge stands in for it for so long.
 SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
 
+MAX_FIELD = 255  # Characters of a badge or an id; those of OCPP 2.1 have at most so many.
+MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot or status that is remembered, to be repeated.
+
 # The most of each kind that one charger may have; beyond it the oldest goes.
 MAX_SESSIONS = 1000
 MAX_CLAIMS = 32
 MAX_REQUESTS = 64
 MAX_ACCEPTED = 256
 MAX_STATUSES = 64
+MAX_OWNERLESS = 16  # 2.x transactions; one more is given to the primary.
 MAX_KEPT_EVENTS = 100  # Of one transaction without an owner; the last gives it to the primary.
+MAX_KEPT_TEXT = 2**18  # Characters of them; likewise.
 MAX_SEEN_EVENTS = 256  # Sequence numbers of a transaction, to know a repeat by.
+# Undelivered Calls of one charger; beyond it the oldest readings go, and where there are none to go, nothing
+# more is stored or answered, so that the charger keeps it.
+MAX_STORED = 10_000
+MAX_STORED_TEXT = 2**26  # Characters of them; beyond it likewise nothing.
 MAX_WAITING = 64  # Calls of one server for the charger, or the reverse.
 MAX_SPENT_IDS = 16  # Calls given up, whose late answers must not be taken for others'.
 
@@ -1461,6 +1601,8 @@ class Memory:
     statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_STATUSES.
     stored: dict[Peer, list[Call]] = field(default_factory=dict)  # Undelivered, in order; MAX_STORED.
     refused: list[Refusal] = field(default_factory=list)  # The oldest first; MAX_REFUSED.
+    stored_text: int = 0  # Characters of them; MAX_STORED_TEXT.
+    is_full: bool = False  # Nothing more can be stored until something of it is delivered.
     dropped: int = 0  # Stored readings that had to go, since it is known.
     unsaved: dict[Session, None] = field(default_factory=dict)  # Sessions that the disk does not know so.
     is_unsaved: bool = False  # The disk does not know the rest so: all but sessions and Calls.
@@ -1559,6 +1701,7 @@ class Dropped:
     """The message goes to nobody."""
 
     why: str
+    is_grave: bool = False  # A person should know.
 
 
 @dataclass(frozen=True, slots=True)
@@ -1569,6 +1712,7 @@ class Told:
     badge: str = ""
 
 
+FULL = Dropped("too much waits for its server; no more is taken", is_grave=True)
 Decision = ToServer | ToCharger | Answer | Dropped | Told
 
 
@@ -1619,9 +1763,15 @@ def answered_kind(content: Content, session: Session | None) -> Kind:
     return Kind.STORED if session or content.facts.role is Role.STOP else Kind.NOTED
 
 
+def fingerprint(values: list[Any]) -> str:
+    """Return a text of bounded length that equal values have in common, and others do not."""
+    text = dump(values)
+    return text if len(text) <= MAX_FIELD else hashlib.sha256(text.encode()).hexdigest()
+
+
 def stop_fingerprint(payload: dict[str, Any]) -> str:
     """Return what a StopTransaction and its repeats have in common."""
-    return dump([payload.get(name) for name in ("transactionId", "idTag", "meterStop", "timestamp")])
+    return fingerprint([payload.get(name) for name in ("transactionId", "idTag", "meterStop", "timestamp")])
 
 
 def trim(table: dict[Any, Any], most: int) -> None:
@@ -1673,9 +1823,11 @@ class Router:
 
     def _content(self, table: dict[str, Facts], message: Message) -> Content:
         facts = table.get(message.action, PLAIN)
+        if twice := repeated(message.text, [(3, *path) for path in facts.single_paths]):
+            raise MessageError(f"{'.'.join(map(str, twice[1:]))} stands twice", message.text)
         for path in facts.single_paths:
-            if repeats(message.text, (3, *path)):
-                raise MessageError(f"{'.'.join(path)} stands twice", message.text)
+            if len(str(value_at(message.payload, path))) > MAX_FIELD:
+                raise MessageError(f"{'.'.join(path)} is longer than {MAX_FIELD} characters", message.text)
         return Content(facts, message.payload)
 
     def _route(self, said: Content, now: Instant) -> Route:
@@ -1841,6 +1993,8 @@ class Router:
                 session.start_call = call
             return [ToServer(route.owner, call, route.why)]
         kind = answered_kind(said, session)
+        if kind is Kind.STORED and self.memory.is_full:
+            return [FULL]
         decisions: list[Decision] = []
         if self._is_delivered(route):
             decisions.append(ToServer(route.owner, self._call(kind, message, said, route), route.why))
@@ -1895,7 +2049,9 @@ class Router:
         elif session and facts.role is Role.STOP:
             session.is_stop_stored = True
         elif session and facts.role is Role.EVENT:
-            session.seen.append(said.payload.get("seqNo"))
+            session.seen.extend(
+                [number] if (number := integer(said.payload.get("seqNo"))) is not None else ()
+            )
         if session and facts.role is not Role.PLAIN:
             self._save(session)
         return answer
@@ -1905,9 +2061,10 @@ class Router:
         session, role = route.session, said.facts.role
         if session:
             session.touched = now.seconds
-        if role is Role.BOOT:
+        is_short = len(message.text) <= MAX_SELF_DESCRIPTION
+        if role is Role.BOOT and is_short:
             self.memory.boot, self.memory.is_unsaved = message.text, True
-        elif role is Role.STATUS:
+        elif role is Role.STATUS and is_short:
             self._remember_status(message, said)
         elif role is Role.STOP and session and session.ended is None:
             session.stop = stop_fingerprint(message.payload)
@@ -1941,7 +2098,7 @@ class Router:
     def _start(self, message: Message, said: Content, now: Instant) -> list[Decision]:
         badge = said.badge or ""
         reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
-        start = dump([said.connector, normalized(badge), *reading])
+        start = fingerprint([said.connector, normalized(badge), *reading])
         for session in self.memory.sessions.values():
             if session.start == start and session.ended is None and session.owner:
                 if not self._is_refused(session):
@@ -1950,6 +2107,8 @@ class Router:
         route = (
             self._by_claim(said, now) or self._by_badge(said) or Route(Peer.PRIMARY, "it carries no badge")
         )
+        if self.memory.is_full and not self._is_relayed(route):
+            return [FULL]
         session = Session(route.owner, badge, said.connector, now.utc, now.seconds, start=start)
         session.is_rejected, session.server = route.is_rejected, self._address(route.owner)
         session.is_vouched = route.is_vouched
@@ -2109,13 +2268,20 @@ class Router:
             (said.state == "Charging", "it charges without a badge"),
             (said.payload.get("eventType") == "Ended", "it ends without a badge"),
             (len(session.kept) + 1 >= MAX_KEPT_EVENTS, f"{MAX_KEPT_EVENTS} events without a badge"),
+            (sum(len(call.text) for call in session.kept) > MAX_KEPT_TEXT, "long events without a badge"),
+            (self._ownerless() > MAX_OWNERLESS, f"more than {MAX_OWNERLESS} transactions without a badge"),
         ):
             if is_settled:
                 return Route(Peer.PRIMARY, why)
         return None
 
+    def _ownerless(self) -> int:
+        return sum(session.owner is None for session in self.memory.sessions.values())
+
     def _kept(self, message: Message, said: Content, session: Session, now: Instant) -> list[Decision]:
         """Answer an event that nobody owns yet, and keep it for whom it will belong to."""
+        if self.memory.is_full:
+            return [FULL]
         route = Route(Peer.PRIMARY, "its transaction has no owner yet", session)
         self._note(session, said)
         call = self._call(Kind.STORED, message, said, route)
@@ -2223,6 +2389,9 @@ class Router:
     def stand_in(self, peer: Peer, call: Call, now: Instant) -> list[Decision]:
         """Answer the charger in the place of a server that cannot; the Call is delivered to it later."""
         session, reply_to = call.session, call.reply_to
+        if self.memory.is_full and answered_kind(call.content, session) is Kind.STORED:
+            call.kind, call.is_pending, call.reply_to = Kind.NOTED, False, None
+            return [FULL]
         is_repeat = session is not None and self._is_stored_already(session, call.content)
         if is_repeat or (reply_to is None and call.action == "MeterValues"):
             call.is_pending = False  # Stored before; or its charger is gone, and sends it again.
@@ -2269,15 +2438,15 @@ class Router:
     def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of a server. Raises MessageError if it can be read in two ways."""
         said = self._content(self.vocabulary.server, message)
-        if peer is Peer.SECONDARY and message.action in self.config.secondary_refuse:
-            return [self._refusal(peer, message, said.facts, f"{message.action} is on secondary_refuse")]
+        if why := self._forbidden(message) if peer is Peer.SECONDARY else "":
+            return [self._refusal(peer, message, said, why)]
         call = ServerCall(
             peer, message.message_id, message.message_id, message.action, said, message.text, now.seconds
         )
         for value in values_at(said.payload, said.facts.transaction):
             why = self._translated(call, value)
             if why:
-                return [self._refusal(peer, message, said.facts, why)]
+                return [self._refusal(peer, message, said, why)]
         self._translate_request(call, now)
         self._claim(call, now)
         if call.message_id in self._wire_ids():
@@ -2300,10 +2469,20 @@ class Router:
         waiting.append(call)
         return self._next(now)
 
-    def _refusal(self, peer: Peer, message: Message, facts: Facts, why: str) -> Answer:
+    def _forbidden(self, message: Message) -> str:
+        """Return why the secondary may not call this on the charger; "" = it may."""
+        if message.action in self.config.secondary_refuse:
+            return f"{message.action} is on secondary_refuse"
+        if message.action in GUARDED_SETTINGS and repeats_anywhere(message.text):
+            raise MessageError("a key stands twice", message.text)
+        setting = guarded_by(message.action, message.payload)
+        return f"{message.action}: {setting} is the primary's alone" if setting else ""
+
+    def _refusal(self, peer: Peer, message: Message, said: Content, why: str) -> Answer:
         """Return the schema's Rejected; not every schema has one."""
-        if facts.rejects:
-            return Answer(peer, result_text(message.message_id, STATUS_REJECTED), f"refused: {why}")
+        rejection = rejection_of(said.facts, said.payload)
+        if rejection is not None:
+            return Answer(peer, result_text(message.message_id, rejection), f"refused: {why}")
         return Answer(peer, error_text(message.message_id, "SecurityError", why), f"refused: {why}")
 
     def _translated(self, call: ServerCall, value: Any) -> str:
@@ -2573,7 +2752,6 @@ class Router:
 # ---------------------------------------------------------------------------------------------------------
 
 MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
-MAX_STORED = 10_000  # Undelivered Calls of one charger; beyond it the oldest MeterValues go.
 MAX_REFUSED = 1_000  # Refused Calls of one charger that are kept to be shown.
 MAX_PROMISES = 10_000  # Answers that wait for the disk; beyond it chargers have to ask again.
 KEEP_SECONDS = 400 * DAY  # Sessions stay in the file for so long.
@@ -2824,6 +3002,7 @@ def recall(memory: Memory, row: Any, session: Session | None) -> None:
         memory.refused.append(Refusal(peer, call, row["refused"], False))
         return
     memory.stored.setdefault(peer, []).append(call)
+    memory.stored_text += len(call.text)
     if is_error:
         call.tries = row["tries"]
         if session and call.content.is_start:
@@ -3050,9 +3229,12 @@ class Journal:
     def store(self, memory: Memory, peer: Peer, call: Call) -> Call | None:
         """Keep a Call until its server has answered it. Return a reading that had to go for it."""
         memory.stored.setdefault(peer, []).append(call)
+        memory.stored_text += len(call.text)
         self._save_call(call, KeptCall(memory, peer))
-        is_full = sum(map(len, memory.stored.values())) > MAX_STORED
-        return self._drop_oldest_reading(memory) if is_full else None
+        has_many = sum(map(len, memory.stored.values())) > MAX_STORED
+        dropped = self._drop_oldest_reading(memory) if has_many else None
+        memory.is_full = memory.stored_text > MAX_STORED_TEXT or (has_many and dropped is None)
+        return dropped
 
     def _drop_oldest_reading(self, memory: Memory) -> Call | None:
         oldest: list[tuple[Peer, Call]] = []
@@ -3081,6 +3263,8 @@ class Journal:
         """Forget a Call that its server has answered."""
         if call in memory.stored.get(peer, []):
             memory.stored[peer].remove(call)
+            memory.stored_text -= len(call.text)
+            memory.is_full = memory.stored_text > MAX_STORED_TEXT
             self._save_call(call, KeptCall(memory, peer, is_gone=True))
 
     def refuse(self, memory: Memory, refusal: Refusal) -> None:
@@ -3336,17 +3520,35 @@ class Journal:
 # ---------------------------------------------------------------------------------------------------------
 
 DIAL_SECONDS = 8.0  # From the decision to dial a server to its 101; less than a charger's patience.
+NEXT_ADDRESS_SECONDS = 2.0  # For one of a server's addresses, before the next is tried.
 HANDSHAKE_SECONDS = 10.0  # From a charger's TCP connection to its complete request.
 CLOSE_SECONDS = 3.0  # From a Close frame to the end of the TCP connection, then it is cut.
 PROBE_SECONDS = 5.0  # For the Pong of a charger whose place a newcomer wants.
 MAX_EARLY = 16  # Texts that a peer may send before there is somebody to hear them.
-MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread before it is cut off.
+MAX_EARLY_BYTES = 2**16  # Likewise; a charger's request must not be longer.
+MAX_FRAGMENTS = 4096  # Of one message, empty ones, too; the Sans-I/O layer itself sets no limit.
+MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread before it is cut off, but for the last message.
+# What a peer may send for long, and at once. Beyond it the proxy reads no more for a while, so that a flood
+# fills the buffers of its sender, and slows nobody else. Chargers wait for each answer, and so do servers.
+FRAMES_PER_SECOND = 200.0
+FRAMES_AHEAD = 1000.0
+BYTES_PER_FRAME = 4096  # Longer ones count as several.
+MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is forgotten.
 MAX_PRIMARY_DIALS = 150  # At the same time, in the whole process; apart from the secondaries',
 MAX_SECONDARY_DIALS = 50  # so that secondaries that hang never keep a charger waiting.
 
+# For a peer whose machine is gone without a word; where the system knows them.
+SOCKET_OPTIONS = {
+    "TCP_USER_TIMEOUT": 60_000,  # Milliseconds until what is not acknowledged ends the connection.
+    "TCP_KEEPIDLE": 60,  # Seconds of silence until the system asks whether the peer is there,
+    "TCP_KEEPINTVL": 15,  # between two questions,
+    "TCP_KEEPCNT": 4,  # and how many.
+}
+
 # One buffer for all links: it is read out in the same callback that filled it. A view, because asyncio's TLS
-# fills slices of it, and slices of a bytearray are copies.
-RECEIVE_BUFFER = memoryview(bytearray(2**16))
+# fills slices of it, and slices of a bytearray are copies. Small, because what is in it is dealt with in one
+# go: 1,300 empty frames, about 10 ms.
+RECEIVE_BUFFER = memoryview(bytearray(2**13))
 
 # Not a logger of the library's own, whose DEBUG lines would show credentials.
 LIBRARY_LOG = logging.getLogger("proxy.websockets")
@@ -3361,6 +3563,27 @@ class DialError(Exception):
         self.is_certificate_unfit = isinstance(cause, ssl.SSLCertVerificationError)
         self.status = response.status_code if response else None
         self.headers = response.headers if response else Headers()
+
+
+class Complaints:
+    """Log lines that peers could cause as often as they like: one a minute about each subject."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, float] = {}  # Subject to monotonic seconds of its last line; MAX_SUBJECTS.
+        self.held_back: dict[str, int] = {}  # Lines since then.
+
+    def say(self, level: int, subject: str, text: str, *values: object) -> None:
+        """Log the text, unless the subject had its line within COMPLAINT_SECONDS; then count it."""
+        now = time.monotonic()
+        if now < self.told.get(subject, -math.inf) + COMPLAINT_SECONDS:
+            self.held_back[subject] = self.held_back.get(subject, 0) + 1
+            trim(self.held_back, MAX_SUBJECTS)
+            return
+        count = self.held_back.pop(subject, 0)
+        self.told.pop(subject, None)
+        self.told[subject] = now
+        trim(self.told, MAX_SUBJECTS)
+        log.log(level, text + (f" ({count} more like it since the last such line)" if count else ""), *values)
 
 
 class LinkUser(Protocol):
@@ -3388,7 +3611,12 @@ class Link(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None  # Set by connection_made.
         self.user: LinkUser | None = None  # Set by attach; texts that come before it wait in `early`.
         self.early: list[str] = []  # From MAX_EARLY on, reading is paused.
-        self.fragments: list[bytes] = []  # Of the message that comes in; bounded by max_size.
+        self.early_bytes = 0  # All that has come in before it; from MAX_EARLY_BYTES on, too.
+        self.fragments: list[bytes] = []  # Of the message that comes in; MAX_FRAGMENTS, max_size.
+        self.budget = FRAMES_AHEAD  # Frames that may come before reading is paused; grows with time.
+        self.budget_at = self.loop.time()  # Monotonic seconds; when it was that.
+        self.slowed: asyncio.TimerHandle | None = None  # Reads on when a flood has been waited out.
+        self.floods = 0  # How often it had to; whoever tells of it sets it to 0.
         self.subprotocol: str | None = None  # What a charger's handshake is answered with.
         self.arrived = self.loop.time()  # Monotonic seconds of the TCP connection.
         self.opened = 0.0  # Monotonic seconds of the handshake's end.
@@ -3399,8 +3627,15 @@ class Link(asyncio.BufferedProtocol):
         self.is_answered = False  # A charger's handshake has its response.
         self.ended: asyncio.Future[None] = self.loop.create_future()  # Done when nothing more will come.
         self.cutter: asyncio.TimerHandle | None = None  # Cuts a connection whose closing takes too long.
+        self.cut_because = ""  # Why the proxy itself has cut it.
 
     # What its user does with it.
+
+    @property
+    def address(self) -> str:
+        """The peer's IP address."""
+        peer = self.transport.get_extra_info("peername") if self.transport else None
+        return str(peer[0]) if peer else "unknown"
 
     @property
     def is_open(self) -> bool:
@@ -3417,7 +3652,7 @@ class Link(asyncio.BufferedProtocol):
         """Say with which code and reason the connection was closed, for a log line."""
         received = self.protocol.close_rcvd
         if received is None:
-            return str(self.protocol.parser_exc or "connection lost")
+            return str(self.cut_because or self.protocol.parser_exc or "connection lost")
         return f"code {received.code} {received.reason!a}" if received.reason else f"code {received.code}"
 
     def attach(self, user: LinkUser) -> None:
@@ -3428,7 +3663,13 @@ class Link(asyncio.BufferedProtocol):
             self._deliver(text)
         if self.is_closed:
             user.link_closed(self)
-        elif self.transport and not self.transport.is_closing():
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read what comes in, unless there is nobody to hear more, or too much has come."""
+        is_full = len(self.early) >= MAX_EARLY or self.early_bytes > MAX_EARLY_BYTES
+        is_heard = self.user is not None or self.protocol.state is not State.OPEN or not is_full
+        if self.transport and is_heard and not self.slowed and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def send(self, text: str) -> None:
@@ -3457,17 +3698,28 @@ class Link(asyncio.BufferedProtocol):
         if self.protocol.state is State.OPEN:
             self.protocol.send_close(code, reason)
             self._flush()
-            if self.transport and self.user is None and not self.transport.is_closing():
-                self.transport.resume_reading()  # To see the peer close it, too.
+            self._read_on()  # To see the peer close it, too.
         elif self.protocol.state is State.CONNECTING:
             self.abort()
 
-    def abort(self) -> None:
+    def abort(self, because: str = "") -> None:
         """Cut the connection."""
+        self.cut_because = self.cut_because or because
         if self.transport:
             self.transport.abort()
 
     # The handshake.
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Speak TLS from here on, as a server. Raises OSError."""
+        assert self.transport is not None
+        limit = HANDSHAKE_SECONDS
+        transport = await self.loop.start_tls(
+            self.transport, self, context, server_side=True, ssl_handshake_timeout=limit
+        )
+        if transport is None:
+            raise OSError("the connection was closed")
+        self.transport = transport
 
     def request(self, request: Request) -> None:
         """Send the handshake request of a client; `handshake` has the result."""
@@ -3503,6 +3755,7 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        watch_for_death(transport.get_extra_info("socket"))
         if self.on_connected:
             self.on_connected(self)
 
@@ -3510,8 +3763,37 @@ class Link(asyncio.BufferedProtocol):
         return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.budget -= nbytes / BYTES_PER_FRAME
         self.protocol.receive_data(bytes(RECEIVE_BUFFER[:nbytes]))
         self._process()
+        if self.budget < 0:
+            self._slow_down()
+        if self.user is None:
+            self._mind_early(nbytes)
+
+    def _slow_down(self) -> None:
+        """Read no more for as long as too much has come."""
+        now = self.loop.time()
+        self.budget = min(FRAMES_AHEAD, self.budget + (now - self.budget_at) * FRAMES_PER_SECOND)
+        self.budget_at = now
+        if self.budget < 0 and self.transport and not self.slowed and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.floods += 1
+            self.slowed = self.loop.call_later(-self.budget / FRAMES_PER_SECOND, self._waited)
+
+    def _waited(self) -> None:
+        self.slowed = None
+        self._read_on()
+
+    def _mind_early(self, nbytes: int) -> None:
+        """Bound what a peer sends before there is somebody to hear it."""
+        self.early_bytes += nbytes
+        if self.early_bytes <= MAX_EARLY_BYTES or self.transport is None or self.transport.is_closing():
+            return
+        if self.handshake.done():
+            self.transport.pause_reading()
+        elif self.on_connected:
+            self.abort(f"its handshake is longer than {MAX_EARLY_BYTES} bytes")
 
     def eof_received(self) -> None:
         self.protocol.receive_eof()
@@ -3521,11 +3803,13 @@ class Link(asyncio.BufferedProtocol):
         self.protocol.receive_eof()
         self._process()
         self.ended.set_result(None)
-        if self.cutter:
-            self.cutter.cancel()
+        for timer in (self.cutter, self.slowed):
+            if timer:
+                timer.cancel()
         for waiter in self.pong_waiters:
             waiter.cancel()
-        self._fail_handshake(DialError("the connection was closed during the handshake"))
+        why = self.cut_because or "the connection was closed during the handshake"
+        self._fail_handshake(DialError(why))
         if self.user:
             self.user.link_closed(self)
 
@@ -3550,6 +3834,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _frame(self, frame: Frame) -> None:
         self.seen = self.loop.time()
+        self.budget -= 1.0
         if frame.opcode is Opcode.PONG:
             self.has_ponged = True
             waiters, self.pong_waiters = self.pong_waiters, []
@@ -3560,7 +3845,10 @@ class Link(asyncio.BufferedProtocol):
             self._fail(1003, "OCPP-J is text")
         elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
             self.fragments.append(bytes(frame.data))
-            if frame.fin:
+            if len(self.fragments) > MAX_FRAGMENTS:
+                self.fragments = []
+                self._fail(1009, f"more than {MAX_FRAGMENTS} fragments")
+            elif frame.fin:
                 data, self.fragments = b"".join(self.fragments), []
                 self._text(data)
 
@@ -3592,8 +3880,8 @@ class Link(asyncio.BufferedProtocol):
             return
         if data := b"".join(chunks):
             self.transport.write(data)
-        if self.transport.get_write_buffer_size() > MAX_WRITE_BUFFER:
-            self.abort()
+        if self.transport.get_write_buffer_size() - len(data) > MAX_WRITE_BUFFER:
+            self.abort("it does not read what it is sent")
         elif SEND_EOF in chunks:
             self._end()
         if self.cutter is None and self.protocol.close_expected():
@@ -3608,6 +3896,14 @@ class Link(asyncio.BufferedProtocol):
             self.transport.write_eof()
         except OSError:  # The peer is gone already, and asyncio has not been told yet.
             self.transport.abort()
+
+
+def watch_for_death(connection: Any) -> None:
+    """Let the system end the connection of a peer whose machine does not answer any more."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in SOCKET_OPTIONS.items():
+        if option := getattr(socket, name, None):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def charger_link(max_size: int, on_connected: Callable[[Link], None]) -> Link:
@@ -3629,6 +3925,46 @@ class Credentials(NamedTuple):
     user_agent: str | None = None
 
 
+class Resolver:
+    """Looks host names up, each in a thread of its own: one that hangs delays no other, and not the end."""
+
+    def __init__(self) -> None:
+        # By host and port; as many as the ini names servers: those who ask for the same wait together.
+        self.asked: dict[tuple[str, int], asyncio.Future[list[Any]]] = {}
+
+    async def addresses(self, host: str, port: int) -> list[Any]:
+        """Return what `socket.getaddrinfo` finds, at least one. Raises OSError or UnicodeError."""
+        if is_ip_address(host):
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        key = (host, port)
+        if key not in self.asked:
+            loop = asyncio.get_running_loop()
+            self.asked[key] = found = loop.create_future()
+            found.add_done_callback(partial(self._forget, key))
+            threading.Thread(target=self._look_up, args=(loop, key, found), name="dns", daemon=True).start()
+        return await asyncio.shield(self.asked[key])
+
+    def _forget(self, key: tuple[str, int], found: asyncio.Future[list[Any]]) -> None:
+        del self.asked[key]
+        found.exception()  # Nobody may be waiting any more.
+
+    def _look_up(
+        self, loop: asyncio.AbstractEventLoop, key: tuple[str, int], found: asyncio.Future[list[Any]]
+    ) -> None:
+        """Look up, in the thread, and let the loop know."""
+        outcome: Callable[[], None]
+        try:
+            addresses = socket.getaddrinfo(*key, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            outcome = partial(found.set_exception, error)
+        else:
+            outcome = partial(found.set_result, addresses)
+        try:
+            loop.call_soon_threadsafe(outcome)
+        except RuntimeError:
+            return  # The loop is closed: nobody waits any more.
+
+
 class Dialer:
     """Opens links to servers: a bounded number at a time, with one SSL context for all links of a server."""
 
@@ -3639,6 +3975,7 @@ class Dialer:
             Peer.SECONDARY: asyncio.Semaphore(MAX_SECONDARY_DIALS),
         }
         self.contexts: dict[tuple[str, str, str], ssl.SSLContext] = {}  # One for each server of the ini.
+        self.resolver = Resolver()
 
     async def dial(
         self,
@@ -3658,7 +3995,11 @@ class Dialer:
         try:
             async with asyncio.timeout(DIAL_SECONDS), self.places[peer]:
                 context = self._context(server) if uri.secure else None
-                await link.loop.create_connection(lambda: link, uri.host, uri.port, ssl=context)
+                connection = await self._connection(uri.host, uri.port)
+                name_of_server = uri.host if context else None
+                await link.loop.create_connection(
+                    lambda: link, sock=connection, ssl=context, server_hostname=name_of_server
+                )
                 link.request(self._request(protocol, server, name, credentials))
                 await link.handshake
             is_done = True
@@ -3670,6 +4011,26 @@ class Dialer:
             if not is_done:
                 link.abort()
         return link
+
+    async def _connection(self, host: str, port: int) -> socket.socket:
+        """Return a TCP connection to the first of the host's addresses that answers. Raises OSError."""
+        *others, last = await self.resolver.addresses(host, port)
+        for address in others:
+            try:
+                return await self._connection_to(address, NEXT_ADDRESS_SECONDS)
+            except OSError:
+                continue  # As if it were not there; what the last one says is told.
+        return await self._connection_to(last, None)
+
+    async def _connection_to(self, address: Any, seconds: float | None) -> socket.socket:
+        family, kind, protocol, _, place = address
+        with ExitStack() as opened:
+            connection = opened.enter_context(socket.socket(family, kind, protocol))
+            connection.setblocking(False)
+            async with asyncio.timeout(seconds):
+                await asyncio.get_running_loop().sock_connect(connection, place)
+            opened.pop_all()
+        return connection
 
     def _request(
         self, protocol: ClientProtocol, server: ServerConfig, name: str, credentials: Credentials
@@ -3756,6 +4117,7 @@ ADVICE = {
     403: "check {peer}_user and {peer}_password, or {peer}_auth",
     404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
     101: "check versions: the server does not speak this one",
+    **dict.fromkeys((301, 302, 303, 307, 308), "nobody is followed: put its new address into the ini"),
 }
 CERTIFICATE_ADVICE = "set {peer}_ca to the server's certificate, or check the name in its address"
 
@@ -3778,6 +4140,7 @@ class OutboxOwner(Protocol):
     router: Router
     dialer: Dialer
     tasks: Tasks
+    complaints: Complaints
     now: Callable[[], Instant]
 
     @property
@@ -3919,7 +4282,8 @@ class Outbox:
                 return False
         if len(relayed) >= MAX_WAITING:
             call.is_pending = False
-            log.warning("%s: %d Calls wait for it; %s is dropped", self.name, MAX_WAITING, call.action)
+            what = f"{self.name}: {MAX_WAITING} Calls wait for it; each new one is dropped, now"
+            self.owner.complaints.say(logging.WARNING, "queue", "%s %s", what, call.action)
             return False
         if self.has_older_ids:
             call.message_id = new_message_id()
@@ -4063,7 +4427,8 @@ class Outbox:
             else:
                 self.owner.server_said(self.peer, message)
         except MessageError as error:
-            log.warning("%s: a message is dropped: %s: %s", self.name, error, text)
+            what = "%s: a message is dropped: %s: %s"
+            self.owner.complaints.say(logging.WARNING, f"{self.peer} text", what, self.name, error, text)
             if error.message_id:
                 code = self.owner.router.vocabulary.malformed
                 link.send(error_text(error.message_id, code, str(error)))
@@ -4089,7 +4454,9 @@ class Outbox:
             late = self.late.pop(message.message_id, None)
             if late:
                 self._learn(late, message, now)
-            log.info("%s: %s answer is dropped", self.name, "a late" if late else "an unasked")
+            which = "a late" if late else "an unasked"
+            say = self.owner.complaints.say
+            say(logging.INFO, f"{self.peer} {which}", "%s: %s answer is dropped", self.name, which)
             return
         self.is_silent = False
         self.owner.server_answered(self.peer)
@@ -4480,12 +4847,12 @@ class Relay:
         journal.note(self.memory)
         self.credentials = Credentials(user_agent=self.memory.user_agent or None)
         self.tasks = Tasks()  # Dials; at most one for each outbox.
+        self.complaints = Complaints()
         self.router = Router(config, self.memory, version, host.call_timeout)
         self.link: Link | None = None  # The charger's.
         self.held = 0  # Texts that wait for the disk on the charger's connection.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
         self.grace_until: float | None = None  # Monotonic seconds; the charger is closed then.
-        self.complain_at = 0.0  # Monotonic seconds; the next WARNING about readings that had to go.
         self.grace_limit = 0.0  # Monotonic seconds; no connection of its primary makes it longer.
         forwards = config.secondary_replies == "forward"
         self.outboxes = {
@@ -4527,15 +4894,11 @@ class Relay:
         return True
 
     def _let_go(self, dropped: Call) -> None:
-        now = self.now().seconds
         for outbox in self.outboxes.values():
             outbox.forget(dropped)
-        if now >= self.complain_at:
-            self.complain_at = now + COMPLAINT_SECONDS
-            log.warning(
-                "%s: %d stored Calls wait; for each new one the oldest meter values are dropped: %d so far",
-                *(self.charger_id, MAX_STORED, self.memory.dropped),
-            )
+        what = "%s: %d stored Calls wait; for each new one the oldest meter values are dropped: %d so far"
+        values = (self.charger_id, MAX_STORED, self.memory.dropped)
+        self.complaints.say(logging.WARNING, "dropped", what, *values)
 
     def refuse(self, peer: Peer, call: Call, words: str, is_error: bool, is_sent: bool) -> None:
         """Keep a Call as refused by its server, or with its session, whose start was refused."""
@@ -4626,7 +4989,8 @@ class Relay:
             message = parse(text)
             self.carry_out(self._decided(message))
         except MessageError as error:
-            log.warning("%s: a message is dropped: %s: %s", self.charger_id, error, text)
+            what = "%s: a message is dropped: %s: %s"
+            self.complaints.say(logging.WARNING, "text", what, self.charger_id, error, text)
             if error.message_id:
                 link.send(error_text(error.message_id, self.router.vocabulary.malformed, str(error)))
 
@@ -4675,6 +5039,8 @@ class Relay:
                 self._to_charger(decision)
             elif isinstance(decision, Answer):
                 self._answer(decision)
+            elif isinstance(decision, Dropped) and decision.is_grave:
+                self.complaints.say(logging.WARNING, "grave", "%s: %s", self.charger_id, decision.why)
             elif isinstance(decision, Dropped):
                 log.debug("%s ! %s", self.charger_id, decision.why)
             elif decision.badge:
@@ -4723,11 +5089,11 @@ class Relay:
 
     def _answer(self, decision: Answer) -> None:
         outbox = self.outboxes.get(decision.peer)
+        name = f"{self.charger_id}: {decision.peer.value}"
         if outbox and outbox.link:
-            level = logging.INFO if decision.why.startswith("refused") else logging.DEBUG
-            log.log(
-                level, "%s: %s < %s (%s)", self.charger_id, decision.peer.value, decision.text, decision.why
-            )
+            log.debug("%s < %s (%s)", name, decision.text, decision.why)
+            if decision.why.startswith("refused"):
+                self.complaints.say(logging.INFO, decision.why, "%s: a Call is %s", name, decision.why)
             outbox.link.send(decision.text)
 
     # What time does.
@@ -4760,8 +5126,13 @@ class Relay:
             self.disconnect_charger(1012, "the primary server is away")
 
     def watch(self) -> None:
-        """Close the connections that nothing has been seen of for too long."""
+        """Close the connections that nothing has been seen of for too long; tell of floods."""
         now = self.now().seconds
+        for noisy in filter(lambda link: link.floods, self.links()):
+            noisy.floods = 0
+            peer = "the charger" if noisy is self.link else "a server"
+            what = f"{self.charger_id}: {peer} sends more than {FRAMES_PER_SECOND:g} frames a second"
+            self.complaints.say(logging.WARNING, f"flood {peer}", f"{what}; it is read more slowly")
         link = self.link
         if link:
             patience = self.host.watchdog_stale
@@ -4797,6 +5168,18 @@ class Relay:
 TICK_SECONDS = 0.5  # How often deadlines are looked at.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 512  # Connections that the system accepts ahead of the proxy.
+MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the process allows fewer.
+MAX_HALF_OPEN = 1000  # Connections whose request is not complete; beyond it the oldest is cut.
+MAX_FILES = 2**20  # Open at once, where the system sets no limit.
+FILES_OF_OUR_OWN = 64  # The state file, the log, the listeners, look-ups.
+FILES_OF_A_CHARGER = 3  # Its own connection and those to its servers.
+RETRY_AFTER_SECONDS = 60  # For a charger that finds no place.
+# A charger that its primary refuses is refused by the proxy itself for a while: by id and address together,
+# so that a wrong password shuts out nobody else behind that address, and not that id from elsewhere.
+FREE_REFUSALS = 5  # Within REFUSAL_SECONDS.
+REFUSAL_SECONDS = 60.0
+MAX_VISITS = 3  # Handshakes of one charger id from one address at the same time.
+MAX_REFUSED_VISITORS = 10_000  # That are remembered; beyond it the oldest is forgotten.
 
 
 class RefusedError(Exception):
@@ -4830,6 +5213,40 @@ class Visitor(NamedTuple):
         return next((offer for offer in self.offers if offer.lower() == version), None)
 
 
+class Doorkeeper:
+    """Knows who was refused lately, by charger id and address together."""
+
+    def __init__(self) -> None:
+        # Number of refusals, and monotonic seconds of the first of them; MAX_REFUSED_VISITORS.
+        self.refusals: dict[tuple[str, str], tuple[int, float]] = {}
+        self.visits: dict[tuple[str, str], int] = {}  # Handshakes under way.
+
+    def wait_of(self, who: tuple[str, str], now: float) -> int:
+        """Return for how many seconds this visitor has to stay away; 0 = it may try."""
+        count, since = self.refusals.get(who, (0, 0.0))
+        wait = since + REFUSAL_SECONDS - now if count >= FREE_REFUSALS else 0.0
+        if wait <= 0 and self.visits.get(who, 0) >= MAX_VISITS:
+            wait = 1.0
+        return math.ceil(max(wait, 0.0))
+
+    def refused(self, who: tuple[str, str], now: float) -> None:
+        """Take note of a refusal."""
+        count, since = self.refusals.pop(who, (0, now))
+        self.refusals[who] = (count + 1, since) if now < since + REFUSAL_SECONDS else (1, now)
+        trim(self.refusals, MAX_REFUSED_VISITORS)
+
+    @contextmanager
+    def visit(self, who: tuple[str, str]) -> Iterator[None]:
+        """Count a handshake for as long as it lasts."""
+        self.visits[who] = self.visits.get(who, 0) + 1
+        try:
+            yield
+        finally:
+            self.visits[who] -= 1
+            if not self.visits[who]:
+                del self.visits[who]
+
+
 class Proxy:
     """All chargers. Owns the listener and the relays."""
 
@@ -4840,6 +5257,11 @@ class Proxy:
         self.relays: dict[str, Relay] = {}  # By charger id.
         self.tasks = Tasks()  # The watchdog, and one for each handshake.
         self.handshakes: set[Link] = set()  # Not yet answered.
+        self.half_open: dict[Link, None] = {}  # Those whose request is not complete, the oldest first.
+        self.doorkeeper = Doorkeeper()
+        self.complaints = Complaints()
+        self.tls: ssl.SSLContext | None = None  # The listener's.
+        self.files = raised_file_limit()  # That the process may have open.
         self.server: asyncio.Server | None = None
         self.watch_at = 0.0  # Monotonic seconds; when stale connections are looked for.
 
@@ -4847,13 +5269,12 @@ class Proxy:
         """Listen. Raises OSError if the address cannot be had."""
         host = self.config.host
         loop = asyncio.get_running_loop()
+        self.tls = server_context(host)
         self.server = await loop.create_server(
             lambda: charger_link(host.max_size, self._connected),
             host.addr,
             host.port,
-            ssl=server_context(host),
             backlog=BACKLOG,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS if host.cert_chain else None,
         )
         self.tasks.start(self._watchdog(), "watchdog")
         for memory in list(self.journal.memories.values()):
@@ -4903,25 +5324,50 @@ class Proxy:
 
     # Admission: a charger is let in if its primary lets it in.
 
+    @property
+    def max_half_open(self) -> int:
+        """How many connections may be without a request."""
+        return min(MAX_HALF_OPEN, self.files // 8)
+
+    def _has_room(self, charger_id: str) -> bool:
+        """Whether a charger can be let in without running out of files."""
+        guests = len(self.handshakes) - len(self.half_open)
+        used = FILES_OF_A_CHARGER * len(self.relays) + 2 * guests + self.max_half_open + FILES_OF_OUR_OWN
+        is_new = charger_id not in self.relays
+        needed = FILES_OF_A_CHARGER if is_new else 0  # One that comes again takes the place of its old one.
+        return used + needed <= self.files and len(self.relays) + is_new <= MAX_CHARGERS
+
     def _connected(self, link: Link) -> None:
+        assert link.transport is not None
+        if self.tls:
+            link.transport.pause_reading()  # Until start_tls.
         self.handshakes.add(link)
+        self.half_open[link] = None
+        if len(self.half_open) > self.max_half_open:
+            oldest = next(iter(self.half_open))
+            del self.half_open[oldest]
+            oldest.abort("too many connections wait for their request")
         self.tasks.start(self._admit(link), "handshake")
 
     async def _admit(self, link: Link) -> None:
         """Answer a charger's handshake."""
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
+                if self.tls:
+                    await link.start_tls(self.tls)
                 request = await link.handshake
+            self.half_open.pop(link, None)
             assert isinstance(request, Request)
             await self._welcome(link, request)
         except RefusedError as refusal:
             link.respond(refusal.response())
         except TimeoutError:
-            log.info("a connection without a handshake is closed")
-            link.abort()
-        except DialError as error:
-            log.info("a connection that is no websocket is closed: %s", error)
+            self.complaints.say(logging.INFO, "silent", "a connection without a handshake is closed")
+        except (DialError, OSError) as error:
+            what = "a connection that is no websocket is closed: %s"
+            self.complaints.say(logging.INFO, "no websocket", what, error)
         finally:
+            self.half_open.pop(link, None)
             self.handshakes.discard(link)
             if not link.is_answered:
                 link.abort()
@@ -4929,6 +5375,38 @@ class Proxy:
     async def _welcome(self, link: Link, request: Request) -> None:
         """Let the charger in if its primary does. Raises RefusedError."""
         visitor = self._visitor(request)
+        who = (visitor.charger_id, link.address)
+        self._check_visitor(who)
+        with self.doorkeeper.visit(who):
+            try:
+                await self._let_in(link, request, visitor)
+            except RefusedError as refusal:
+                if refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                    self.doorkeeper.refused(who, link.loop.time())
+                raise
+        self.doorkeeper.refusals.pop(who, None)
+
+    def _check_visitor(self, who: tuple[str, str]) -> None:
+        """Refuse a charger that comes too often, or that there is no room for. Raises RefusedError."""
+        charger_id, address = who
+        if wait := self.doorkeeper.wait_of(who, time.monotonic()):
+            what = "%s: refused too often from %s; not asked again for %d s"
+            self.complaints.say(logging.WARNING, f"often {who}", what, charger_id, address, wait)
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "refused too often", retry_after(wait))
+        if not self._has_room(charger_id):
+            what = "%s: refused: %d chargers are here, the most that the limit of %d open files allows"
+            self.complaints.say(logging.WARNING, "full", what, charger_id, len(self.relays), self.files)
+            headers = retry_after(RETRY_AFTER_SECONDS)
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for it", headers)
+
+    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> None:
+        """Let the charger in if its login is right and its primary accepts it. Raises RefusedError."""
+        password = visitor.config.password
+        if password and not shows_password(visitor.charger_id, password, visitor.credentials.authorization):
+            what = "%s: refused: it does not show the user %s and the `password` of the ini"
+            values = (visitor.charger_id, visitor.charger_id)
+            self.complaints.say(logging.WARNING, f"login {visitor.charger_id}", what, *values)
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, "wrong login", [("WWW-Authenticate", BASIC)])
         if visitor.offers and not any(offer.lower() in visitor.config.versions for offer in visitor.offers):
             spoken, allowed = ", ".join(visitor.offers), ", ".join(visitor.config.versions)
             log.warning("%s: closed: it speaks %s, `versions` allows %s", visitor.charger_id, spoken, allowed)
@@ -4954,11 +5432,17 @@ class Proxy:
         segments = [segment for segment in request.path.partition("?")[0].split("/") if segment]
         charger_id = urllib.parse.unquote(segments[-1]) if segments else ""
         if not is_charger_id(charger_id):
-            log.warning("a charger is refused: %s ends in no charger id", request.path)
+            what = "a charger is refused: %s ends in no charger id"
+            self.complaints.say(logging.WARNING, "no id", what, request.path)
             raise RefusedError(HTTPStatus.NOT_FOUND, "the path does not end in a charger id")
         if not self.config.host.admits(charger_id):
-            log.warning("%s: refused: not among `chargers` in [host]", charger_id)
+            what = "%s: refused: not among `chargers` in [host]"
+            self.complaints.say(logging.WARNING, f"unknown {charger_id}", what, charger_id)
             raise RefusedError(HTTPStatus.NOT_FOUND, "unknown charger")
+        if comes_from_elsewhere(request.headers):
+            what = "%s: refused: a web page of another host has opened this connection"
+            self.complaints.say(logging.WARNING, f"origin {charger_id}", what, charger_id)
+            raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
         offers = offered_subprotocols(request.headers)
         credentials = Credentials(*(only(request.headers, name) for name in ("Authorization", "User-Agent")))
         return Visitor(charger_id, self.config.charger(charger_id), offers, credentials)
@@ -4980,8 +5464,8 @@ class Proxy:
         old = relay.link
         if old is None and not relay.has_primary:
             return False
-        if old and await old.probe(PROBE_SECONDS):
-            return False
+        if old and (not old.has_ponged or await old.probe(PROBE_SECONDS)):
+            return False  # Where Pongs never come, the watchdog and the system tell the dead.
         if relay.link not in (old, None) or self.relays.get(relay.charger_id) is not relay:
             return False
         await relay.dismiss()
@@ -5006,7 +5490,8 @@ class Proxy:
         )
         advice = f"check {login}, and that primary knows it" if is_refusal else "it may come again"
         advice = advice_for(error, Peer.PRIMARY, advice) if error.is_certificate_unfit else advice
-        log.warning("%s: refused: %s: %s; %s", visitor.charger_id, what, error, advice)
+        values = (visitor.charger_id, what, error, advice)
+        self.complaints.say(logging.WARNING, f"{what} {values[0]}", "%s: refused: %s: %s; %s", *values)
         if error.status is None or not is_refusal:
             return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the primary server is away")
         passed_on = ("WWW-Authenticate", "Retry-After")
@@ -5062,6 +5547,65 @@ def server_context(host: HostConfig) -> ssl.SSLContext | None:
     return context
 
 
+def raised_file_limit() -> int:
+    """Let the process open as many files as the system allows it; return how many."""
+    if resource is None:
+        return MAX_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if 0 <= soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        return most
+    return MAX_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def retry_after(seconds: int) -> list[tuple[str, str]]:
+    """Return the header that tells a client when to come again."""
+    return [("Retry-After", str(seconds))]
+
+
+def comes_from_elsewhere(headers: Headers) -> bool:
+    """Whether a web page of another host opens the connection; some chargers send an Origin, too."""
+    origins = headers.get_all("Origin")
+    hosts = {urllib.parse.urlsplit(f"//{value}").hostname for value in headers.get_all("Host")}
+    return bool(origins) and {host_of(origin) for origin in origins} != hosts
+
+
+def host_of(url: str) -> str | None:
+    """Return the host that a URL names; None if it names none."""
+    try:
+        return urllib.parse.urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+BASIC = 'Basic realm="ocpp"'
+
+
+def shows_password(charger_id: str, password: str, authorization: str | None) -> bool:
+    """Whether a charger shows its id and its password (OCPP security profiles 1 and 2).
+
+    The key of OCPP 1.6 is bytes, which the ini may have in hex; many chargers send the digits as they stand.
+    """
+    scheme, _, encoded = (authorization or "").partition(" ")
+    try:
+        login = base64.b64decode(encoded.strip().encode() + b"==")  # Some leave out the padding.
+    except ValueError:
+        login = b""
+    user, _, shown = login.partition(b":")
+    wanted = (password.encode(), unhexed(password.encode()))
+    given = (shown, unhexed(shown))
+    # Every comparison is made, and each takes the same time whatever it compares.
+    equal = [hmac.compare_digest(one, other) for one in wanted for other in given]
+    is_charger = hmac.compare_digest(user, charger_id.encode())
+    return scheme.lower() == "basic" and is_charger and bool(shown) and any(equal)
+
+
+def unhexed(text: bytes) -> bytes:
+    """Return the bytes that hex digits stand for; other text as it is."""
+    return bytes.fromhex(text.decode()) if re.fullmatch(rb"([0-9A-Fa-f]{2}){8,}", text) else text
+
+
 def only(headers: Headers, name: str) -> str | None:
     """Return the header's value if it stands there once."""
     values = headers.get_all(name)
@@ -5090,12 +5634,17 @@ def offered_subprotocols(headers: Headers) -> list[str]:
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE = 0, 1, 2
 MAX_LOG_RECORDS = 10_000  # That wait for a stderr that does not take them; beyond it they are counted.
 MAX_LOG_LINE = 2_000  # Characters.
+MAX_MET_BADGES = 500  # That are masked wherever they stand.
+MIN_MET_BADGE = 6  # Characters.
 FLUSH_SECONDS = 1.0  # For the last log lines at the end.
 DEMO_SECONDS = 14.0
 
 
 class Redactor(logging.Filter):
-    """Makes every log line safe to read and to keep: one line of ASCII, no credentials, badges masked."""
+    """Makes every log line safe to read and to keep: one line of ASCII, no credentials, badges masked.
+
+    Badges are known by their keys; those met so are masked wherever else they stand, as in a server's words.
+    """
 
     BADGE = re.compile(
         r"""(\\?"\w*[iI]d(?:Tag|Token)\\?"\s*:\s*)  # The key, perhaps in a string that holds JSON.
@@ -5103,28 +5652,47 @@ class Redactor(logging.Filter):
         re.VERBOSE,
     )
     TOLD_BADGE = re.compile(r"(; badge )(.*)$", re.DOTALL)
-    SECRET = re.compile(r"password|authorizationkey", re.IGNORECASE)
+    SECRETS = ("password", "authorizationkey")
     URL_LOGIN = re.compile(r"//[^/@\s\"]*@")
 
     def __init__(self) -> None:
         super().__init__()
         self.full_badges = False
+        self.met: dict[str, None] = {}  # Badges, the oldest first; MAX_MET_BADGES.
+        self.met_pattern: re.Pattern[str] | None = None  # That finds them; None = to be made anew.
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if "{" in text and self.SECRET.search(text):
-            text = text[: text.index("{")] + "{hidden: it may hold a password}"
-        text = self.URL_LOGIN.sub("//hidden@", text)
-        if not self.full_badges:
-            text = self.BADGE.sub(lambda found: found[1] + '"' + masked(found[2].strip('\\"')), text)
-            text = self.TOLD_BADGE.sub(lambda found: found[1] + masked(found[2]), text)
-        record.msg, record.args = escaped(text)[:MAX_LOG_LINE], None
+        record.msg, record.args = self.clean(record.getMessage()), None
         return True
 
+    def clean(self, text: str) -> str:
+        """Return the text as it may be logged."""
+        lower = text.lower()
+        if "{" in text and any(secret in lower for secret in self.SECRETS):
+            text = text[: text.index("{")] + "{hidden: it may hold a password}"
+        text = self.URL_LOGIN.sub("//hidden@", text[: 2 * MAX_LOG_LINE])
+        if not self.full_badges:
+            text = self.BADGE.sub(lambda found: found[1] + '"' + self._masked(found[2].strip('\\"')), text)
+            text = self.TOLD_BADGE.sub(lambda found: found[1] + self._masked(found[2]), text)
+            text = self._known().sub(lambda found: masked(found[0]), text)
+        return escaped(text)[:MAX_LOG_LINE]
 
-def masked(badge: str) -> str:
-    """Return what may be logged of a badge: enough to tell one's own cards apart."""
-    return f"****{badge[-4:]}" if len(badge) >= 8 else "****"
+    def meet(self, badge: str) -> None:
+        """Know a badge from now on, wherever it stands; short ones are words, too."""
+        if len(badge) >= MIN_MET_BADGE and badge not in self.met and not badge.startswith("****"):
+            self.met[badge] = None
+            trim(self.met, MAX_MET_BADGES)
+            self.met_pattern = None
+
+    def _masked(self, badge: str) -> str:
+        self.meet(badge)
+        return masked(badge)
+
+    def _known(self) -> re.Pattern[str]:
+        if self.met_pattern is None:
+            words = "|".join(map(re.escape, self.met)) or "(?!)"
+            self.met_pattern = re.compile(words, re.IGNORECASE)
+        return self.met_pattern
 
 
 def escaped(text: str) -> str:
@@ -5136,12 +5704,20 @@ REDACTOR = Redactor()
 log.addFilter(REDACTOR)
 
 
+class SafeFormatter(logging.Formatter):
+    """Writes tracebacks that are as safe to keep as any other line."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  (logging's name)
+        return "\n".join(map(REDACTOR.clean, super().formatException(ei).splitlines()))
+
+
 class LogWriter(logging.Handler):
     """Writes log lines to stderr from its own thread, so that a stderr that nobody reads stops nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self.setFormatter(SafeFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self.addFilter(REDACTOR)  # For the lines of other loggers.
         self.lines: queue.Queue[str | None] = queue.Queue(MAX_LOG_RECORDS)
         self.lost = 0  # Lines that found the queue full.
         self.thread = threading.Thread(target=self._write, name="log", daemon=True)
@@ -5174,6 +5750,8 @@ def set_up_logging(config: Config) -> LogWriter:
     writer = LogWriter()
     logging.basicConfig(level=logging.WARNING, handlers=[writer], force=True)
     REDACTOR.full_badges = config.full_badges
+    for badge in config.default.badges.exact:
+        REDACTOR.meet(badge)
     for name, level in config.levels.items():
         shows_credentials = "websockets" in name and level == "DEBUG"
         logging.getLogger(name).setLevel("INFO" if shows_credentials else level)

@@ -48,6 +48,7 @@ class StageLink:
         self.ping_at = 0.0
         self.pings = 0
         self.has_ponged = True
+        self.floods = 0
         self.closed_by = "the play"
 
     def attach(self, user: Any) -> None:

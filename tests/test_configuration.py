@@ -13,6 +13,7 @@ import ocpp_2w_proxy as p
 Load = Callable[..., p.Config]
 
 LOCAL = "[ext-server]\nserver = local\n"
+OPEN = "nobody checks who connects: set `password` or `client_ca` in [host], or listen on 127.0.0.1"
 TWO_SERVERS = "[ext-server]\nserver = ws://one\nsecondary_server = ws://two\n"
 ORIGINAL = """\
 [logging]
@@ -44,8 +45,9 @@ SERVER_KEYS = (
     "secondary_user, secondary_password, secondary_auth, secondary_ca, secondary_cert, secondary_key, "
     "secondary_replies, secondary_copies, secondary_refuse, unknown_rfid, versions"
 )
+CHARGER_KEYS = f"{SERVER_KEYS}, password"
 HOST_KEYS = (
-    "addr, port, cert_chain, cert_key, client_ca, chargers, watchdog_stale, watchdog_interval, "
+    "addr, port, cert_chain, cert_key, client_ca, password, chargers, watchdog_stale, watchdog_interval, "
     "ping_interval, ping_timeout, call_timeout, max_size, state"
 )
 SECTIONS = "expected [logging], [host], [ext-server], [status] or [charger ID]"
@@ -108,7 +110,7 @@ def test_original_ini_loads_unchanged(load: Load) -> None:
     assert config.warnings == ()
 
 
-def test_defaults_of_an_almost_empty_ini(load: Load, tmp_path: Path) -> None:
+def test_defaults_of_an_almost_empty_ini(load: Load, tmp_path: Path, path: Path) -> None:
     """A server is all that an ini must say."""
     config = load(LOCAL)
     assert config == p.Config(
@@ -120,6 +122,7 @@ def test_defaults_of_an_almost_empty_ini(load: Load, tmp_path: Path) -> None:
             cert_chain="",
             cert_key="",
             client_ca="",
+            password="",
             chargers=("*",),
             watchdog_stale=500,
             watchdog_interval=10,
@@ -140,9 +143,10 @@ def test_defaults_of_an_almost_empty_ini(load: Load, tmp_path: Path) -> None:
             secondary_refuse=frozenset(),
             primary_grace=15,
             versions=("ocpp2.1", "ocpp2.0.1", "ocpp1.6"),
+            password="",
         ),
         chargers={},
-        warnings=(),
+        warnings=(f"{path}:2: {OPEN}",),
     )
 
 
@@ -300,7 +304,7 @@ def test_unknown_action_is_doubted(load: Load) -> None:
 
 def test_charger_section_that_may_not_connect_is_doubted(load: Load) -> None:
     """A section for a charger that `chargers` keeps out is of no use."""
-    config = load(f"[host]\nchargers = HOME-*\n{LOCAL}[charger CP-7]\n[charger HOME-1]\n")
+    config = load(f"[host]\nchargers = HOME-*\npassword = x\n{LOCAL}[charger CP-7]\n[charger HOME-1]\n")
     (warning,) = config.warnings
     assert "[charger CP-7] is not among `chargers`" in warning
 
@@ -390,7 +394,7 @@ def test_any_card_charges_is_a_warning(load: Load, path: Path) -> None:
 @pytest.mark.parametrize("badges", ["A", "A*"])
 def test_badges_without_their_server_are_a_warning(load: Load, path: Path, badges: str) -> None:
     """Badges of a secondary that is not there are doubtful."""
-    assert load(f"{LOCAL}secondary_rfid = {badges}\n").warnings == (
+    assert load(f"{LOCAL}secondary_rfid = {badges}\n[host]\naddr = ::1\n").warnings == (
         f"{path}:3: secondary_rfid without secondary_server: these badges go to the primary",
     )
     assert load(f"{TWO_SERVERS}secondary_rfid = {badges}\n").warnings == ()
@@ -429,8 +433,8 @@ def test_doubt_shared_by_chargers_is_told_once(load: Load) -> None:
         (f"{LOCAL}[ext-server]\n", "3: section [ext-server] stands twice, first at line 1"),
         (f"{LOCAL}[charger A]\n[charger  A]\n", "4: section [charger A] stands twice, first at line 3"),
         (f"{LOCAL}port = 1\n", f"3: unknown key 'port' in [ext-server]; expected {SERVER_KEYS}"),
-        (f"{LOCAL}[charger A]\nport = 1\n", f"4: unknown key 'port' in [charger A]; expected {SERVER_KEYS}"),
-        (f"{LOCAL}[host]\nserver = x\n", f"4: unknown key 'server' in [host]; expected {HOST_KEYS}"),
+        (f"{LOCAL}[charger A]\nport = 1\n", f"4: unknown key 'port' in [charger A]; expected {CHARGER_KEYS}"),
+        (f"{LOCAL}[host]\nwho = x\n", f"4: unknown key 'who' in [host]; expected {HOST_KEYS}"),
         (
             f"{LOCAL}[status]\nstate = x\n",
             "4: unknown key 'state' in [status]; expected addr, port, password",
@@ -532,11 +536,11 @@ def test_doubt_shared_by_chargers_is_told_once(load: Load) -> None:
         ),
         (
             f"{LOCAL}secondary_rfid = 04A1\nprimary_rfid = x, 04a1\n",
-            "3: '04a1' is on primary_rfid and on secondary_rfid",
+            "3: badge '****' is on primary_rfid and on secondary_rfid",
         ),
         (
             f"{LOCAL}primary_rfid = A*\n[charger A]\nsecondary_rfid = B, a*\n",
-            "5: 'a*' is on primary_rfid and on secondary_rfid",
+            "5: badge '****' is on primary_rfid and on secondary_rfid",
         ),
         (
             f"{LOCAL}[status]\nport = 8322\naddr = 0.0.0.0\n",

@@ -540,18 +540,52 @@ def test_answers_beyond_the_bound_leave_nothing_behind_and_are_asked_for_again(
     assert named(stage.delivers()) == [("StartTransaction", None)] * 5
 
 
-def test_a_bound_of_starts_and_stops_alone_drops_nothing(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only readings can be done without."""
-    monkeypatch.setattr(p, "MAX_STORED", 2)
+@pytest.mark.parametrize("bound", ["MAX_STORED", "MAX_STORED_TEXT"])
+def test_a_bound_of_starts_and_stops_alone_drops_nothing(
+    play: Play, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    """What is beyond it stays unanswered, so that the charger keeps it until there is room."""
     stage = play()
     stage.secondary.lost()
-    for number in range(3):
-        stage.starts("SECO1", f"s{number}", meter=number)
-        stops(stage, told_id(stage), f"e{number}")
-    stage.charger.hears()
+    stage.starts("SECO1", "s0")
+    number = told_id(stage)
+    monkeypatch.setattr(p, bound, 1)
+    stops(stage, number, "e0")
+    assert stage.charger.hears() == [[3, "e0", {}]]
+    stage.starts("SECO1", "s1", meter=1)
+    stage.starts("PRIM1", "p", connector=2)
+    assert stage.charger.hears() == []
+    assert [message[1] for message in stage.primary.hears()] == ["p"]
+    monkeypatch.undo()
     killed(stage)
-    assert left(stage) == ["StartTransaction", "StopTransaction"] * 3
+    assert named(stage.delivers()) == [("StartTransaction", None), ("StopTransaction", 71)]
+    stage.starts("SECO1", "s1", meter=1)
+    assert [message[1] for message in stage.charger.hears()] == ["s1"]
+    assert named(stage.delivers()) == [("StartTransaction", None)]
     assert stage.memory.dropped == 0
+
+
+@pytest.mark.parametrize("version", ["ocpp1.6", "ocpp2.0.1"])
+def test_what_there_is_no_room_for_changes_nothing_until_it_comes_again(play: Play, version: str) -> None:
+    """A stop, and events with and without an owner; also where the proxy would stand in."""
+    stage = play(FORWARD, version=version)
+    stage.secondary.lost()
+    stage.passes(6)
+    stage.memory.is_full = True
+    if version == "ocpp1.6":
+        stage.starts("SECO1")
+    else:
+        event(stage, 0, "Started")
+        event(stage, 1, badge="SECO1", name="U")
+    assert stage.charger.hears() == []
+    assert left(stage) == []
+    stage.memory.is_full = False
+    if version == "ocpp1.6":
+        stage.starts("SECO1")
+        assert told_id(stage)
+    else:
+        assert event(stage, 0, "Started")
+        assert event(stage, 1, badge="SECO1", name="U")
 
 
 def test_the_bound_is_one_for_both_servers(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -356,7 +356,8 @@ def test_spans_in_payload(payload: str, path: p.TextPath, found: list[str]) -> N
 )
 def test_repeats(payload: str, path: p.TextPath, twice: bool) -> None:
     """A key of the path that stands twice in its object is noticed, however it is spelt."""
-    assert p.repeats(f'[2,"1","A",{payload}]', (3, *path)) is twice
+    twice_at = p.repeated(f'[2,"1","A",{payload}]', [(1,), (3, *path)])
+    assert twice_at == ((3, *path) if twice else None)
 
 
 @pytest.mark.parametrize(
@@ -434,4 +435,4 @@ def test_repeats_any_message_without_repeated_keys(
     parts: tuple[Any, ...], spell: Callable[[Any], str], key: str
 ) -> None:
     """What stands once at most is never taken for repeated."""
-    assert not p.repeats(spell(parts), (len(parts) - 1, key))
+    assert p.repeated(spell(parts), [(len(parts) - 1, key)]) is None

@@ -1,0 +1,404 @@
+"""Bounds against peers that send too much: of a message, of frames, of handshakes, of what is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+import ocpp_2w_proxy as p
+from tests.kills import event, warnings
+from tests.peers import PATIENCE, charger, deaf, eventually, house, running
+from tests.plays import Stage, actions, config_of
+
+LOCAL = "[ext-server]\nserver = local\n"
+
+# One message.
+
+
+def call_with(data: str) -> str:
+    return f'[2,"1","DataTransfer",{{"vendorId":"x","data":{data}}}]'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call_with("[" + ",".join(["[]"] * p.MAX_CONTAINERS) + "]"),
+        call_with("[" + ",".join(["{}"] * p.MAX_CONTAINERS) + "]"),
+        call_with("[" + ",".join(["1"] * p.MAX_COMMAS) + ",1,1]"),
+        call_with("{" + ",".join(f'"k{n}":1' for n in range(p.MAX_KEYS + 1)) + "}"),
+        call_with("{" + ",".join(['"k":1'] * (p.MAX_KEYS + 1)) + "}"),
+        call_with("9" * (p.MAX_DIGITS + 1)),
+        call_with("[" * p.MAX_DEPTH + "]" * p.MAX_DEPTH),
+        call_with("[" * 100_000),
+        '[2,"1","DataTransfer",{}' + ",1" * p.MAX_KEYS + "]",
+    ],
+)
+def test_a_message_that_would_hold_up_the_others_is_answered_with_a_call_error(text: str) -> None:
+    """Objects, commas, keys, digits, depth: each has a bound, and the Call is answered by its id."""
+    stage = Stage()
+    stage.charger.says(text)
+    assert [answer[:3] for answer in stage.charger.hears()] == [[4, "1", "FormationViolation"]]
+    assert stage.primary.hears() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call_with("[" + ",".join(["[]"] * (p.MAX_CONTAINERS - 3)) + "]"),
+        call_with("[" + ",".join(["1"] * (p.MAX_COMMAS - 4)) + "]"),
+        call_with("{" + ",".join(f'"k{n}":1' for n in range(p.MAX_KEYS)) + "}"),
+        call_with("9" * p.MAX_DIGITS),
+        call_with("[" * (p.MAX_DEPTH - 2) + "]" * (p.MAX_DEPTH - 2)),
+        call_with('"' + "[" * 1000 + '"'),
+    ],
+)
+def test_what_is_within_the_bounds_passes_unchanged(text: str) -> None:
+    """Up to the last object, comma, key, digit and level."""
+    stage = Stage()
+    stage.charger.says(text)
+    assert stage.primary.hears_text() == text
+
+
+def test_a_badge_or_id_that_is_too_long_is_refused() -> None:
+    """Nobody has one like that; it would be kept in memory."""
+    stage = Stage()
+    stage.charger.calls("1", "Authorize", idTag="A" * (p.MAX_FIELD + 1))
+    stage.charger.calls("2", "Authorize", idTag="A" * p.MAX_FIELD)
+    assert [answer[:3] for answer in stage.charger.hears()] == [[4, "1", "FormationViolation"]]
+    assert actions(stage.primary.hears()) == ["Authorize"]
+
+
+def test_starts_and_stops_are_known_again_however_long_they_are(play: Any) -> None:
+    """What they are known by is kept short."""
+    stage = play()
+    for message_id in ("a", "b"):
+        stage.charger.calls(
+            message_id, "StartTransaction", connectorId=1, idTag="SECO1", meterStart=0, timestamp="9" * 1000
+        )
+    first, second = (answer[2]["transactionId"] for answer in stage.charger.hears())
+    assert first == second
+    (session,) = stage.memory.sessions.values()
+    assert len(session.start) <= p.MAX_FIELD
+
+
+def test_a_boot_or_status_that_is_too_long_passes_but_is_not_remembered() -> None:
+    """It would be repeated at every connection."""
+    stage = Stage()
+    boot, padding = stage.memory.boot, "x" * p.MAX_SELF_DESCRIPTION
+    stage.charger.calls("1", "StatusNotification", connectorId=1, status="Available", info=padding)
+    stage.primary.answers("1")
+    stage.charger.calls("2", "BootNotification", chargePointVendor=padding)
+    assert actions(stage.primary.hears()) == ["StatusNotification", "BootNotification"]
+    assert stage.memory.boot == boot
+    assert stage.memory.statuses == {}
+
+
+# Transactions without an owner.
+
+
+def test_of_too_many_transactions_without_a_badge_the_next_goes_to_the_primary() -> None:
+    """So that a charger that never tells cannot fill the memory."""
+    stage = Stage(version="ocpp2.0.1")
+    for number in range(p.MAX_OWNERLESS + 1):
+        event(stage, 0, "Started", name=f"T{number}")
+    owners = [session.owner for session in stage.memory.sessions.values()]
+    assert owners == [None] * p.MAX_OWNERLESS + [p.Peer.PRIMARY]
+
+
+def test_long_events_without_a_badge_go_to_the_primary() -> None:
+    """Their text has a bound, too."""
+    stage = Stage(version="ocpp2.0.1")
+    for number in range(3):
+        info = {"transactionId": "T"}
+        stage.charger.calls(
+            str(number),
+            "TransactionEvent",
+            eventType="Updated",
+            seqNo=number,
+            transactionInfo=info,
+            customData={"vendorId": "x" * (p.MAX_KEPT_TEXT // 2)},
+        )
+    (session,) = stage.memory.sessions.values()
+    assert session.owner is p.Peer.PRIMARY
+
+
+# Frames.
+
+
+def masked(opcode: Opcode, data: bytes = b"", fin: bool = True) -> bytes:
+    return Frame(opcode, data, fin).serialize(mask=True)
+
+
+@asynccontextmanager
+async def raw_charger(proxy: p.Proxy, name: str = "RAW") -> AsyncIterator[tuple[Any, Any]]:
+    """A charger that sends bytes, as it likes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    request = f"GET /{name} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+    writer.write(request.encode())
+    async with asyncio.timeout(PATIENCE):
+        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def close_code(reader: asyncio.StreamReader) -> int:
+    """Return the code of the Close frame that comes, past the Pings."""
+    async with asyncio.timeout(PATIENCE):
+        data = await reader.read()
+    code: int = struct.unpack("!H", data[data.index(0x88) + 2 :][:2])[0]
+    return code
+
+
+async def test_a_message_of_too_many_fragments_closes_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty ones cost nothing to send, and memory to keep."""
+    monkeypatch.setattr(p, "FRAMES_AHEAD", 1e9)
+    async with running(LOCAL) as proxy, charger(proxy) as good, raw_charger(proxy) as (reader, writer):
+        writer.write(masked(Opcode.TEXT, fin=False) + masked(Opcode.CONT, fin=False) * p.MAX_FRAGMENTS)
+        assert await close_code(reader) == 1009
+        await good.boots()
+
+
+async def test_a_frame_that_announces_too_much_closes_its_sender_at_once() -> None:
+    """Its 2^62 bytes are not waited for."""
+    async with running(LOCAL) as proxy, raw_charger(proxy) as (reader, writer):
+        writer.write(b"\x81\xff" + struct.pack("!Q", 2**62) + b"mask")
+        assert await close_code(reader) == 1009
+
+
+async def test_a_flood_is_read_slowly_and_slows_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond the budget the sender's own buffers fill; one WARNING tells of it."""
+    monkeypatch.setattr(p, "FRAMES_AHEAD", 20.0)
+    monkeypatch.setattr(p, "FRAMES_PER_SECOND", 50.0)
+    async with running(f"watchdog_interval = 0.1\n{LOCAL}") as proxy, charger(proxy) as good:
+        async with charger(proxy, "LOUD") as loud:
+            link = proxy.relays["LOUD"].link
+            assert link is not None
+            for number in range(100):
+                await loud.connection.send(f'[2,"{number}","Heartbeat",{{"x":"{"x" * 200}"}}]')
+            await eventually(lambda: link.slowed is not None)
+            await good.calls("1", "Heartbeat")
+            assert len(loud.heard.messages) < 100
+            await loud.heard.answer("99")
+            await eventually(lambda: bool(warnings(caplog, "LOUD: the charger sends more than 50 frames")))
+    assert len(warnings(caplog, "frames a second")) == 1
+
+
+async def test_a_ping_flood_of_a_peer_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Pongs would fill the memory."""
+    monkeypatch.setattr(p, "MAX_WRITE_BUFFER", 50_000)
+    monkeypatch.setattr(p, "FRAMES_AHEAD", 1e9)
+    async with running(LOCAL) as proxy, raw_charger(proxy) as (_, writer):
+        writer.transport.pause_reading()
+        link = proxy.relays["RAW"].link
+        assert link is not None
+        assert link.transport is not None
+        link.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
+        pings = masked(Opcode.PING, b"x" * 125) * 1000
+        async with asyncio.timeout(PATIENCE):
+            while not link.is_closed:
+                writer.write(pings)
+                await asyncio.sleep(0)
+        assert link.closed_by == "it does not read what it is sent"
+
+
+async def test_one_long_message_to_a_slow_reader_is_no_reason_to_cut_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only what piles up is."""
+    monkeypatch.setattr(p, "MAX_WRITE_BUFFER", 1000)
+    monkeypatch.setattr(p, "FRAMES_AHEAD", 1e9)
+    async with house() as (proxy, primary, _), charger(proxy) as cp:
+        await cp.boots()
+        link = proxy.relays["CP1"].outboxes[p.Peer.PRIMARY].link
+        assert link is not None
+        assert link.transport is not None
+        link.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
+        async with deaf(primary.connections[0]):
+            await cp.connection.send(call_with('"' + "x" * 900_000 + '"'))
+            await eventually(lambda: bool(link.transport and link.transport.get_write_buffer_size() > 1000))
+        await cp.heard.answer("1")
+
+
+async def test_the_system_watches_for_dead_machines() -> None:
+    """On every connection, of chargers and to servers."""
+    async with house() as (proxy, _, secondary), charger(proxy) as cp:
+        await cp.boots()
+        await secondary.heard.call("BootNotification")
+        links = list(proxy.relays["CP1"].links())
+        assert len(links) == 3
+        for link in links:
+            assert link.transport is not None
+            connection = link.transport.get_extra_info("socket")
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+
+
+# Handshakes.
+
+
+async def test_half_open_connections_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that has waited longest for its request goes first."""
+    monkeypatch.setattr(p, "MAX_HALF_OPEN", 3)
+    async with running(LOCAL) as proxy:
+        idle = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(5)]
+        async with charger(proxy) as cp:
+            await cp.boots()
+        async with asyncio.timeout(PATIENCE):
+            assert [await reader.read() for reader, _ in idle[:2]] == [b"", b""]
+        await eventually(lambda: len(proxy.half_open) <= 3)
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_request_that_is_too_long_is_cut_off() -> None:
+    """Also one of many headers that are each short enough."""
+    async with running(LOCAL) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"GET /CP1 HTTP/1.1\r\n" + b"X: " + b"x" * 7000 + b"\r\n")
+        writer.write((b"Y: " + b"y" * 7000 + b"\r\n") * 20)
+        async with asyncio.timeout(PATIENCE):
+            with suppress(ConnectionResetError):  # Cut without a word, or with a reset: both will do.
+                assert await reader.read() == b""
+        writer.close()
+        await eventually(lambda: not proxy.handshakes)
+
+
+async def test_what_comes_before_the_handshake_is_answered_is_bounded_in_bytes() -> None:
+    """A charger may speak early; what it says waits in its own buffers, not in the proxy's."""
+    async with house() as (proxy, primary, _):
+        primary.may_answer.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        request = "GET /CP1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+        long = masked(Opcode.TEXT, call_with('"' + "x" * 500_000 + '"').encode())
+        writer.write(request.encode() + long)
+        await eventually(lambda: any(link.early_bytes > p.MAX_EARLY_BYTES for link in proxy.handshakes))
+        (link,) = proxy.handshakes
+        assert link.early_bytes <= p.MAX_EARLY_BYTES + len(p.RECEIVE_BUFFER)
+        primary.may_answer.set()
+        await primary.heard.call("DataTransfer")
+        writer.close()
+        async with asyncio.timeout(PATIENCE):
+            await reader.read()
+
+
+# All chargers.
+
+
+async def test_beyond_the_file_limit_newcomers_get_503_and_the_others_stay(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line a minute tells of it; a charger that is known may still come again."""
+    monkeypatch.setattr(p, "raised_file_limit", lambda: 64 + 16 + 6 + 3)
+    monkeypatch.setattr(p, "MAX_HALF_OPEN", 16)
+    async with running(LOCAL) as proxy:
+        proxy.files = p.FILES_OF_OUR_OWN + proxy.max_half_open + 2 * p.FILES_OF_A_CHARGER + 2
+        async with charger(proxy) as first, charger(proxy, "CP2"):
+            for _ in range(3):
+                with pytest.raises(Exception, match="503"):
+                    async with charger(proxy, "CP3"):
+                        pass
+            await first.calls("1", "Heartbeat")
+            async with charger(proxy) as again:
+                await again.calls("2", "Heartbeat")
+    (line,) = warnings(caplog, "open files")
+    assert line.startswith("CP3: refused: 2 chargers are here")
+
+
+def test_the_process_may_open_as_many_files_as_the_system_allows() -> None:
+    """The soft limit is raised to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+        limit = p.raised_file_limit()
+        assert limit == resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 500
+        assert p.raised_file_limit() == limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Log lines.
+
+
+def test_a_line_that_peers_can_cause_at_will_comes_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the number of those that were held back."""
+    seconds = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    complaints = p.Complaints()
+    for subject in ("a", "a", "b", "a"):
+        complaints.say(logging.WARNING, subject, "about %s", subject)
+    seconds += p.COMPLAINT_SECONDS
+    complaints.say(logging.WARNING, "a", "about %s", "a")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["about a", "about b", "about a (2 more like it since the last such line)"]
+
+
+def test_what_is_known_of_complaints_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subjects are made of what peers say."""
+    monkeypatch.setattr(p, "MAX_SUBJECTS", 3)
+    complaints = p.Complaints()
+    for number in range(10):
+        for _ in range(2):
+            complaints.say(logging.DEBUG, str(number), "text")
+    assert len(complaints.told) == len(complaints.held_back) == 3
+
+
+# Look-ups.
+
+
+async def test_a_look_up_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who ask for the same name wait together, in one thread."""
+    asked: list[str] = []
+    release = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    look_up = socket.getaddrinfo
+
+    def slow(host: str, *more: Any, **options: Any) -> Any:
+        asked.append(host)
+        if host == "hangs.example":
+            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(PATIENCE)
+        return look_up("127.0.0.1", *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    resolver = p.Resolver()
+    first, second = (asyncio.create_task(resolver.addresses("hangs.example", 1)) for _ in range(2))
+    assert await resolver.addresses("quick.example", 1)
+    first.cancel()
+    release.set()
+    assert await second
+    assert sorted(asked) == ["hangs.example", "quick.example"]
+    assert resolver.asked == {}
+
+
+async def test_each_address_of_a_server_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first does not answer, the next may."""
+    async with house() as (_, primary, _):
+        dialer = p.Dialer(1024)
+
+        async def addresses(_: str, port: int) -> list[Any]:
+            places = [("127.0.0.1", 1), ("127.0.0.1", port)]
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
+
+        monkeypatch.setattr(dialer.resolver, "addresses", addresses)
+        server = config_of(f"[ext-server]\nserver = {primary.url}").default.primary
+        link = await dialer.dial(p.Peer.PRIMARY, server, "CP1", ["ocpp1.6"], p.Credentials())
+        link.abort()
+        await link.ended
