@@ -5653,7 +5653,8 @@ class Redactor(logging.Filter):
     )
     TOLD_BADGE = re.compile(r"(; badge )(.*)$", re.DOTALL)
     SECRETS = ("password", "authorizationkey")
-    URL_LOGIN = re.compile(r"//[^/@\s\"]*@")
+    URL_LOGIN = re.compile(r"\\?/\\?/[^/@\s\"]*@")  # JSON may write each slash with a backslash.
+    HEADER_LOGIN = re.compile(r"\b(basic|bearer)\s+[^\s,\"]+", re.IGNORECASE)
 
     def __init__(self) -> None:
         super().__init__()
@@ -5668,9 +5669,11 @@ class Redactor(logging.Filter):
     def clean(self, text: str) -> str:
         """Return the text as it may be logged."""
         lower = text.lower()
-        if "{" in text and any(secret in lower for secret in self.SECRETS):
-            text = text[: text.index("{")] + "{hidden: it may hold a password}"
+        start = text.find("{") if "{" in text else text.find("[")
+        if start >= 0 and any(secret in lower for secret in self.SECRETS):
+            text = text[:start] + "{hidden: it may hold a password}"
         text = self.URL_LOGIN.sub("//hidden@", text[: 2 * MAX_LOG_LINE])
+        text = self.HEADER_LOGIN.sub(r"\1 hidden", text)
         if not self.full_badges:
             text = self.BADGE.sub(lambda found: found[1] + '"' + self._masked(found[2].strip('\\"')), text)
             text = self.TOLD_BADGE.sub(lambda found: found[1] + self._masked(found[2]), text)

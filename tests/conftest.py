@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ocpp_2w_proxy as p
 from tests.kills import Play
+from tests.planted import Eavesdropper
 from tests.plays import Stage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_planted_is_told() -> Iterator[None]:
+    """Listen to all that is logged in the whole run, INFO included; no planted secret may be among it."""
+    ear = Eavesdropper()
+    p.log.addHandler(ear)
+    logging.getLogger().addHandler(ear)
+    level = p.log.level
+    p.log.setLevel(logging.INFO)
+    yield
+    p.log.setLevel(level)
+    p.log.removeHandler(ear)
+    logging.getLogger().removeHandler(ear)
+    assert ear.count > 0
+    assert ear.leaks == []
 
 
 @pytest.fixture

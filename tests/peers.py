@@ -22,6 +22,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
+from tests.planted import CHARGER_LOGIN
 from tests.plays import config_of
 
 PATIENCE = 10.0  # Seconds; for anything that must happen.
@@ -199,6 +200,7 @@ async def charger(
 ) -> AsyncIterator[FakeCharger]:
     """A charger that is connected to the proxy."""
     scheme = "wss" if "ssl" in options else "ws"
+    options.setdefault("additional_headers", {"Authorization": CHARGER_LOGIN})
     offered = [Subprotocol(version) for version in versions or ["ocpp1.6"]]
     connection = await connect(
         f"{scheme}://127.0.0.1:{proxy.port}/{charger_id}",

@@ -388,6 +388,17 @@ async def test_a_look_up_that_hangs_holds_up_no_other(monkeypatch: pytest.Monkey
     assert resolver.asked == {}
 
 
+async def test_a_name_that_is_not_known_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As told by the system."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    with pytest.raises(OSError, match="not known"):
+        await p.Resolver().addresses("nowhere.example", 1)
+
+
 async def test_each_address_of_a_server_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the first does not answer, the next may."""
     async with house() as (_, primary, _):

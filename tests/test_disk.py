@@ -565,6 +565,21 @@ def test_a_bound_of_starts_and_stops_alone_drops_nothing(
     assert stage.memory.dropped == 0
 
 
+def test_a_stop_that_there_is_no_room_for_is_answered_when_it_comes_again(play: Play) -> None:
+    """Though its session counts as ended by then."""
+    stage = play()
+    stage.starts("SECO1")
+    number = told_id(stage)
+    stage.secondary.hears()
+    stage.memory.is_full = True
+    stops(stage, number, "e1")
+    assert stage.charger.hears() == []
+    stage.memory.is_full = False
+    stops(stage, number, "e2")
+    assert stage.charger.hears() == [[3, "e2", {}]]
+    assert left(stage) == ["StartTransaction", "StopTransaction"]
+
+
 @pytest.mark.parametrize("version", ["ocpp1.6", "ocpp2.0.1"])
 def test_what_there_is_no_room_for_changes_nothing_until_it_comes_again(play: Play, version: str) -> None:
     """A stop, and events with and without an owner; also where the proxy would stand in."""

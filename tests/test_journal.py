@@ -933,7 +933,7 @@ def test_what_is_not_sent_because_its_session_is_refused_is_told_as_that(
     transaction_id = told_id(stage)
     refuse_start(stage)
     stops(stage, transaction_id)
-    told = [record.getMessage().partition(": [2")[0] for record in caplog.records]
+    told = [line.partition(": [2")[0] for line in warnings(caplog, "CP1")]
     error, again = "CallError InternalError", "and kept; tried once more at the next start"
     assert told == [
         f"CP1: secondary: StartTransaction is refused ({error}) {again}",
