@@ -1354,40 +1354,45 @@ def filled(answer: Any, values: dict[Fill, Any]) -> Any:
     return answer
 
 
-# What would move a charger to another server, or change who it is and how it logs in: the primary's alone.
-# Shell patterns, without case; of 1.6 the keys as far as known, of 2.x component.variable.
+# What would move a charger to another server, cut it off from its own, or change its name or login is the
+# primary's alone. Names of configuration keys (1.6) and variables (2.x) as shell patterns, without case.
 GUARDED_ACTIONS = {"SetNetworkProfile"}
-GUARDED_SETTINGS = {
-    "ChangeConfiguration": (
-        *("authorizationkey", "securityprofile"),  # OCPP 1.6 security white paper.
-        *("*backend*", "*backoffice*", "*centralsystem*", "*csms*", "*password*", "*identity*"),
-        *("*server*ur[li]*", "*server*addr*", "*ocpp*ur[li]*", "*ocpp*server*"),
-        *("*chargeboxid*", "*chargepointid*", "*chargerid*", "g_authentication"),
-    ),
-    "SetVariables": (
-        *("securityctrlr.basicauthpassword", "securityctrlr.identity", "securityctrlr.securityprofile"),
-        *("ocppcommctrlr.networkconfigurationpriority", "ocppcommctrlr.activenetworkprofile"),
-        "networkconfiguration.*",
-    ),
-}
-
-
-def settings_in(payload: dict[str, Any]) -> list[str]:
-    """Return the normalized names of the settings that a server's Call changes."""
-    names = values_at(payload, ("key",))
-    for change in values_at(payload, ("setVariableData", "*")):
-        component, variable = value_at(change, ("component", "name")), value_at(change, ("variable", "name"))
-        names.append(f"{normalized(str(component))}.{normalized(str(variable))}")
-    return [normalized(str(name)) for name in names]
+GUARDED_SETTINGS = (
+    *("authorizationkey", "securityprofile*", "identity", "*passw*"),  # Of OCPP itself.
+    *("network*profile*", "networkconfiguration*", "activenetworkprofile"),  # Likewise; Alfen, Amina.
+    *("*url", "url-*", "*uri", "*endpoint*", "*server*", "*backend*", "*centralsystem*", "*csms*"),
+    *("*backoffice*", "protocolversion"),  # Alfen.
+    *("*chargebox*", "*chargepointidenti*", "*chargepointid", "*chargepointname", "*chargerid", "*ocppid"),
+    *("com_prot*", "com_options", "com_ocppinfo"),  # Ecotap.
+    *("evb_serialas*", "g_authentication"),  # EVBox, Growatt.
+    *("hostname", "verifycsms*"),  # EVerest.
+    *("hostconnectortype", "*portal*", "*proxy*", "*chargepointaddress", "*chargepointport"),  # KEBA.
+    *("*secureoutgoing*", "*certificatevalidation", "*hostnameverification"),  # KEBA.
+    *("*ocppversion", "*websocketsettings*", "*websocketuser"),  # Vestel, XCharge, Wallbox.
+    *("*apn*", "*gsm*", "*cellular*", "*wifi*", "*ethernet*", "eth_*", "*vpn*", "*firewall*"),
+    *("g_4g*", "g_*net*"),  # Growatt.
+)
+GUARDED_COMPONENTS = {"networkconfiguration"}  # Of OCPP 2.1.
+SETTING_ACTIONS = {"ChangeConfiguration", "SetVariables"}
 
 
 def guarded_by(action: str, payload: dict[str, Any]) -> str:
     """Return what only the primary may change of what a server's Call wants to change; "" = nothing."""
-    if action in GUARDED_ACTIONS:
-        return action
-    patterns, names = GUARDED_SETTINGS.get(action, ()), settings_in(payload)
-    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    return short(found[0]) if found else ""
+    if action in GUARDED_ACTIONS or action not in SETTING_ACTIONS:
+        return action if action in GUARDED_ACTIONS else ""
+    settings = [("", key) for key in values_at(payload, ("key",))]
+    settings += [
+        (value_at(change, ("component", "name")), value_at(change, ("variable", "name")))
+        for change in values_at(payload, ("setVariableData", "*"))
+    ]
+    if len(settings) > MAX_KEYS:
+        return f"a change of more than {MAX_KEYS} settings at once"
+    for component, name in settings:
+        key = normalized(str(name))
+        is_guarded = any(fnmatchcase(key, pattern) for pattern in GUARDED_SETTINGS)
+        if is_guarded or normalized(str(component)) in GUARDED_COMPONENTS:
+            return short(str(name)) or str(component)
+    return ""
 
 
 def rejection_of(facts: Facts, payload: dict[str, Any]) -> dict[str, Any] | None:
@@ -1434,7 +1439,7 @@ ACCEPTED_SECONDS = 3600.0  # A server's last word on a badge stands in for it fo
 SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
 
 MAX_FIELD = 255  # Characters of a badge or an id; those of OCPP 2.1 have at most so many.
-MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot or status that is remembered, to be repeated.
+MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot, status or start's answer that is kept, to be repeated.
 
 # The most of each kind that one charger may have; beyond it the oldest goes.
 MAX_SESSIONS = 1000
@@ -2218,7 +2223,9 @@ class Router:
             )
             self._name(session, named)
         if not session.is_told:
-            session.start_answer = {**payload, "transactionId": session.transaction_id}
+            is_long = len(dump(payload)) > MAX_SELF_DESCRIPTION
+            kept = {"idTagInfo": {"status": str(verdict(payload))[:MAX_ACTION]}} if is_long else payload
+            session.start_answer = {**kept, "transactionId": session.transaction_id}
 
     # Transactions of OCPP 2.x: TransactionEvent, whose badge may come late.
 
@@ -2372,7 +2379,7 @@ class Router:
             return ""
         self.memory.accepted.pop((peer, normalized(badge)), None)
         if status != "Accepted":
-            return f"status {status}"
+            return f"status {str(status)[:MAX_ACTION]}"
         self.memory.accepted[peer, normalized(badge)] = now.seconds
         trim(self.memory.accepted, MAX_ACCEPTED)
         return ""
@@ -2473,7 +2480,7 @@ class Router:
         """Return why the secondary may not call this on the charger; "" = it may."""
         if message.action in self.config.secondary_refuse:
             return f"{message.action} is on secondary_refuse"
-        if message.action in GUARDED_SETTINGS and repeats_anywhere(message.text):
+        if message.action in SETTING_ACTIONS and repeats_anywhere(message.text):
             raise MessageError("a key stands twice", message.text)
         setting = guarded_by(message.action, message.payload)
         return f"{message.action}: {setting} is the primary's alone" if setting else ""
@@ -3273,8 +3280,10 @@ class Journal:
         self.remove(memory, peer, call)
         memory.refused.append(refusal)
         self._save_call(call, KeptCall(memory, peer, words, is_error))
-        if len(memory.refused) > MAX_REFUSED:
+        length = sum(len(old.call.text) for old in memory.refused)
+        while len(memory.refused) > MAX_REFUSED or length > MAX_STORED_TEXT:
             oldest = memory.refused.pop(0)
+            length -= len(oldest.call.text)
             self._save_call(oldest.call, KeptCall(memory, oldest.peer, is_gone=True))
             log.warning("%s: of more than %d refused Calls the oldest goes", memory.charger_id, MAX_REFUSED)
 
@@ -5322,6 +5331,15 @@ class Proxy:
                 what = f"{len(calls)} stored Calls for {address} {outcome}: {names}"
                 log.log(level, "%s: %s", charger_id, what)
 
+    def loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Tell what asyncio could not do; it would tell of each connection that it cannot accept."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and "accept" in context.get("message", ""):
+            what = "connections have to wait: %s"
+            self.complaints.say(logging.WARNING, "accept", what, error)
+        else:
+            loop.default_exception_handler(context)
+
     # Admission: a charger is let in if its primary lets it in.
 
     @property
@@ -5379,12 +5397,13 @@ class Proxy:
         self._check_visitor(who)
         with self.doorkeeper.visit(who):
             try:
-                await self._let_in(link, request, visitor)
+                is_in = await self._let_in(link, request, visitor)
             except RefusedError as refusal:
                 if refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR:
                     self.doorkeeper.refused(who, link.loop.time())
                 raise
-        self.doorkeeper.refusals.pop(who, None)
+        if is_in:
+            self.doorkeeper.refusals.pop(who, None)
 
     def _check_visitor(self, who: tuple[str, str]) -> None:
         """Refuse a charger that comes too often, or that there is no room for. Raises RefusedError."""
@@ -5399,8 +5418,11 @@ class Proxy:
             headers = retry_after(RETRY_AFTER_SECONDS)
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for it", headers)
 
-    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> None:
-        """Let the charger in if its login is right and its primary accepts it. Raises RefusedError."""
+    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> bool:
+        """Let the charger in if its login is right and its primary accepts it; return whether it is in.
+
+        Raises RefusedError.
+        """
         password = visitor.config.password
         if password and not shows_password(visitor.charger_id, password, visitor.credentials.authorization):
             what = "%s: refused: it does not show the user %s and the `password` of the ini"
@@ -5412,7 +5434,7 @@ class Proxy:
             log.warning("%s: closed: it speaks %s, `versions` allows %s", visitor.charger_id, spoken, allowed)
             if link.accept(request, None):  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
                 link.close(1002, "no common subprotocol")
-            return
+            return False
         versions = [o.lower() for o in visitor.offers if o.lower() in visitor.config.versions] or ["ocpp1.6"]
         primary: Link | None = None
         if not visitor.config.primary.is_local:
@@ -5423,9 +5445,10 @@ class Proxy:
         if link.is_closed or is_late or not link.accept(request, visitor.chosen(versions[0])):
             if primary:
                 primary.close(1001, "the charger is gone")
-            return
+            return False
         relay = self._relay(visitor.charger_id, visitor.config, versions[0])
         relay.connect(link, primary, versions[0], visitor.credentials)
+        return True
 
     def _visitor(self, request: Request) -> Visitor:
         """Read a handshake. Raises RefusedError for a charger that is not expected here."""
@@ -5566,9 +5589,9 @@ def retry_after(seconds: int) -> list[tuple[str, str]]:
 
 def comes_from_elsewhere(headers: Headers) -> bool:
     """Whether a web page of another host opens the connection; some chargers send an Origin, too."""
-    origins = headers.get_all("Origin")
-    hosts = {urllib.parse.urlsplit(f"//{value}").hostname for value in headers.get_all("Host")}
-    return bool(origins) and {host_of(origin) for origin in origins} != hosts
+    origins = {host_of(origin) for origin in headers.get_all("Origin")}
+    hosts = {host_of(f"//{host}") for host in headers.get_all("Host")}
+    return bool(origins) and (origins != hosts or len(hosts) != 1 or None in hosts)
 
 
 def host_of(url: str) -> str | None:
@@ -5677,7 +5700,8 @@ class Redactor(logging.Filter):
         if not self.full_badges:
             text = self.BADGE.sub(lambda found: found[1] + '"' + self._masked(found[2].strip('\\"')), text)
             text = self.TOLD_BADGE.sub(lambda found: found[1] + self._masked(found[2]), text)
-            text = self._known().sub(lambda found: masked(found[0]), text)
+            name, blank, rest = text.partition(" ")  # Nobody's badge hides a charger's id.
+            text = name + blank + self._known().sub(lambda found: masked(found[0]), rest)
         return escaped(text)[:MAX_LOG_LINE]
 
     def meet(self, badge: str) -> None:
@@ -5777,6 +5801,7 @@ async def serve(config: Config) -> int:
         return EXIT_MISTAKE
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(proxy.loop_failed)
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
             loop.add_signal_handler(number, stopped.set)

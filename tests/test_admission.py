@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+from websockets.datastructures import Headers
 
 import ocpp_2w_proxy as p
 from tests.kills import warnings
@@ -173,6 +174,19 @@ async def test_a_charger_that_got_in_begins_anew() -> None:
             await eventually(lambda: not proxy.handshakes)
 
 
+async def test_a_charger_that_is_closed_for_its_version_stays_refused() -> None:
+    """An unknown subprotocol does not wash away what was refused before."""
+    async with house(host="password = x") as (proxy, _, _):
+        for _ in range(p.FREE_REFUSALS - 1):
+            assert (await refused(proxy))[0] == 401
+            async with charger(
+                proxy, versions=["ocpp9"], additional_headers={"Authorization": login("CP1", "x")}
+            ) as cp:
+                assert await cp.closed() == 1002
+        assert (await refused(proxy))[0] == 401
+        assert (await refused(proxy))[0] == 429
+
+
 async def test_a_primary_that_is_away_is_no_refusal() -> None:
     """The charger may come again at once."""
     async with house() as (proxy, primary, _):
@@ -224,6 +238,7 @@ async def test_a_newcomer_with_a_wrong_password_does_not_touch_the_charger() -> 
         ("null", False),
         ("http://[", False),
         ("", False),
+        ("http://127.0.0.1:x", True),
     ],
 )
 async def test_a_web_page_of_another_host_does_not_get_in(origin: str, is_let_in: bool) -> None:
@@ -234,6 +249,26 @@ async def test_a_web_page_of_another_host_does_not_get_in(origin: str, is_let_in
                 await cp.boots()
         else:
             assert (await refused(proxy, additional_headers={"Origin": origin}))[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("hosts", "origins", "is_elsewhere"),
+    [
+        (["a"], [], False),
+        (["a"], ["http://A:80"], False),
+        (["a"], ["http://a", "http://b"], True),
+        (["a", "b"], ["http://a", "http://b"], True),
+        ([], ["null"], True),
+        ([""], ["null"], True),
+        (["["], ["http://["], True),
+    ],
+)
+def test_an_origin_and_a_host_that_do_not_name_one_host_are_elsewhere(
+    hosts: list[str], origins: list[str], is_elsewhere: bool
+) -> None:
+    """Nothing equals nothing, but proves nothing."""
+    pairs = [("Host", host) for host in hosts] + [("Origin", origin) for origin in origins]
+    assert p.comes_from_elsewhere(Headers(pairs)) is is_elsewhere
 
 
 async def test_redirects_are_not_followed(caplog: pytest.LogCaptureFixture) -> None:

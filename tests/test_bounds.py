@@ -103,6 +103,29 @@ def test_a_boot_or_status_that_is_too_long_passes_but_is_not_remembered() -> Non
     assert stage.memory.statuses == {}
 
 
+def test_a_long_answer_to_a_start_is_kept_short_for_its_repeats() -> None:
+    """The charger hears it in full; a repeat hears the verdict and the id."""
+    stage = Stage()
+    stage.starts("PRIM1", "a")
+    stage.primary.hears()
+    status = {"status": "Accepted", "parentIdTag": "x" * p.MAX_SELF_DESCRIPTION}
+    stage.primary.answers("a", transactionId=7, idTagInfo=status)
+    assert stage.charger.hears() == [[3, "a", {"transactionId": 7, "idTagInfo": status}]]
+    stage.starts("PRIM1", "b")
+    assert stage.charger.hears() == [[3, "b", {"idTagInfo": {"status": "Accepted"}, "transactionId": 7}]]
+
+
+def test_refused_calls_are_bounded_in_length_too(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes, as with too many of them."""
+    stage = play()
+    call = p.stored_call('[2,"1","Heartbeat",{}]', "ocpp1.6", None)
+    monkeypatch.setattr(p, "MAX_STORED_TEXT", 2 * len(call.text))
+    for _ in range(3):
+        call = p.stored_call('[2,"1","Heartbeat",{}]', "ocpp1.6", None)
+        stage.journal.refuse(stage.memory, p.Refusal(p.Peer.SECONDARY, call, "no", False))
+    assert len(stage.memory.refused) == 2
+
+
 # Transactions without an owner.
 
 
@@ -331,6 +354,21 @@ def test_the_process_may_open_as_many_files_as_the_system_allows() -> None:
         assert p.raised_file_limit() == limit
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_connections_that_the_system_cannot_open_are_told_of_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Other failures of the loop are told as ever."""
+    async with running(LOCAL) as proxy:
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            message = "socket.accept() out of system resource"
+            proxy.loop_failed(loop, {"message": message, "exception": OSError(24, "Too many open files")})
+        proxy.loop_failed(loop, {"message": "a bug", "exception": ValueError("x")})
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings(caplog, "connections have to wait: [Errno 24] Too many open files")) == 1
+    assert any("a bug" in line for line in told)
 
 
 # Log lines.

@@ -20,7 +20,7 @@ def variable(component: str, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "key",
-    ["AuthorizationKey", "authorizationkey", " AuthorizationKey\x00", "SecurityProfile", "CentralSystemURL"],
+    ["AuthorizationKey", "authorizationkey", " AuthorizationKey\x00", "SecurityProfile", "Cst_BackendUrl"],
 )
 def test_the_secondary_may_not_change_where_the_charger_belongs(
     key: str, caplog: pytest.LogCaptureFixture
@@ -57,7 +57,8 @@ def test_the_secondary_may_change_the_rest(key: str) -> None:
         ("SecurityCtrlr", "Identity"),
         ("SecurityCtrlr", "SecurityProfile"),
         ("OCPPCommCtrlr", "NetworkConfigurationPriority"),
-        ("NetworkConfiguration", "OcppCsmsUrl"),
+        ("OCPPCommCtrlr", "ActiveNetworkProfile"),
+        ("NetworkConfiguration", "MessageTimeout"),
     ],
 )
 def test_the_secondary_may_not_set_such_a_variable(component: str, name: str) -> None:
@@ -76,6 +77,15 @@ def test_the_secondary_may_not_give_the_charger_another_network_profile() -> Non
     stage = Stage(version="ocpp2.0.1")
     stage.secondary.calls("1", "SetNetworkProfile", configurationSlot=1, connectionData={})
     assert stage.secondary.hears() == [[3, "1", REJECTED]]
+
+
+def test_too_many_settings_at_once_are_refused() -> None:
+    """To look at each would hold up the others."""
+    stage = Stage(version="ocpp2.0.1")
+    data = [variable("OCPPCommCtrlr", "HeartbeatInterval")] * (p.MAX_KEYS + 1)
+    stage.secondary.calls("1", "SetVariables", setVariableData=data)
+    assert stage.secondary.hears()[0][0] == 3
+    assert stage.charger.hears() == []
 
 
 def test_other_variables_pass() -> None:
@@ -106,6 +116,33 @@ def test_an_action_without_a_rejected_of_its_own_is_answered_with_a_call_error()
     stage = Stage("secondary_refuse = SetVariables", version="ocpp2.0.1")
     stage.secondary.calls("1", "SetVariables", setVariableData=[])
     assert [answer[:3] for answer in stage.secondary.hears()] == [[4, "1", "SecurityError"]]
+
+
+# Vendors' keys, as found in dumps of their chargers, their manuals and the code of those who deal with them.
+VENDORS_KEYS = """
+    Cst_BackendUrl Cst_ChargeBoxId Cst_WiFiSSID CentralSystemURI ChargePointId HostName
+    VerifyCsmsAllowWildcards
+    G_ServerURL G_ChargerID G_Authentication G_4GAPN G_ChargerNetIP BackOffice-URL-wired BackOffice-Path-APN
+    BackOfficeNetworkProfile1 NetworkConfigurationPriority Identity PW-SetChargerPassword ProtocolVersion
+    evb_ServerURL evb_UseBackend evb_SerialAsConnectorId evb_APNName ConnectionURL
+    VEC_ocppServerURL
+    VEC_ocppChargePointID VEC_ocppVersion VEC_vpnHostIP ConnexionUrl ChargePointIdentifier
+    CentralSystemAddress
+    CentralSystemPort ChargeBoxIdentity HostConnectorCentralSystemPassword SetSecureOutgoingConnection
+    DisableCertificateValidation DisableHostnameVerification SecurityProfileFallback
+    HostConnectorProxyServerAddress PortalHost enc.PortalBasicAuthenticationPassword ChargepointAddress
+    HostConnectorType GsmApn WebSocketUrl WebSocketUser WebSocketPassword com_Endpoint com_OCPPID com_ProtType
+    com_Options eth_cfg NetworkConnectionProfile1 VendorWebsocketSettings VendorChargeBoxId ChargePointName
+    CentralURL OCPPEndPoint OcppUrl
+"""
+
+
+@pytest.mark.parametrize("key", VENDORS_KEYS.split())
+def test_vendors_keys_for_the_servers_address_and_the_login_are_guarded(key: str) -> None:
+    """As far as known; in 2.x some are variables of the same name."""
+    assert p.guarded_by("ChangeConfiguration", {"key": key}) == key
+    data = [variable("VendorStation", key)]
+    assert p.guarded_by("SetVariables", {"setVariableData": data}) == key
 
 
 # The keys of OCPP 1.6, and of its security white paper, that no pattern for vendors' keys may hit.
