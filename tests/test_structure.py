@@ -129,6 +129,14 @@ def test_every_key_is_in_the_shipped_ini_with_its_default() -> None:
                 assert re.search(rf"^;{name} =", part, re.MULTILINE), f"{name} is not in [{section}]"
 
 
+def test_every_test_that_the_readme_names_is_there() -> None:
+    """Whoever doubts a line of its tables finds the proof."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 15
+    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
+
+
 def test_every_command_of_the_readme_is_run_by_the_gate() -> None:
     """The console blocks are, as they stand."""
     text = (ROOT / "README.md").read_text()
