@@ -215,3 +215,11 @@ def test_the_eavesdropper_hears_what_is_told() -> None:
         record.msg, record.args = record.getMessage(), None
         ear.emit(record)
     assert len(ear.leaks) == len(SECRETS)
+
+
+def test_it_listens_to_the_whole_run(nothing_planted_is_told: Eavesdropper) -> None:
+    """To the proxy's lines and to those of everybody else."""
+    before = nothing_planted_is_told.count
+    p.log.info("something")
+    logging.getLogger("another").warning("something")
+    assert nothing_planted_is_told.count > before + 1
