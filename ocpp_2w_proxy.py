@@ -1804,8 +1804,10 @@ class Router:
         self.outstanding: ServerCall | None = None  # The one Call that the charger has to answer.
         self.last_served = Peer.SECONDARY  # Whose Call the charger got last; the others come first.
         self.spent: dict[str, ServerCall] = {}  # Given up, by wire id; MAX_SPENT_IDS.
-        self.last_answered: ServerCall | None = None  # For a CallResultError of its server.
-        self.last_relayed: tuple[Peer, Call] | None = None  # For a CallResultError of the charger.
+        # For a CallResultError: the server whose Call was answered last, its message id there, and here;
+        self.last_answered: tuple[Peer, str, str] | None = None
+        # likewise the server that has answered last, and the Call's message id there and at the charger.
+        self.last_relayed: tuple[Peer, str, str] | None = None
         self.next_sweep = 0.0  # Monotonic seconds.
 
     # Calls of the charger: whose they are (rule 1).
@@ -2343,7 +2345,7 @@ class Router:
         told = [Told(f"{peer.value} answers {call.action} with {words}", badge)] if words and badge else []
         if call.reply_to is None:
             return [*told, Dropped("the charger has its answer from the proxy")]
-        self.last_relayed = (peer, call)
+        self.last_relayed = (peer, call.message_id, call.reply_to)
         if call.content.facts.role is Role.BOOT:
             self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
             self.memory.is_unsaved = True
@@ -2613,7 +2615,7 @@ class Router:
             late = self.spent.pop(message.message_id, None)
             told = self._settle_claim(late, message) if late else []
             return [*told, Dropped("an answer to a Call that nobody waits for")]
-        self.outstanding, self.last_answered = None, call
+        self.outstanding, self.last_answered = None, (call.peer, call.message_id, call.wire_id)
         decisions = self._settle_claim(call, message)
         if call.is_abandoned or call.peer is Peer.PROXY:
             return [*decisions, Dropped(f"the {call.peer.value} does not wait for it"), *self._next(now)]
@@ -2663,18 +2665,11 @@ class Router:
     def result_error(self, sender: Peer, message: Message) -> list[Decision]:
         """Decide on a CallResultError (OCPP 2.1): it goes to whoever gave the last answer."""
         if sender is Peer.CHARGER:
-            if self.last_relayed and self.last_relayed[1].reply_to == message.message_id:
-                peer, relayed = self.last_relayed
-                return [
-                    Answer(peer, with_message_id(message.text, relayed.message_id), "an answer was unfit")
-                ]
-        elif self.last_answered and (self.last_answered.peer, self.last_answered.message_id) == (
-            sender,
-            message.message_id,
-        ):
-            return [
-                ToCharger(with_message_id(message.text, self.last_answered.wire_id), "an answer was unfit")
-            ]
+            if self.last_relayed and self.last_relayed[2] == message.message_id:
+                peer, message_id, _ = self.last_relayed
+                return [Answer(peer, with_message_id(message.text, message_id), "an answer was unfit")]
+        elif self.last_answered and self.last_answered[:2] == (sender, message.message_id):
+            return [ToCharger(with_message_id(message.text, self.last_answered[2]), "an answer was unfit")]
         return [Dropped("a CallResultError for an answer that nobody gave")]
 
     # What time and lost connections do.
@@ -2737,6 +2732,7 @@ class Router:
         calls = [self.outstanding] if self.outstanding else []
         calls += itertools.chain(*self.waiting.values())
         self.outstanding, self.waiting = None, {}
+        self.spent.clear()  # Whatever comes on its next connection answers none of them.
         return [decision for call in calls for decision in self._given_up(call, "the charger is gone")]
 
     def server_gone(self, peer: Peer) -> None:
@@ -2744,7 +2740,7 @@ class Router:
         self.waiting.pop(peer, None)
         if self.outstanding and self.outstanding.peer is peer:
             self.outstanding.is_abandoned = True
-        if self.last_answered and self.last_answered.peer is peer:
+        if self.last_answered and self.last_answered[0] is peer:
             self.last_answered = None
         if self.last_relayed and self.last_relayed[0] is peer:
             self.last_relayed = None
@@ -4708,7 +4704,7 @@ class Outbox:
             call.is_pending = False  # It may have been carried out; its sender repeats it.
         unanswered = {**self.unanswered, **({call.message_id: call} if call else {})}
         self.unanswered = {}
-        self.farewell = (link, unanswered) if link and unanswered else None
+        self.farewell = (link, unanswered) if link and unanswered and not link.is_closed else None
         for waiting in self.queue:
             if not (link and link.is_open and waiting.message_id in unanswered):
                 waiting.sent = None
@@ -5682,8 +5678,7 @@ class Redactor(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self.full_badges = False
-        self.met: dict[str, None] = {}  # Badges, the oldest first; MAX_MET_BADGES.
-        self.met_pattern: re.Pattern[str] | None = None  # That finds them; None = to be made anew.
+        self.met: dict[str, None] = {}  # Badges in lower case, the oldest first; MAX_MET_BADGES.
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = self.clean(record.getMessage()), None
@@ -5701,25 +5696,24 @@ class Redactor(logging.Filter):
             text = self.BADGE.sub(lambda found: found[1] + '"' + self._masked(found[2].strip('\\"')), text)
             text = self.TOLD_BADGE.sub(lambda found: found[1] + self._masked(found[2]), text)
             name, blank, rest = text.partition(" ")  # Nobody's badge hides a charger's id.
-            text = name + blank + self._known().sub(lambda found: masked(found[0]), rest)
+            text = name + blank + self._without_met(rest)
         return escaped(text)[:MAX_LOG_LINE]
 
     def meet(self, badge: str) -> None:
         """Know a badge from now on, wherever it stands; short ones are words, too."""
-        if len(badge) >= MIN_MET_BADGE and badge not in self.met and not badge.startswith("****"):
-            self.met[badge] = None
+        if len(badge) >= MIN_MET_BADGE and not badge.startswith("****"):
+            self.met[badge.lower()] = None
             trim(self.met, MAX_MET_BADGES)
-            self.met_pattern = None
 
     def _masked(self, badge: str) -> str:
         self.meet(badge)
         return masked(badge)
 
-    def _known(self) -> re.Pattern[str]:
-        if self.met_pattern is None:
-            words = "|".join(map(re.escape, self.met)) or "(?!)"
-            self.met_pattern = re.compile(words, re.IGNORECASE)
-        return self.met_pattern
+    def _without_met(self, text: str) -> str:
+        lower = text.lower()
+        for badge in [badge for badge in self.met if badge in lower]:
+            text = re.sub(re.escape(badge), lambda found: masked(found[0]), text, flags=re.IGNORECASE)
+        return text
 
 
 def escaped(text: str) -> str:

@@ -49,6 +49,7 @@ class StageLink:
         self.pings = 0
         self.has_ponged = True
         self.floods = 0
+        self.is_closed = False
         self.closed_by = "the play"
 
     def attach(self, user: Any) -> None:
@@ -107,7 +108,7 @@ class StageLink:
 
     def lost(self) -> None:
         """End the connection."""
-        self.is_open = False
+        self.is_open, self.is_closed = False, True
         self.user.link_closed(self)
 
 
@@ -255,6 +256,7 @@ class Stage:
             self.time = min(self.time + 0.5, end)
             for link in self.relay.links():
                 if not link.is_open:
+                    link.is_closed = True  # type: ignore[misc]
                     link.user.link_closed(link)  # type: ignore[union-attr]
             if self.relay.deadline <= self.time:
                 self.relay.tick()

@@ -554,3 +554,22 @@ def test_an_idle_relay_wakes_only_for_what_is_due() -> None:
     stage.primary.lost()
     stage.secondary.lost()
     assert stage.relay.is_idle
+
+
+def test_a_connection_that_is_lost_with_a_call_in_flight_leaves_nothing_behind() -> None:
+    """Nobody waits for the last word of a link that is closed already."""
+    stage = Stage()
+    stage.starts("SECO1")
+    stage.secondary.hears_call()
+    stage.secondary.lost()
+    assert stage.outbox(p.Peer.SECONDARY).farewell is None
+
+
+def test_calls_that_were_given_up_are_forgotten_with_the_charger() -> None:
+    """Nothing on its next connection answers them."""
+    stage = Stage()
+    stage.primary.calls("1", "Reset", type="Soft")
+    stage.passes(31)
+    assert len(stage.relay.router.spent) == 1
+    stage.charger_connects()
+    assert stage.relay.router.spent == {}
