@@ -2056,9 +2056,8 @@ class Router:
         elif session and facts.role is Role.STOP:
             session.is_stop_stored = True
         elif session and facts.role is Role.EVENT:
-            session.seen.extend(
-                [number] if (number := integer(said.payload.get("seqNo"))) is not None else ()
-            )
+            number = integer(said.payload.get("seqNo"))
+            session.seen.extend(() if number is None else (number,))
         if session and facts.role is not Role.PLAIN:
             self._save(session)
         return answer
@@ -2422,7 +2421,8 @@ class Router:
         """Whether a StopTransaction or TransactionEvent repeats one that the proxy has answered."""
         if said.facts.role is Role.STOP:
             return session.is_stop_stored
-        return said.facts.role is Role.EVENT and said.payload.get("seqNo") in session.seen
+        number = integer(said.payload.get("seqNo"))
+        return said.facts.role is Role.EVENT and number is not None and number in session.seen
 
     def _is_trusted(self, peer: Peer, call: Call, now: Instant) -> bool:
         """Whether the proxy accepts a badge in the place of a server whose verdict counts."""
@@ -3655,9 +3655,13 @@ class Link(asyncio.BufferedProtocol):
     @property
     def closed_by(self) -> str:
         """Say with which code and reason the connection was closed, for a log line."""
-        received = self.protocol.close_rcvd
+        sent, received = self.protocol.close_sent, self.protocol.close_rcvd
+        if self.cut_because:
+            return self.cut_because
+        if sent and not self.protocol.close_rcvd_then_sent:
+            return f"closed by the proxy, code {sent.code} {sent.reason!a}"
         if received is None:
-            return str(self.cut_because or self.protocol.parser_exc or "connection lost")
+            return str(self.protocol.parser_exc or "connection lost")
         return f"code {received.code} {received.reason!a}" if received.reason else f"code {received.code}"
 
     def attach(self, user: LinkUser) -> None:
@@ -3787,7 +3791,7 @@ class Link(asyncio.BufferedProtocol):
             self.slowed = self.loop.call_later(-self.budget / FRAMES_PER_SECOND, self._waited)
 
     def _waited(self) -> None:
-        self.slowed = None
+        self.slowed, self.seen = None, self.loop.time()  # Nothing was seen because nobody looked.
         self._read_on()
 
     def _mind_early(self, nbytes: int) -> None:
@@ -5174,11 +5178,13 @@ TICK_SECONDS = 0.5  # How often deadlines are looked at.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 512  # Connections that the system accepts ahead of the proxy.
 MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the process allows fewer.
-MAX_HALF_OPEN = 1000  # Connections whose request is not complete; beyond it the oldest is cut.
+# Connections whose request is not complete; beyond it the oldest is cut. They may take the places of chargers
+# that are not here, so that many chargers can come at once; one in eight files is theirs alone.
+MAX_HALF_OPEN = 5000
 MAX_FILES = 2**20  # Open at once, where the system sets no limit.
 FILES_OF_OUR_OWN = 64  # The state file, the log, the listeners, look-ups.
 FILES_OF_A_CHARGER = 3  # Its own connection and those to its servers.
-RETRY_AFTER_SECONDS = 60  # For a charger that finds no place.
+RETRY_AFTER_SECONDS = 10  # For a charger that finds no place.
 # A charger that its primary refuses is refused by the proxy itself for a while: by id and address together,
 # so that a wrong password shuts out nobody else behind that address, and not that id from elsewhere.
 FREE_REFUSALS = 5  # Within REFUSAL_SECONDS.
@@ -5338,18 +5344,22 @@ class Proxy:
 
     # Admission: a charger is let in if its primary lets it in.
 
+    def _free_files(self) -> int:
+        """Return how many files are left for those whose request is not complete."""
+        guests = len(self.handshakes) - len(self.half_open)
+        return self.files - FILES_OF_OUR_OWN - FILES_OF_A_CHARGER * len(self.relays) - 2 * guests
+
     @property
     def max_half_open(self) -> int:
         """How many connections may be without a request."""
-        return min(MAX_HALF_OPEN, self.files // 8)
+        return min(MAX_HALF_OPEN, max(self.files // 8, self._free_files()))
 
     def _has_room(self, charger_id: str) -> bool:
         """Whether a charger can be let in without running out of files."""
-        guests = len(self.handshakes) - len(self.half_open)
-        used = FILES_OF_A_CHARGER * len(self.relays) + 2 * guests + self.max_half_open + FILES_OF_OUR_OWN
         is_new = charger_id not in self.relays
         needed = FILES_OF_A_CHARGER if is_new else 0  # One that comes again takes the place of its old one.
-        return used + needed <= self.files and len(self.relays) + is_new <= MAX_CHARGERS
+        kept_free = min(MAX_HALF_OPEN, self.files // 8)
+        return self._free_files() >= kept_free + needed and len(self.relays) + is_new <= MAX_CHARGERS
 
     def _connected(self, link: Link) -> None:
         assert link.transport is not None
@@ -5508,7 +5518,8 @@ class Proxy:
             "the charger's own login" if visitor.config.primary.needs_charger_login else "primary_password"
         )
         advice = f"check {login}, and that primary knows it" if is_refusal else "it may come again"
-        advice = advice_for(error, Peer.PRIMARY, advice) if error.is_certificate_unfit else advice
+        if error.is_certificate_unfit or not is_refusal:
+            advice = advice_for(error, Peer.PRIMARY, advice)
         values = (visitor.charger_id, what, error, advice)
         self.complaints.say(logging.WARNING, f"{what} {values[0]}", "%s: refused: %s: %s; %s", *values)
         if error.status is None or not is_refusal:
@@ -5754,8 +5765,11 @@ class LogWriter(logging.Handler):
         while (line := self.lines.get()) is not None:
             if self.lost:
                 line, self.lost = f"{line}\n({self.lost} log lines were lost: stderr was not read)", 0
-            # Straight to the descriptor: sys.stderr's lock would be held for as long as nobody reads.
-            os.write(2, f"{line}\n".encode())
+            try:
+                # Straight to the descriptor: sys.stderr's lock would be held for as long as nobody reads.
+                os.write(2, f"{line}\n".encode())
+            except OSError:  # A full disk; there may be room again for the next one.
+                self.lost += 1
 
     def close(self) -> None:
         """Give the last lines a moment to be written."""

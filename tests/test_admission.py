@@ -281,7 +281,7 @@ async def test_redirects_are_not_followed(caplog: pytest.LogCaptureFixture) -> N
         primary.refusal = None
         async with charger(proxy) as cp:
             await cp.boots()
-            await eventually(lambda: bool(warnings(caplog, "nobody is followed")))
+            await eventually(lambda: len(warnings(caplog, "nobody is followed")) == 2)
 
 
 # Log lines.

@@ -289,6 +289,17 @@ async def test_half_open_connections_make_room_for_new_ones(monkeypatch: pytest.
             writer.close()
 
 
+def test_half_open_connections_may_take_the_places_of_chargers_that_are_not_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that many chargers can come at once; some files are theirs in any case."""
+    monkeypatch.setattr(p, "raised_file_limit", lambda: 1024)
+    proxy = p.Proxy(config_of(LOCAL))
+    assert proxy.max_half_open == 1024 - p.FILES_OF_OUR_OWN
+    proxy.relays = dict.fromkeys(map(str, range(300)))  # type: ignore[assignment]
+    assert proxy.max_half_open == 1024 // 8
+
+
 async def test_a_request_that_is_too_long_is_cut_off() -> None:
     """Also one of many headers that are each short enough."""
     async with running(LOCAL) as proxy:
@@ -328,10 +339,10 @@ async def test_beyond_the_file_limit_newcomers_get_503_and_the_others_stay(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line a minute tells of it; a charger that is known may still come again."""
-    monkeypatch.setattr(p, "raised_file_limit", lambda: 64 + 16 + 6 + 3)
-    monkeypatch.setattr(p, "MAX_HALF_OPEN", 16)
+    monkeypatch.setattr(p, "MAX_HALF_OPEN", 5)
+    enough = p.FILES_OF_OUR_OWN + p.MAX_HALF_OPEN + 2 * p.FILES_OF_A_CHARGER + 2
+    monkeypatch.setattr(p, "raised_file_limit", lambda: enough)
     async with running(LOCAL) as proxy:
-        proxy.files = p.FILES_OF_OUR_OWN + proxy.max_half_open + 2 * p.FILES_OF_A_CHARGER + 2
         async with charger(proxy) as first, charger(proxy, "CP2"):
             for _ in range(3):
                 with pytest.raises(Exception, match="503"):

@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -365,6 +367,27 @@ def test_the_librarys_debug_lines_are_never_shown() -> None:
     logging.getLogger().handlers = handlers
     for name, level in before.items():
         logging.getLogger(name).setLevel(level)
+
+
+def test_a_log_on_a_full_disk_goes_on_when_there_is_room(capfd: pytest.CaptureFixture[str]) -> None:
+    """The lines that it had no room for are counted."""
+    is_full = True
+    write = os.write
+
+    def fails(descriptor: int, data: bytes) -> int:
+        if is_full:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    with patch.object(os, "write", fails):
+        writer = p.LogWriter()
+        writer.lines.put("first")
+        while not writer.lost:
+            threading.Event().wait(0.01)
+        is_full = False
+        writer.lines.put("second")
+        writer.close()
+    assert capfd.readouterr().err == "second\n(1 log lines were lost: stderr was not read)\n"
 
 
 def test_lines_that_nobody_reads_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
