@@ -97,11 +97,14 @@ class FakeServer:
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ocpp"
 
+    def where(self) -> dict[str, Any]:
+        """Return where it listens, as serve() takes it."""
+        return {"host": "127.0.0.1", "port": self.port}
+
     async def start(self, context: ssl.SSLContext | None = None) -> None:
         self.server = await serve(
             self._talk,
-            "127.0.0.1",
-            self.port,
+            **self.where(),
             process_request=self._process_request,
             subprotocols=self.versions or None,
             ssl=context,
