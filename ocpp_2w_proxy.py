@@ -2359,6 +2359,8 @@ class Router:
                 )
                 text = result_text(call.reply_to, session.start_answer)
                 return [Told(again), ToCharger(text, again, After.SAVE)]
+            if repeated(text, [(2, "transactionId")]):
+                text = result_text(message.message_id, message.payload)  # One reading for everybody.
             if message.payload.get("transactionId") != session.transaction_id:
                 assert session.transaction_id is not None, "an answered start names its session"
                 text = patch(text, (2, "transactionId"), session.transaction_id)
@@ -3737,18 +3739,23 @@ class Link(asyncio.BufferedProtocol):
         self._flush()
 
     def accept(self, request: Request, subprotocol: str | None) -> bool:
-        """Answer a charger's handshake with 101; return False if the library finds the request unfit."""
+        """Answer a charger's handshake; return False if it is unfit, or the charger gone."""
         assert isinstance(self.protocol, ServerProtocol)
         self.subprotocol = subprotocol
+        self.respond(self.protocol.accept(request))
+        return self.is_open
+
+    def unfit(self, request: Request) -> Response | None:
+        """Return the answer to a request that the library would not accept."""
+        assert isinstance(self.protocol, ServerProtocol)
         response = self.protocol.accept(request)
-        self.respond(response)
-        return response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
+        return None if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS else response
 
     def respond(self, response: Response) -> None:
         """Answer a charger's handshake."""
         assert isinstance(self.protocol, ServerProtocol)
-        if self.transport is None or self.is_closed:
-            return
+        if self.transport is None or self.is_closed or self.protocol.eof_sent:
+            return  # It has closed the connection, or sent something unfit, before it was answered.
         self.is_answered = True
         self.opened = self.seen = self.loop.time()
         self.protocol.send_response(response)
@@ -5441,6 +5448,9 @@ class Proxy:
             if link.accept(request, None):  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
                 link.close(1002, "no common subprotocol")
             return False
+        if unfit := link.unfit(request):  # Before the primary is asked: it might drop the charger for it.
+            link.respond(unfit)
+            return False
         versions = [o.lower() for o in visitor.offers if o.lower() in visitor.config.versions] or ["ocpp1.6"]
         primary: Link | None = None
         if not visitor.config.primary.is_local:
@@ -5472,6 +5482,8 @@ class Proxy:
             what = "%s: refused: a web page of another host has opened this connection"
             self.complaints.say(logging.WARNING, f"origin {charger_id}", what, charger_id)
             raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
+        if "Connection" not in request.headers and "Upgrade" in request.headers:
+            request.headers["Connection"] = "Upgrade"  # An Autel leaves it out (lbbrhzn/ocpp#1933).
         offers = offered_subprotocols(request.headers)
         credentials = Credentials(*(only(request.headers, name) for name in ("Authorization", "User-Agent")))
         return Visitor(charger_id, self.config.charger(charger_id), offers, credentials)

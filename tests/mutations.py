@@ -691,6 +691,11 @@ MUTATIONS = [
         "        if session.server_id is not None:\n            is_free",
     ),
     Mutation(
+        "an answer with two transaction ids is passed on as it came",
+        '            if repeated(text, [(2, "transactionId")]):\n',
+        "            if False:\n",
+    ),
+    Mutation(
         "a late answer to a start tells the session nothing",
         "        if not session.is_told:\n            is_long",
         "        if session.is_told:\n            is_long",

@@ -484,3 +484,32 @@ async def test_a_handshake_without_a_key_is_refused() -> None:
         writer.close()
         await eventually(lambda: all(c.state.name == "CLOSED" for c in primary.connections))
         assert proxy.relays == {}
+
+
+@pytest.mark.parametrize(
+    "early",
+    [
+        b"\x88\x82\0\0\0\0\x03\xe8",  # A Close.
+        b"\x81\x02[]",  # Without a mask.
+        b"\xc1\x80\0\0\0\0",  # With a reserved bit.
+        b"\xff" * 20,
+    ],
+)
+async def test_what_ends_a_websocket_before_it_has_begun_leaves_nothing_at_the_primary(
+    early: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stranger could fill it with connections that nobody watches."""
+    async with house() as (proxy, primary, _):
+        primary.may_answer.clear()
+        reader, writer = await knock(proxy)
+        writer.write(early)
+        await eventually(lambda: bool(primary.requests) or not proxy.handshakes)
+        primary.may_answer.set()
+        async with asyncio.timeout(PATIENCE):
+            await reader.read()
+        await eventually(lambda: not proxy.handshakes)
+        async with asyncio.timeout(PATIENCE):
+            for connection in primary.connections:
+                await connection.wait_closed()
+        writer.close()
+    assert not any(record.exc_info for record in caplog.records)

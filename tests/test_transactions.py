@@ -325,3 +325,12 @@ def test_the_proxy_answers_a_vat_number_with_itself() -> None:
     stage = Stage(ini="[ext-server]\nserver = local\n{more}", version="ocpp2.1")
     stage.charger.calls("1", "VatNumberValidation", vatNumber="DE1")
     assert stage.charger.hears() == [[3, "1", {"vatNumber": "DE1", "status": "Rejected"}]]
+
+
+def test_an_answer_with_two_transaction_ids_is_read_by_everybody_in_one_way() -> None:
+    """A charger might take the first of them, the proxy the last."""
+    stage = Stage()
+    stage.starts("PRIM1")
+    stage.primary.hears()
+    stage.primary.says('[3,"s1",{"transactionId":5,"transactionId":6,"idTagInfo":{"status":"Accepted"}}]')
+    assert stage.charger.hears_text() == '[3,"s1",{"transactionId":6,"idTagInfo":{"status":"Accepted"}}]'

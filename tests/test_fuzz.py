@@ -1,0 +1,180 @@
+"""Anything at all: as a text, as a conversation of all three peers, as a handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import urllib.parse
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ocpp_2w_proxy as p
+from tests.corpus import WEBSOCKET, texts
+from tests.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, house
+from tests.storms import ODD, PEERS, Storm, edited, templates
+
+fixed = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+corpus = st.sampled_from([text for text in texts() if len(text) < 1000])
+edits = st.lists(st.tuples(st.integers(0, 200), st.sampled_from(ODD) | st.text(max_size=3)), max_size=3)
+
+
+# Texts.
+
+
+def read(text: str) -> None:
+    """Check that the text is a Message that keeps it, or that the one error says that it is none."""
+    with suppress(p.MessageError):
+        assert p.parse(text).text == text
+
+
+@settings(fixed, max_examples=400)
+@given(corpus, edits, corpus)
+def test_edited_texts_of_the_corpus(text: str, changes: list[tuple[int, str]], inner: str) -> None:
+    """Alone, and with another one in them: a Message that keeps its text, or a MessageError."""
+    text = edited(text, changes)
+    read(text)
+    read(text.replace("{}", inner, 1))
+
+
+@settings(fixed, max_examples=400)
+@given(st.binary(max_size=60), st.sampled_from(["utf-8", "utf-16", "utf-16-le", "latin-1"]))
+def test_any_bytes_as_a_text(data: bytes, encoding: str) -> None:
+    """Alone, and as the payload of a Call."""
+    text = data.decode(encoding, "replace")
+    read(text)
+    read(f'[2,"i","Heartbeat",{text}]')
+
+
+# Conversations.
+
+
+Step = tuple[tuple[str, str], list[tuple[int, str]], str] | float
+
+
+def conversations(version: str) -> st.SearchStrategy[list[Step]]:
+    """What three peers may say: who, what, how it is changed, and under which id; or time passes."""
+    known = st.sampled_from(templates(version)) | st.tuples(st.sampled_from(PEERS), corpus)
+    ids = st.sampled_from(["i", "j", "\\ud800"])
+    times = st.sampled_from([0.5, 5.0, 31.0, 130.0])
+    return st.lists(st.tuples(known, edits, ids) | times, min_size=20, max_size=50)
+
+
+def blow(storm: Storm, conversation: list[Step]) -> None:
+    """Let a conversation take place."""
+    for step in conversation:
+        if isinstance(step, float):
+            storm.passes(step)
+        else:
+            (peer, text), changes, message_id = step
+            storm.says(peer, edited(text, changes).replace('"i"', f'"{message_id}"', 1))
+
+
+@pytest.mark.parametrize("more", ["", "secondary_replies = forward"], ids=["ignore", "forward"])
+@pytest.mark.parametrize("version", p.VOCABULARIES)
+def test_a_storm(version: str, more: str) -> None:
+    """All three peers say anything; whatever it is, what is promised of their answers and texts holds."""
+    play = given(conversations(version))(lambda said: blow(Storm(version, more), said))
+    settings(fixed, max_examples=50)(play)()
+
+
+@pytest.mark.parametrize("version", p.VOCABULARIES)
+def test_a_storm_that_is_remembered(version: str, tmp_path: Path) -> None:
+    """Whatever was said can be written down, and read by the proxy that comes after it."""
+    files = (tmp_path / f"{number}.db" for number in itertools.count())
+
+    @settings(fixed, max_examples=15)
+    @given(conversations(version))
+    def play(said: list[Step]) -> None:
+        storm = Storm(version, state=next(files))
+        blow(storm, said)
+        storm.restart()
+
+    play()
+
+
+# Handshakes.
+
+SEGMENTS = [b"CP1", b"CP1", b"..", b"%2e", b"%00", b"%0d%0a", b"%1b[31m", b"%", b"?", b"#", b"\\", b"%C3%A9"]
+NAMES = [
+    *(b"Authorization", b"User-Agent", b"Sec-WebSocket-Protocol", b"Sec-WebSocket-Extensions", b"Connection"),
+    *(b"Host", b"Content-Length", b"Transfer-Encoding", b"Upgrade", b"Sec-WebSocket-Key", b"Origin"),
+]
+VALUES = [
+    *(b"", b"x" * 9000, b"a\r\n b", b"0", b"ocpp1.6", b'"ocpp1.6", ocpp2.1,', b"Basic \xff", b"\0", b"["),
+    *(b"http://x", b"null", b"keep-alive, Upgrade", b'permessage-deflate; a="b'),
+]
+paths = st.lists(st.sampled_from(SEGMENTS) | st.binary(max_size=2), max_size=4).map(b"/".join)
+names = st.sampled_from(NAMES * 3) | st.binary(max_size=8)
+values = st.sampled_from(VALUES) | st.text(max_size=12).map(str.encode) | st.binary(max_size=3)
+TOLD = {  # The headers that a server sees of a handshake.
+    *("host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"),
+    *("sec-websocket-protocol", "authorization", "user-agent"),
+}
+
+
+@st.composite
+def handshakes(draw: st.DrawFn) -> bytes:
+    """The bytes of a request, most of them of a websocket's."""
+    path = draw(st.just(b"CP1") | paths)
+    firsts = [b"GET /%b HTTP/1.1"] * 20 + [b"POST /%b HTTP/1.1", b"GET %b HTTP/1.0"]
+    lines = [draw(st.sampled_from(firsts)) % path]
+    lines += [line.encode() for line in WEBSOCKET if draw(st.integers(0, 30))]
+    lines += [name + b": " + value for name, value in draw(st.lists(st.tuples(names, values), max_size=3))]
+    return b"\r\n".join([*lines, b"", draw(st.binary(max_size=20))])
+
+
+class Door:
+    """A proxy that strangers knock at while a good charger is connected to it."""
+
+    async def open(self) -> AsyncExitStack:
+        async with AsyncExitStack() as stack:
+            self.proxy, self.primary, _ = await stack.enter_async_context(house())
+            self.good: FakeCharger = await stack.enter_async_context(charger(self.proxy, "GOOD"))
+            return stack.pop_all()
+
+    async def knock(self, request: bytes) -> None:
+        """Send a request; check the answer, what the primary sees of it, and that the good one is served."""
+        self.primary.requests.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy.port)
+        writer.write(request)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                answer = await reader.read(12)
+        except ConnectionError:
+            answer = b""
+        assert not answer or answer.startswith((b"HTTP/1.1 ", b"\x8a"))
+        writer.close()
+        check_seen(self.primary)
+        await self.good.calls(f"m{len(self.good.heard.messages)}", "Heartbeat")
+
+    async def close(self, stack: AsyncExitStack) -> None:
+        """Let another good charger in, and stop."""
+        await eventually(lambda: not self.proxy.handshakes)
+        async with charger(self.proxy, "GOOD2") as another:
+            await another.calls("1", "Heartbeat")
+        await stack.aclose()
+
+
+def check_seen(primary: FakeServer) -> None:
+    """What reaches a server of a handshake is a charger's id and a fixed set of headers."""
+    for request in primary.requests:
+        charger_id = urllib.parse.unquote(request.path.removeprefix("/ocpp/"))
+        assert p.is_charger_id(charger_id)
+        assert request.path == f"/ocpp/{urllib.parse.quote(charger_id, safe='')}"
+        assert {name.lower() for name in request.headers} <= TOLD
+
+
+def test_any_handshake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Answered or closed, never left hanging; no traceback, no unfit id at a server; good chargers get in."""
+    monkeypatch.setattr(p, "HANDSHAKE_SECONDS", 0.5)
+    door = Door()
+    with asyncio.Runner() as runner:
+        stack = runner.run(door.open())
+        knocks = given(handshakes())(lambda request: runner.run(door.knock(request)))
+        settings(fixed, max_examples=300)(knocks)()
+        runner.run(door.close(stack))
+    assert not [record for record in caplog.records if record.exc_info]
