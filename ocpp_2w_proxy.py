@@ -2359,17 +2359,23 @@ class Router:
                 )
                 text = result_text(call.reply_to, session.start_answer)
                 return [Told(again), ToCharger(text, again, After.SAVE)]
-            if repeated(text, [(2, "transactionId")]):
-                text = result_text(message.message_id, message.payload)  # One reading for everybody.
-            if message.payload.get("transactionId") != session.transaction_id:
-                assert session.transaction_id is not None, "an answered start names its session"
-                text = patch(text, (2, "transactionId"), session.transaction_id)
+            text = self._as_told(message, session)
         if call.reply_to != message.message_id:
             text = with_message_id(text, call.reply_to)
         # The charger must not know of a transaction whose owner a restart would forget.
         is_first_word = session is not None and call.content.facts.role in (Role.START, Role.EVENT)
         after = After.SAVE if is_first_word else After.NOTHING
         return [*told, ToCharger(text, f"{peer.value} answers", after)]
+
+    def _as_told(self, message: Message, session: Session) -> str:
+        """Return the answer to a start with the transaction id that the charger is told."""
+        text = message.text
+        if repeated(text, [(2, "transactionId")]):
+            text = result_text(message.message_id, message.payload)  # One reading for everybody.
+        if message.payload.get("transactionId") != session.transaction_id:
+            assert session.transaction_id is not None, "an answered start names its session"
+            text = patch(text, (2, "transactionId"), session.transaction_id)
+        return text
 
     def learn(self, peer: Peer, call: Call, message: Message, now: Instant) -> str:
         """Take what a server's answer tells, late or not. Return its words if it is a refusal, else ""."""
@@ -5431,24 +5437,35 @@ class Proxy:
             headers = retry_after(RETRY_AFTER_SECONDS)
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for it", headers)
 
-    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> bool:
-        """Let the charger in if its login is right and its primary accepts it; return whether it is in.
-
-        Raises RefusedError.
-        """
+    def _check_login(self, visitor: Visitor) -> None:
+        """Refuse a charger that does not show the password that the ini may ask for. Raises RefusedError."""
         password = visitor.config.password
         if password and not shows_password(visitor.charger_id, password, visitor.credentials.authorization):
             what = "%s: refused: it does not show the user %s and the `password` of the ini"
             values = (visitor.charger_id, visitor.charger_id)
             self.complaints.say(logging.WARNING, f"login {visitor.charger_id}", what, *values)
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "wrong login", [("WWW-Authenticate", BASIC)])
+
+    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> bool:
+        """Let the charger in if its login is right and its primary accepts it; return whether it is in.
+
+        Raises RefusedError.
+        """
+        self._check_login(visitor)
         if visitor.offers and not any(offer.lower() in visitor.config.versions for offer in visitor.offers):
             spoken, allowed = ", ".join(visitor.offers), ", ".join(visitor.config.versions)
-            log.warning("%s: closed: it speaks %s, `versions` allows %s", visitor.charger_id, spoken, allowed)
+            what, values = (
+                "%s: closed: it speaks %s, `versions` allows %s",
+                (visitor.charger_id, spoken, allowed),
+            )
+            self.complaints.say(logging.WARNING, f"versions {visitor.charger_id}", what, *values)
             if link.accept(request, None):  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
                 link.close(1002, "no common subprotocol")
             return False
         if unfit := link.unfit(request):  # Before the primary is asked: it might drop the charger for it.
+            what = "%s: no websocket handshake: answered with HTTP %d"
+            values = (visitor.charger_id, unfit.status_code)
+            self.complaints.say(logging.INFO, "unfit", what, *values)
             link.respond(unfit)
             return False
         versions = [o.lower() for o in visitor.offers if o.lower() in visitor.config.versions] or ["ocpp1.6"]

@@ -692,8 +692,8 @@ MUTATIONS = [
     ),
     Mutation(
         "an answer with two transaction ids is passed on as it came",
-        '            if repeated(text, [(2, "transactionId")]):\n',
-        "            if False:\n",
+        'if repeated(text, [(2, "transactionId")]):',
+        "if False:",
     ),
     Mutation(
         "a late answer to a start tells the session nothing",
@@ -890,8 +890,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a relayed start is answered with the server's id",
-        '                text = patch(text, (2, "transactionId"), session.transaction_id)\n',
-        "                pass\n",
+        '            text = patch(text, (2, "transactionId"), session.transaction_id)\n',
+        "            pass\n",
     ),
     Mutation(
         "the second answer to a start is forwarded with its own id",

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 600  # For one command.
+SECONDS = 750  # For one command.
 
 
 def commands(text: str) -> list[str]:

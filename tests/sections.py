@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,18 +21,15 @@ def sections(text: str) -> dict[str, range]:
     return {name: range(first, last) for (name, first), (_, last) in pairwise(found)}
 
 
-def coverage() -> tuple[list[int], list[list[int]]]:
+def coverage(report: Path) -> tuple[list[int], list[list[int]]]:
     """Return the lines and the branches of the script that the tests missed."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "coverage.json"
-        subprocess.run(["coverage", "json", "--quiet", "-o", str(report)], check=True, cwd=ROOT)
-        script = json.loads(report.read_text())["files"][SCRIPT.name]
+    script = json.loads(report.read_text())["files"][SCRIPT.name]
     return script["missing_lines"], script["missing_branches"]
 
 
-def main() -> int:
-    """Print the table; return the exit code."""
-    missing_lines, missing_branches = coverage()
+def main(report: Path) -> int:
+    """Print the table of coverage.py's JSON report; return the exit code."""
+    missing_lines, missing_branches = coverage(report)
     is_well = True
     for name, lines in sections(SCRIPT.read_text()).items():
         missed = [line for line in missing_lines if line in lines]
@@ -45,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Path(sys.argv[1])))
