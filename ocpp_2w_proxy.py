@@ -5446,12 +5446,8 @@ class Proxy:
             self.complaints.say(logging.WARNING, f"login {visitor.charger_id}", what, *values)
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "wrong login", [("WWW-Authenticate", BASIC)])
 
-    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> bool:
-        """Let the charger in if its login is right and its primary accepts it; return whether it is in.
-
-        Raises RefusedError.
-        """
-        self._check_login(visitor)
+    def _is_fit(self, link: Link, request: Request, visitor: Visitor) -> bool:
+        """Return whether a request is worth asking the primary; answer one that is not."""
         if visitor.offers and not any(offer.lower() in visitor.config.versions for offer in visitor.offers):
             spoken, allowed = ", ".join(visitor.offers), ", ".join(visitor.config.versions)
             what, values = (
@@ -5464,9 +5460,18 @@ class Proxy:
             return False
         if unfit := link.unfit(request):  # Before the primary is asked: it might drop the charger for it.
             what = "%s: no websocket handshake: answered with HTTP %d"
-            values = (visitor.charger_id, unfit.status_code)
-            self.complaints.say(logging.INFO, "unfit", what, *values)
+            self.complaints.say(logging.INFO, "unfit", what, visitor.charger_id, unfit.status_code)
             link.respond(unfit)
+            return False
+        return True
+
+    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> bool:
+        """Let the charger in if its login is right and its primary accepts it; return whether it is in.
+
+        Raises RefusedError.
+        """
+        self._check_login(visitor)
+        if not self._is_fit(link, request, visitor):
             return False
         versions = [o.lower() for o in visitor.offers if o.lower() in visitor.config.versions] or ["ocpp1.6"]
         primary: Link | None = None
