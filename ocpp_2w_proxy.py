@@ -39,9 +39,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import csv
 import difflib
 import hashlib
+import heapq
 import hmac
+import io
 import ipaddress
 import itertools
 import json
@@ -51,6 +54,7 @@ import os
 import queue
 import random
 import re
+import secrets
 import signal
 import socket
 import sqlite3
@@ -61,11 +65,11 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
 from functools import partial
@@ -151,12 +155,18 @@ class BadgeLists:
 
     exact: dict[str, Peer]  # By normalized badge.
     patterns: tuple[tuple[str, Peer], ...]  # Normalized shell patterns, the longest first.
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False)  # Where each stands in the ini.
 
     def find(self, badge: str) -> Peer | None:
         """Return the server that has the badge on its list."""
+        entry = self.entry(badge)
+        return None if entry is None else self.exact.get(entry) or dict(self.patterns)[entry]
+
+    def entry(self, badge: str) -> str | None:
+        """Return the entry of the lists that speaks for the badge."""
         name = normalized(badge)
-        matching = (peer for entry, peer in self.patterns if fnmatchcase(name, entry))
-        return self.exact.get(name) or next(matching, None)
+        matching = (entry for entry, _ in self.patterns if fnmatchcase(name, entry))
+        return name if name in self.exact else next(matching, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +183,7 @@ class ChargerConfig:
     primary_grace: float  # Seconds.
     versions: tuple[str, ...]  # Subprotocols.
     password: str  # What the charger itself has to show; "" = nothing.
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False)  # Where each key stands in the ini.
 
     def server(self, peer: Peer) -> ServerConfig | None:
         """Return one of the two servers."""
@@ -240,6 +251,11 @@ def normalized(badge: str) -> str:
 def masked(badge: str) -> str:
     """Return what may be logged of a badge: enough to tell one's own cards apart."""
     return f"****{badge[-4:]}" if len(badge) >= 8 else "****"
+
+
+def escaped(text: str) -> str:
+    """Return the text as one line of printable ASCII."""
+    return "".join(char if " " <= char <= "~" else ascii(char)[1:-1] for char in text)
 
 
 # Readers of one value each. They raise ValueError with what was expected.
@@ -397,6 +413,12 @@ class Entry:
 
     value: str
     line: int
+    pieces: tuple[int, ...] = ()  # The line of each line of the value.
+
+    def numbered(self) -> Iterator[tuple[str, int]]:
+        """Yield each line of the value with its number in the ini."""
+        numbers = itertools.chain(self.pieces, itertools.repeat(self.line))  # A variable may hold more lines.
+        return zip(self.value.split("\n"), numbers, strict=False)
 
 
 Section = dict[str, Entry]
@@ -435,7 +457,7 @@ class Ini:
                 key = self._add(section, line, number)
         for entries in self.sections.values():
             for name, entry in entries.items():
-                entries[name] = Entry(self._substituted(entry), entry.line)
+                entries[name] = replace(entry, value=self._substituted(entry))
 
     def _open(self, line: str, number: int) -> str:
         name = " ".join(line[1:-1].split())
@@ -467,14 +489,15 @@ class Ini:
             raise self.error(number, f"{key} stands twice in [{section}], first at line {first}")
         if re.search(r"\s[;#]", value) and not key.endswith("password"):
             raise self.error(number, f"{key}: a comment behind a value; expected it on a line of its own")
-        self.sections[section][key] = Entry(value.strip(), number)
+        self.sections[section][key] = Entry(value.strip(), number, (number,) if value.strip() else ())
         return key
 
     def _continue(self, section: str, key: str, line: str, number: int) -> None:
         if not key:
             raise self.error(number, "an indented line continues a value, and no value stands above it")
         above = self.sections[section][key]
-        self.sections[section][key] = Entry(f"{above.value}\n{line}".strip(), above.line)
+        value, pieces = f"{above.value}\n{line}".strip(), (*above.pieces, number)
+        self.sections[section][key] = Entry(value, above.line, pieces)
 
     def _substituted(self, entry: Entry) -> str:
         def value_of(match: re.Match[str]) -> str:
@@ -580,6 +603,7 @@ class ConfigLoader:
             primary_grace=values["primary_grace"],
             versions=values["versions"],
             password=values["password"] or self.host.password,
+            lines={name: entry.line for name, entry in section.items()},
         )
         self._check_charger(section, config)
         return config
@@ -611,7 +635,14 @@ class ConfigLoader:
                     raise self.ini.error(line, what)
         patterns = sorted((entry for entry in owners if re.search(r"[*?[]", entry)), key=len, reverse=True)
         exact = {entry: peer for entry, peer in owners.items() if entry not in patterns}
-        return BadgeLists(exact, tuple((entry, owners[entry]) for entry in patterns))
+        lines = {
+            normalized(word): number
+            for name in ("primary_rfid", "secondary_rfid")
+            if name in section
+            for text, number in section[name].numbered()
+            for word in read_words(text)
+        }
+        return BadgeLists(exact, tuple((entry, owners[entry]) for entry in patterns), lines)
 
     def _check_charger(self, section: Section, config: ChargerConfig) -> None:
         for peer in SERVERS:
@@ -1690,6 +1721,22 @@ class ToCharger:
     text: str
     why: str
     after: After = After.NOTHING
+    instead_of: Peer | None = None  # The server in whose place the proxy answers.
+
+
+class Outcome(Enum):
+    """What became of a Call."""
+
+    RESULT = "result"
+    ERROR = "error"
+    UNANSWERED = "unanswered"
+    REFUSED = "refused"  # By the proxy.
+    RECORDED = "recorded"  # Answered by the proxy in the place of its server.
+
+
+def outcome_of(message: Message) -> Outcome:
+    """Return what an answer makes of its Call."""
+    return Outcome.RESULT if message.type is MessageType.CALLRESULT else Outcome.ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -1699,6 +1746,7 @@ class Answer:
     peer: Peer
     text: str
     why: str
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -1715,6 +1763,7 @@ class Told:
 
     what: str
     badge: str = ""
+    is_unlisted: bool = False  # The badge is on no list, and no claim speaks for it.
 
 
 FULL = Dropped("too much waits for its server; no more is taken", is_grave=True)
@@ -1916,9 +1965,11 @@ class Router:
         return None
 
     def _by_badge(self, said: Content) -> Route | None:
-        if said.badge is None:
-            return None
-        peer = self.config.badges.find(said.badge)
+        return None if said.badge is None else self.route_of_badge(said.badge)
+
+    def route_of_badge(self, badge: str) -> Route:
+        """Return whose a badge is, by the ini alone."""
+        peer = self.config.badges.find(badge)
         if peer is Peer.PRIMARY or (peer and self.config.secondary):
             return Route(peer, f"its badge is on {peer.value}_rfid", is_vouched=True)
         if self.config.unknown_rfid == "reject":
@@ -1991,7 +2042,8 @@ class Router:
         session = route.session
         is_rejected = route.is_rejected or (session is not None and session.is_rejected)
         if session and session.is_stop_stored and said.facts.role is Role.STOP:
-            return [ToCharger(result_text(message.message_id, {}), "repeats a stop", After.SAVED)]
+            text = result_text(message.message_id, {})
+            return [ToCharger(text, "repeats a stop", After.SAVED, route.owner)]
         if session:
             self._note(session, said)
         if self._is_relayed(route):
@@ -2008,7 +2060,7 @@ class Router:
         answer = self._answer(said, session, not is_rejected, now)
         text = result_text(message.message_id, answer)
         after = After.SAVED if kind is Kind.STORED else After.NOTHING
-        return [*decisions, ToCharger(text, route.why, after)]
+        return [*decisions, ToCharger(text, route.why, after, route.owner)]
 
     def _note(self, session: Session, said: Content) -> None:
         """Keep what people want to know of a session: its times and readings."""
@@ -2077,8 +2129,12 @@ class Router:
             return [self._end(session, now)]
         elif said.badge is not None and not session:
             whose = "is rejected" if route.is_rejected else f"belongs to {route.owner.value}"
-            return [Told(f"{message.action} {whose}: {route.why}", said.badge)]
+            return [self._told_of(f"{message.action} {whose}: {route.why}", said.badge, route)]
         return []
+
+    def _told_of(self, what: str, badge: str, route: Route) -> Told:
+        is_listed = route.is_vouched or self.config.badges.find(badge) is not None
+        return Told(what, badge, is_unlisted=bool(badge) and not is_listed)
 
     def _remember_status(self, message: Message, said: Content) -> None:
         where = dump([said.connector, said.payload.get("connectorId")])
@@ -2135,7 +2191,8 @@ class Router:
             session.is_told = True
             self._save(session)
             text = result_text(message.message_id, session.start_answer)
-            return [ToCharger(text, "repeats a start", After.SAVE if session.has_verdict else After.SAVED)]
+            after = After.SAVE if session.has_verdict else After.SAVED
+            return [ToCharger(text, "repeats a start", after, session.owner)]
         if session.start_call and session.start_call.is_pending:
             session.start_call.reply_to = message.message_id
             return [Told("a repeated StartTransaction joins the one that waits for its answer")]
@@ -2152,9 +2209,8 @@ class Router:
             self.memory.claims.remove(route.claim)
             self.memory.is_unsaved = True
         where = f"on connector {session.connector}: {route.why}"
-        if route.is_rejected:
-            return Told(f"a session is rejected {where}", session.badge)
-        return Told(f"a session of {route.owner.value} begins {where}", session.badge)
+        whose = "is rejected" if route.is_rejected else f"of {route.owner.value} begins"
+        return self._told_of(f"a session {whose} {where}", session.badge, route)
 
     def _end(self, session: Session, now: Instant) -> Told:
         session.ended = now.seconds
@@ -2242,7 +2298,8 @@ class Router:
         self._occupy(session, said.connector)
         if integer(payload.get("seqNo")) is not None and payload["seqNo"] in session.seen:
             answer = self._answer(said, None, not session.is_rejected, now)
-            return [ToCharger(result_text(message.message_id, answer), "repeats an event", After.SAVED)]
+            text = result_text(message.message_id, answer)
+            return [ToCharger(text, "repeats an event", After.SAVED, session.owner)]
         decisions: list[Decision] = []
         if session.owner is None:
             settled = self._settled(session, said, now)
@@ -2423,7 +2480,7 @@ class Router:
             return []
         why = f"{peer.value} cannot answer: the proxy stands in for it"
         after = After.SAVED if call.kind is Kind.STORED or is_repeat else After.NOTHING
-        return [ToCharger(result_text(reply_to, answer), why, after), Told(why)]
+        return [ToCharger(result_text(reply_to, answer), why, after, peer), Told(why)]
 
     def _is_stored_already(self, session: Session, said: Content) -> bool:
         """Whether a StopTransaction or TransactionEvent repeats one that the proxy has answered."""
@@ -2499,8 +2556,10 @@ class Router:
         """Return the schema's Rejected; not every schema has one."""
         rejection = rejection_of(said.facts, said.payload)
         if rejection is not None:
-            return Answer(peer, result_text(message.message_id, rejection), f"refused: {why}")
-        return Answer(peer, error_text(message.message_id, "SecurityError", why), f"refused: {why}")
+            text = result_text(message.message_id, rejection)
+        else:
+            text = error_text(message.message_id, "SecurityError", why)
+        return Answer(peer, text, f"refused: {why}", Outcome.REFUSED)
 
     def _translated(self, call: ServerCall, value: Any) -> str:
         """Translate the transaction that the Call names; return why it must not reach the charger, or ""."""
@@ -2633,7 +2692,8 @@ class Router:
         if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
             decisions.append(Told(f"{call.peer.value} asked for {call.action}: {outcome}"))
-        return [Answer(call.peer, text, "the charger answers"), *decisions, *self._next(now)]
+        answer = Answer(call.peer, text, "the charger answers", outcome_of(message))
+        return [answer, *decisions, *self._next(now)]
 
     def _settle_claim(self, call: ServerCall, message: Message) -> list[Decision]:
         """Void what the charger refused; end what it cancelled; own what it says has begun."""
@@ -2675,7 +2735,8 @@ class Router:
         if sender is Peer.CHARGER:
             if self.last_relayed and self.last_relayed[2] == message.message_id:
                 peer, message_id, _ = self.last_relayed
-                return [Answer(peer, with_message_id(message.text, message_id), "an answer was unfit")]
+                text = with_message_id(message.text, message_id)
+                return [Answer(peer, text, "an answer was unfit", Outcome.ERROR)]
         elif self.last_answered and self.last_answered[:2] == (sender, message.message_id):
             return [ToCharger(with_message_id(message.text, self.last_answered[2]), "an answer was unfit")]
         return [Dropped("a CallResultError for an answer that nobody gave")]
@@ -2686,7 +2747,8 @@ class Router:
         """Tell its server that a Call will not be answered."""
         if call.peer is Peer.PROXY or call.is_abandoned:
             return [Dropped(why)]
-        return [Answer(call.peer, error_text(call.message_id, "GenericError", why), why)]
+        text = error_text(call.message_id, "GenericError", why)
+        return [Answer(call.peer, text, why, Outcome.UNANSWERED)]
 
     def tick(self, now: Instant) -> list[Decision]:
         """Give up what has waited too long."""
@@ -2775,6 +2837,8 @@ LOCK_SECONDS = 2.0  # For another process to let go of the file.
 MAX_LOG_BYTES = 4 * 2**20  # Of sqlite's write-ahead log, once its contents are in the file.
 LAST_SAVE_SECONDS = 1.0  # At the end.
 LET_GO_SECONDS = 0.5  # For sqlite to close the file after it; what it leaves undone, the next start does.
+MAX_UNLISTED = 100  # Badges that were shown and are on no list; beyond it the oldest goes.
+MAX_LOOKED_AT = 2_000  # Sessions, the newest, that can be looked up where there is no file.
 RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call that met a CallError.
 
 UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
@@ -3070,32 +3134,34 @@ class StateFile:
                 run(statement)
             run(f"PRAGMA application_id = {APPLICATION_ID}")
             run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        run("CREATE INDEX IF NOT EXISTS sessions_by_begin ON sessions (begun)")
         run("COMMIT")
 
     def load(self, now: Instant) -> dict[str, Memory]:
         """Return the Memory of every charger. Raises sqlite3.Error, MessageError or one of MISSHAPEN."""
-        memories = {row["charger"]: memory_of(row, now) for row in self._rows("SELECT * FROM chargers")}
+        memories = {row["charger"]: memory_of(row, now) for row in self.rows("SELECT * FROM chargers")}
         sessions: dict[int, Session] = {}
         recent = "ended IS NULL OR ended > :since OR number IN (SELECT session FROM calls)"
         values = {"since": now.utc - SESSION_SECONDS}
-        for row in self._rows(f"SELECT * FROM sessions WHERE {recent} ORDER BY +number", values):
+        for row in self.rows(f"SELECT * FROM sessions WHERE {recent} ORDER BY +number", values):
             memory = memories.setdefault(row["charger"], Memory(row["charger"]))
             session = sessions[row["number"]] = session_of(row, memory, now)
             memory.sessions[session.key] = session
             if row["has_connector"] and session.ended is None and session.connector is not None:
                 memory.connectors[session.connector] = session
-        for row in self._rows("SELECT * FROM calls ORDER BY number"):
+        for row in self.rows("SELECT * FROM calls ORDER BY number"):
             memory = memories.setdefault(row["charger"], Memory(row["charger"]))
             recall(memory, row, sessions.get(row["session"]))
         return memories
 
-    def _rows(self, query: str, values: Row | None = None) -> Iterator[Any]:
-        return iter(self.connection.execute(query, values or {}))
+    def rows(self, query: str, values: Row | None = None) -> list[Row]:
+        """Return what a query finds. Raises sqlite3.Error."""
+        return list(map(dict, self.connection.execute(query, values or {})))
 
     def last_number(self, table: str) -> int:
         """Return the largest number that a session or a Call has got."""
-        ((number,),) = self._rows(f"SELECT coalesce(max(number), 0) FROM {table}")
-        return int(number)
+        (row,) = self.rows(f"SELECT coalesce(max(number), 0) AS number FROM {table}")
+        return int(row["number"])
 
     def write(self, statements: list[Statement]) -> None:
         """Write it all and see it safely on disk, or nothing of it. Raises sqlite3.Error."""
@@ -3106,6 +3172,31 @@ class StateFile:
     def close(self) -> None:
         """Let go of the file."""
         self.connection.close()
+
+
+def database_of(memories: Iterable[Memory], now: Instant) -> sqlite3.Connection:
+    """Return a database of what is remembered, for look-ups where there is no file."""
+    database = sqlite3.connect(":memory:")
+    database.row_factory = sqlite3.Row
+    database.executescript(SCHEMA)
+    sessions = ((session, memory) for memory in memories for session in memory.sessions.values())
+    newest = heapq.nlargest(MAX_LOOKED_AT, sessions, key=lambda entry: entry[0].begun)
+    for session, memory in newest:
+        database.execute(*upsert("sessions", session_row(memory, session, now)))
+    of_these = {session for session, _ in newest}
+    for number, (call, kept) in enumerate(calls_of({memory: None for _, memory in newest}), 1):
+        if call.session in of_these:
+            database.execute(*upsert("calls", {**call_row(kept, call), "number": number}))
+    return database
+
+
+def calls_of(memories: Iterable[Memory]) -> Iterator[tuple[Call, KeptCall]]:
+    """Yield all stored and refused Calls."""
+    for memory in memories:
+        for peer, calls in memory.stored.items():
+            yield from ((call, KeptCall(memory, peer)) for call in calls)
+        for refusal in memory.refused:
+            yield refusal.call, KeptCall(memory, refusal.peer, refusal.words, refusal.is_error)
 
 
 def set_aside(path: Path, now: Instant) -> Path:
@@ -3124,6 +3215,37 @@ PURGE = (
     "DELETE FROM sessions WHERE ended < :since"
     " AND NOT EXISTS (SELECT 1 FROM calls WHERE session = sessions.number)",
 )
+
+
+class Meeting(NamedTuple):
+    """When and where a badge was shown last."""
+
+    charger_id: str
+    utc: float  # Seconds since 1970.
+
+
+class News:
+    """What has happened since the start, for those who look: counts, and which chargers have changed."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, ...]] = Counter()  # By metric and labels; both are the proxy's words.
+        self.changed: dict[str, None] = {}  # Charger ids, since somebody looked last; MAX_MEMORIES.
+        self.unlisted: dict[str, Meeting] = {}  # By badge, the oldest first; MAX_UNLISTED.
+
+    def count(self, metric: str, *labels: str) -> None:
+        """Count one more."""
+        self.counts[metric, *labels] += 1
+
+    def touch(self, charger_id: str) -> None:
+        """Take note that a charger has changed."""
+        self.changed[charger_id] = None
+        trim(self.changed, MAX_MEMORIES)
+
+    def meet(self, badge: str, charger_id: str, utc: float) -> None:
+        """Take note of a badge that is on no list."""
+        self.unlisted.pop(badge, None)
+        self.unlisted[badge] = Meeting(charger_id, utc)
+        trim(self.unlisted, MAX_UNLISTED)
 
 
 class Promise(NamedTuple):
@@ -3156,6 +3278,7 @@ class Journal:
         """Take what the file knows. Raises sqlite3.Error, MessageError or one of MISSHAPEN."""
         self.clock = clock
         self.file = file  # None: in memory only.
+        self.news = News()
         self.memories: dict[str, Memory] = {}  # By charger id.
         self.changed: dict[Memory, None] = {}  # With something unsaved.
         self.calls: dict[Call, KeptCall] = {}  # Unsaved.
@@ -3172,8 +3295,8 @@ class Journal:
         self.has_complained = False  # Of this failure.
         self.purge_at = 0.0  # Monotonic seconds.
         self.offset = self._offset()  # UTC less monotonic seconds, as the times on disk have it.
-        # For the thread; one save, or the end.
-        self.jobs: queue.SimpleQueue[tuple[Save, list[Statement]] | None] = queue.SimpleQueue()
+        # For the thread: each job returns what the loop does then; one save, the look-ups, None = the end.
+        self.jobs: queue.SimpleQueue[Callable[[], Callable[[], None]] | None] = queue.SimpleQueue()
         self.last_session = self.last_call = 0  # The largest numbers given.
         self.writer: threading.Thread | None = None
         if file:
@@ -3231,7 +3354,9 @@ class Journal:
 
     def note(self, memory: Memory) -> None:
         """Save what has changed in a Memory, soon."""
+        self.news.touch(memory.charger_id)
         if self.file is None:
+            self._number(memory.unsaved)
             memory.unsaved.clear()
             memory.is_unsaved = False
         elif memory.unsaved or memory.is_unsaved:
@@ -3382,15 +3507,15 @@ class Journal:
             self._saved(save)
             return
         self.saving = save
-        self._hand_over(save, statements)
+        self._hand_over(partial(self._written, save, statements))
 
-    def _hand_over(self, save: Save, statements: list[Statement]) -> None:
-        """Let the thread write; it comes back with `_saved` or `_not_saved`."""
+    def _hand_over(self, job: Callable[[], Callable[[], None]]) -> None:
+        """Let the thread do a job, and the loop then what it returns."""
         if self.writer is None:
             loop = asyncio.get_running_loop()
-            self.writer = threading.Thread(target=self._write, args=(loop,), name="journal", daemon=True)
+            self.writer = threading.Thread(target=self._work, args=(loop,), name="journal", daemon=True)
             self.writer.start()
-        self.jobs.put((save, statements))
+        self.jobs.put(job)
 
     def _collected(self) -> Save:
         """Take all that is unsaved out of the Memories and out of the journal."""
@@ -3412,9 +3537,7 @@ class Journal:
 
     def _statements(self, save: Save) -> list[Statement]:
         now = self.clock()
-        for session in save.sessions:
-            if not session.number:
-                session.number = self.last_session = self.last_session + 1
+        self._number(save.sessions)
         for call, kept in save.calls.items():
             if not call.number and not kept.is_gone:
                 call.number = self.last_call = self.last_call + 1
@@ -3433,22 +3556,49 @@ class Journal:
             statements += [(statement, {"since": now.utc - KEEP_SECONDS}) for statement in PURGE]
         return statements
 
-    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Write what is handed over, and let go of the file in the end; runs in the thread."""
-        assert self.file is not None, "only what has a file is saved"
+    def _number(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
+            if not session.number:
+                session.number = self.last_session = self.last_session + 1
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Do one job after another, and let go of the file in the end; runs in the thread."""
+        assert self.file is not None, "only what has a file has a thread"
         while job := self.jobs.get():
-            save, statements = job
+            then = job()
             try:
-                self.file.write(statements)
-            except sqlite3.Error as error:
-                outcome = partial(self._not_saved, save, str(error))
-            else:
-                outcome = partial(self._saved, save)
-            try:
-                loop.call_soon_threadsafe(outcome)
+                loop.call_soon_threadsafe(then)
             except RuntimeError:
                 break  # The loop is closed: nobody waits any more.
         self.file.close()
+
+    def _written(self, save: Save, statements: list[Statement]) -> Callable[[], None]:
+        """Write, in the thread; return what the loop makes of it."""
+        assert self.file is not None, "only what has a file is saved"
+        try:
+            self.file.write(statements)
+        except sqlite3.Error as error:
+            return partial(self._not_saved, save, str(error))
+        return partial(self._saved, save)
+
+    async def look_up(self, query: str, values: Row) -> list[Row]:
+        """Return rows of the state file, as they are on disk. Raises sqlite3.Error."""
+        if self.file is None:
+            with closing(database_of(self.memories.values(), self.clock())) as database:
+                return list(map(dict, database.execute(query, values)))
+        found: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
+        self._hand_over(partial(self._looked_up, query, values, found))
+        return await found
+
+    def _looked_up(self, query: str, values: Row, found: asyncio.Future[list[Row]]) -> Callable[[], None]:
+        """Look up, in the thread; return what the loop makes of it."""
+        assert self.file is not None, "only what has a file is looked into by the thread"
+        tell: Callable[[], None]
+        try:
+            tell = partial(found.set_result, self.file.rows(query, values))
+        except sqlite3.Error as error:
+            tell = partial(found.set_exception, error)
+        return lambda: None if found.done() else tell()  # Nobody may be waiting any more.
 
     def _saved(self, save: Save) -> None:
         """Keep the promises of a save that is on disk."""
@@ -3639,6 +3789,7 @@ class Link(asyncio.BufferedProtocol):
         self.pong_waiters: list[asyncio.Future[None]] = []
         self.is_answered = False  # A charger's handshake has its response.
         self.ended: asyncio.Future[None] = self.loop.create_future()  # Done when nothing more will come.
+        self.close_seconds = CLOSE_SECONDS  # From a Close frame or an HTTP answer to the end.
         self.cutter: asyncio.TimerHandle | None = None  # Cuts a connection whose closing takes too long.
         self.cut_because = ""  # Why the proxy itself has cut it.
 
@@ -3907,7 +4058,7 @@ class Link(asyncio.BufferedProtocol):
         elif SEND_EOF in chunks:
             self._end()
         if self.cutter is None and self.protocol.close_expected():
-            self.cutter = self.loop.call_later(CLOSE_SECONDS, self.abort)
+            self.cutter = self.loop.call_later(self.close_seconds, self.abort)
 
     def _end(self) -> None:
         assert self.transport is not None
@@ -3928,8 +4079,8 @@ def watch_for_death(connection: Any) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def charger_link(max_size: int, on_connected: Callable[[Link], None]) -> Link:
-    """Return the link of a charger that connects; `handshake` will have its request."""
+def incoming_link(max_size: int, on_connected: Callable[[Link], None]) -> Link:
+    """Return the link of a peer that connects; `handshake` will have its request."""
 
     def chosen(_protocol: ServerProtocol, _offered: Iterable[Subprotocol]) -> Subprotocol | None:
         return Subprotocol(link.subprotocol) if link.subprotocol else None
@@ -4033,6 +4184,23 @@ class Dialer:
             if not is_done:
                 link.abort()
         return link
+
+    async def certificate(self, server: ServerConfig) -> dict[str, Any]:
+        """Return the certificate that a wss:// server shows, as `ssl` reads it. Raises DialError."""
+        uri, loop = parse_uri(server.url), asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(DIAL_SECONDS):
+                connection = await self._connection(uri.host, uri.port)
+                transport, _ = await loop.create_connection(
+                    asyncio.Protocol, sock=connection, ssl=self._context(server), server_hostname=uri.host
+                )
+        except TimeoutError:
+            raise DialError(f"no answer within {DIAL_SECONDS:g} s") from None
+        except (OSError, UnicodeError) as error:
+            raise DialError(str(error), cause=error) from None
+        certificate: dict[str, Any] = transport.get_extra_info("peercert")
+        transport.abort()
+        return certificate
 
     async def _connection(self, host: str, port: int) -> socket.socket:
         """Return a TCP connection to the first of the host's addresses that answers. Raises OSError."""
@@ -4163,6 +4331,7 @@ class OutboxOwner(Protocol):
     dialer: Dialer
     tasks: Tasks
     complaints: Complaints
+    news: News
     now: Callable[[], Instant]
 
     @property
@@ -4242,7 +4411,7 @@ class Outbox:
         self.dialing: asyncio.Task[None] | None = None
         self.dial_at: float | None = None  # Monotonic seconds; None = nothing to dial for.
         self.redial_after = 0.0  # Seconds; grows with each dial that fails.
-        self.complaint: str | None = None  # The last thing logged about a dial that failed.
+        self.trouble = ""  # Why it is not connected, as it was logged last.
         self.is_booted = False  # The server accepted a BootNotification on this connection.
         self.boot_at: float | None = None  # Monotonic seconds; when to send it one.
         self.charger_came_at = 0.0  # Monotonic seconds; it may be about to send its boot itself.
@@ -4304,6 +4473,7 @@ class Outbox:
                 return False
         if len(relayed) >= MAX_WAITING:
             call.is_pending = False
+            self.owner.news.count("dropped_messages", "queue-full")
             what = f"{self.name}: {MAX_WAITING} Calls wait for it; each new one is dropped, now"
             self.owner.complaints.say(logging.WARNING, "queue", "%s %s", what, call.action)
             return False
@@ -4450,6 +4620,7 @@ class Outbox:
                 self.owner.server_said(self.peer, message)
         except MessageError as error:
             what = "%s: a message is dropped: %s: %s"
+            self.owner.news.count("dropped_messages", "malformed")
             self.owner.complaints.say(logging.WARNING, f"{self.peer} text", what, self.name, error, text)
             if error.message_id:
                 code = self.owner.router.vocabulary.malformed
@@ -4477,6 +4648,7 @@ class Outbox:
             if late:
                 self._learn(late, message, now)
             which = "a late" if late else "an unasked"
+            self.owner.news.count("dropped_messages", "nobody-waits")
             say = self.owner.complaints.say
             say(logging.INFO, f"{self.peer} {which}", "%s: %s answer is dropped", self.name, which)
             return
@@ -4487,6 +4659,7 @@ class Outbox:
         if call.kind is Kind.RELAYED:
             if call.action == "BootNotification":
                 self.boot_at = None  # The charger's own has taken the place of a repeated one.
+            self._count(outcome_of(message))
             self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
         elif call.kind is Kind.NOTED:
             if words := self._learn(call, message, now):
@@ -4496,6 +4669,10 @@ class Outbox:
         elif call.action == "BootNotification" and call.kind is Kind.OWN:
             self._boot_answered(message, now)
         self.pump()
+
+    def _count(self, outcome: Outcome) -> None:
+        """Count a relayed Call of the charger."""
+        self.owner.news.count("calls", Peer.CHARGER.value, self.peer.value, outcome.value)
 
     def _waiting_for(self, message_id: str) -> Call | None:
         if self.in_flight and self.in_flight.message_id == message_id:
@@ -4538,6 +4715,7 @@ class Outbox:
     def _finish(self, call: Call) -> None:
         call.is_pending = False
         self.owner.journal.remove(self.owner.memory, self.peer, call)
+        self.owner.news.count("delivered_calls", self.peer.value)
         level = logging.DEBUG if call.is_reading else logging.INFO
         event = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
         log.log(level, "%s: %s is delivered", self.name, f"{call.action} {event}".strip())
@@ -4545,6 +4723,7 @@ class Outbox:
             log.info("%s: all that was left is delivered", self.name)
 
     def _boot_answered(self, message: Message, now: Instant) -> None:
+        self.owner.news.touch(self.owner.charger_id)
         status = message.payload.get("status") if message.type is MessageType.CALLRESULT else message.action
         interval = integer(message.payload.get("interval")) or 0
         if status != "Accepted":
@@ -4627,15 +4806,21 @@ class Outbox:
     def connected(self, link: Link, needs_boot: bool) -> None:
         """Take a link that has just been opened."""
         now = self.owner.now().seconds
-        self.link, self.complaint, self.dial_at, self.has_older_ids = link, None, None, False
+        self.link, self.trouble, self.dial_at, self.has_older_ids = link, "", None, False
         self.is_booted, self.owes_statuses, self.has_asked_for_boot = not needs_boot, needs_boot, False
         self.boot_at = self.heartbeat_at = None
         if needs_boot:
             self.boot_at = now if self.has_own_boot else max(now, self.charger_came_at + OWN_BOOT_SECONDS)
         log.info("%s: connected to %s", self.name, self.server.url)
+        self._changed("connections")
         link.keep_alive(now, self.owner.host.ping_interval)
         link.attach(self)
         self.pump()
+
+    def _changed(self, metric: str) -> None:
+        """Count what has become of the connection, and let it be seen."""
+        self.owner.news.count(metric, self.peer.value)
+        self.owner.news.touch(self.owner.charger_id)
 
     def dial(self) -> None:
         """Begin to open a connection, unless one is there or being opened."""
@@ -4665,8 +4850,9 @@ class Outbox:
             link.close(1001, "the charger is gone")
 
     def _dial_failed(self, error: DialError) -> None:
-        if self.complaint != str(error):
-            self.complaint = str(error)
+        self._changed("failed_dials")
+        if self.trouble != str(error):
+            self.trouble = str(error)
             advice = advice_for(error, self.peer, "it is dialled again")
             log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
         self._redial_later()
@@ -4690,7 +4876,9 @@ class Outbox:
         if link is not self.link:
             return
         now = self.owner.now().seconds
+        self.trouble = link.closed_by
         log.info("%s: disconnected (%s)", self.name, link.closed_by)
+        self._changed("disconnections")
         if now - link.opened >= STOOD_SECONDS:
             self.redial_after = 0.0
         self.disconnect()
@@ -4719,6 +4907,8 @@ class Outbox:
             self._requeue(call)
         elif call and call.kind is not Kind.STORED:
             call.is_pending = False  # It may have been carried out; its sender repeats it.
+            if call.reply_to is not None:
+                self._count(Outcome.UNANSWERED)
         unanswered = {**self.unanswered, **({call.message_id: call} if call else {})}
         self.unanswered = {}
         self.farewell = (link, unanswered) if link and unanswered and not link.is_closed else None
@@ -4807,6 +4997,7 @@ class Outbox:
             log.warning("%s: does not answer the boot; asked again in %g s", self.name, BOOT_RETRY_SECONDS)
             return
         if call.kind is Kind.RELAYED:
+            self._count(Outcome.UNANSWERED)
             self.late[call.message_id] = call
             trim(self.late, MAX_LATE)
         log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
@@ -4863,6 +5054,7 @@ class Relay:
         self.dialer = dialer
         self.journal = journal
         self.now = clock
+        self.news = journal.news
         self.memory = journal.memory(charger_id)
         self.memory.is_in_use = True
         follow_addresses(self.memory, config)
@@ -4916,6 +5108,7 @@ class Relay:
         return True
 
     def _let_go(self, dropped: Call) -> None:
+        self.news.count("dropped_messages", "too-many-stored")
         for outbox in self.outboxes.values():
             outbox.forget(dropped)
         what = "%s: %d stored Calls wait; for each new one the oldest meter values are dropped: %d so far"
@@ -4926,6 +5119,7 @@ class Relay:
         """Keep a Call as refused by its server, or with its session, whose start was refused."""
         call.is_pending = False
         self.journal.refuse(self.memory, Refusal(peer, call, words, is_error))
+        self.news.count("refused_calls", peer.value)
         what = f"is refused ({words})" if is_sent else f"is not sent (its session is refused: {words})"
         then = "; tried once more at the next start" if is_error else ""
         name = f"{self.charger_id}: {peer.value}"
@@ -4949,8 +5143,9 @@ class Relay:
         elif message.type is MessageType.SEND:
             self.carry_out([ToCharger(message.text, f"{peer.value} sends {message.action}")])
         elif self.link is None:
-            text = error_text(message.message_id, "GenericError", "the charger is not connected")
-            self.carry_out([Answer(peer, text, "the charger is not connected")])
+            why = "the charger is not connected"
+            text = error_text(message.message_id, "GenericError", why)
+            self.carry_out([Answer(peer, text, why, Outcome.UNANSWERED)])
         else:
             self.carry_out(self.router.server_call(peer, message, self.now()))
 
@@ -4979,6 +5174,7 @@ class Relay:
         self.link, self.held, self.deadline = link, 0, 0.0
         link.keep_alive(self.now().seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
+        self.news.count("connections", Peer.CHARGER.value)
         for peer, outbox in self.outboxes.items():
             if peer is Peer.PRIMARY and primary:
                 outbox.disconnect()
@@ -5012,6 +5208,7 @@ class Relay:
             self.carry_out(self._decided(message))
         except MessageError as error:
             what = "%s: a message is dropped: %s: %s"
+            self.news.count("dropped_messages", "malformed")
             self.complaints.say(logging.WARNING, "text", what, self.charger_id, error, text)
             if error.message_id:
                 link.send(error_text(error.message_id, self.router.vocabulary.malformed, str(error)))
@@ -5029,6 +5226,7 @@ class Relay:
     def link_closed(self, link: Link) -> None:
         if link is self.link:
             log.info("%s: charger disconnected (%s)", self.charger_id, link.closed_by)
+            self.news.count("disconnections", Peer.CHARGER.value)
             self.disconnect_charger(1001)
 
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
@@ -5061,15 +5259,27 @@ class Relay:
                 self._to_charger(decision)
             elif isinstance(decision, Answer):
                 self._answer(decision)
-            elif isinstance(decision, Dropped) and decision.is_grave:
-                self.complaints.say(logging.WARNING, "grave", "%s: %s", self.charger_id, decision.why)
             elif isinstance(decision, Dropped):
-                log.debug("%s ! %s", self.charger_id, decision.why)
-            elif decision.badge:
-                log.info("%s: %s; badge %s", self.charger_id, decision.what, decision.badge)
+                self._drop(decision)
             else:
-                log.info("%s: %s", self.charger_id, decision.what)
+                self._tell(decision)
         self.wake(self.router.due())
+
+    def _drop(self, decision: Dropped) -> None:
+        if decision.is_grave:
+            self.news.count("dropped_messages", "too-many-stored")
+            self.complaints.say(logging.WARNING, "grave", "%s: %s", self.charger_id, decision.why)
+        else:
+            self.news.count("dropped_messages", "nobody-waits")
+            log.debug("%s ! %s", self.charger_id, decision.why)
+
+    def _tell(self, decision: Told) -> None:
+        if decision.is_unlisted:
+            self.news.meet(decision.badge, self.charger_id, self.now().utc)
+        if decision.badge:
+            log.info("%s: %s; badge %s", self.charger_id, decision.what, decision.badge)
+        else:
+            log.info("%s: %s", self.charger_id, decision.what)
 
     def _to_server(self, decision: ToServer) -> None:
         call, outbox = decision.call, self.outboxes.get(decision.peer)
@@ -5090,6 +5300,8 @@ class Relay:
     def _to_charger(self, decision: ToCharger) -> None:
         """Send a text to the charger; what waits for the disk is not overtaken."""
         link = self.link
+        if decision.instead_of:
+            self.news.count("calls", Peer.CHARGER.value, decision.instead_of.value, Outcome.RECORDED.value)
         if link is None:
             return
 
@@ -5110,11 +5322,12 @@ class Relay:
                 self.held -= 1
 
     def _answer(self, decision: Answer) -> None:
+        self.news.count("calls", decision.peer.value, Peer.CHARGER.value, decision.outcome.value)
         outbox = self.outboxes.get(decision.peer)
         name = f"{self.charger_id}: {decision.peer.value}"
         if outbox and outbox.link:
             log.debug("%s < %s (%s)", name, decision.text, decision.why)
-            if decision.why.startswith("refused"):
+            if decision.outcome is Outcome.REFUSED:
                 self.complaints.say(logging.INFO, decision.why, "%s: a Call is %s", name, decision.why)
             outbox.link.send(decision.text)
 
@@ -5188,6 +5401,7 @@ class Relay:
 # ---------------------------------------------------------------------------------------------------------
 
 TICK_SECONDS = 0.5  # How often deadlines are looked at.
+LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 512  # Connections that the system accepts ahead of the proxy.
 MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the process allows fewer.
@@ -5215,13 +5429,20 @@ class RefusedError(Exception):
         self.headers = list(headers)
 
     def response(self) -> Response:
-        body = f"{self}\n".encode("ascii", "backslashreplace")
-        headers = Headers(self.headers)
-        headers["Connection"] = "close"
-        headers["Content-Length"] = str(len(body))
-        headers["Content-Type"] = "text/plain"
-        phrase = next((known.phrase for known in HTTPStatus if known == self.status), "Refused")
-        return Response(self.status, phrase, headers, body)
+        return http_response(self.status, escaped(str(self)) + "\n", headers=self.headers)
+
+
+def http_response(
+    status: int, text: str, kind: str = "text/plain", headers: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """Return an answer to a request that opens no websocket."""
+    body = text.encode()
+    full = Headers(headers)
+    full["Connection"] = "close"
+    full["Content-Length"] = str(len(body))
+    full["Content-Type"] = f"{kind}; charset=utf-8"
+    phrase = next((known.phrase for known in HTTPStatus if known == status), "Refused")
+    return Response(status, phrase, full, body)
 
 
 class Visitor(NamedTuple):
@@ -5288,6 +5509,7 @@ class Proxy:
         self.files = raised_file_limit()  # That the process may have open.
         self.server: asyncio.Server | None = None
         self.watch_at = 0.0  # Monotonic seconds; when stale connections are looked for.
+        self.lags: deque[float] = deque(maxlen=LAG_TICKS)  # Seconds that the watchdog woke too late.
 
     async def start(self) -> None:
         """Listen. Raises OSError if the address cannot be had."""
@@ -5295,7 +5517,7 @@ class Proxy:
         loop = asyncio.get_running_loop()
         self.tls = server_context(host)
         self.server = await loop.create_server(
-            lambda: charger_link(host.max_size, self._connected),
+            lambda: incoming_link(host.max_size, self._connected),
             host.addr,
             host.port,
             backlog=BACKLOG,
@@ -5345,6 +5567,13 @@ class Proxy:
                 names = ", ".join(call.action for call in calls[:10])
                 what = f"{len(calls)} stored Calls for {address} {outcome}: {names}"
                 log.log(level, "%s: %s", charger_id, what)
+
+    def trouble(self) -> str:
+        """Say why it cannot serve; "" = it can."""
+        if self.server is None or not self.server.is_serving():
+            return "the port for chargers is closed"
+        failure = self.journal.failure
+        return f"the state file cannot be written: {failure}" if failure else ""
 
     def loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Tell what asyncio could not do; it would tell of each connection that it cannot accept."""
@@ -5397,6 +5626,7 @@ class Proxy:
             assert isinstance(request, Request)
             await self._welcome(link, request)
         except RefusedError as refusal:
+            self.journal.news.count("refused_handshakes", str(int(refusal.status)))
             link.respond(refusal.response())
         except TimeoutError:
             self.complaints.say(logging.INFO, "silent", "a connection without a handshake is closed")
@@ -5576,9 +5806,11 @@ class Proxy:
         """Wake the relays whose deadlines have come, for as long as the process lives."""
         loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
-            self.journal.tick()
             now = loop.time()
+            self.lags.append(max(0.0, now - due))
+            self.journal.tick()
             is_watching = now >= self.watch_at
             if is_watching:
                 self.watch_at = now + self.config.host.watchdog_interval
@@ -5651,18 +5883,23 @@ def shows_password(charger_id: str, password: str, authorization: str | None) ->
 
     The key of OCPP 1.6 is bytes, which the ini may have in hex; many chargers send the digits as they stand.
     """
-    scheme, _, encoded = (authorization or "").partition(" ")
-    try:
-        login = base64.b64decode(encoded.strip().encode() + b"==")  # Some leave out the padding.
-    except ValueError:
-        login = b""
-    user, _, shown = login.partition(b":")
+    user, _, shown = basic_login(authorization).partition(b":")
     wanted = (password.encode(), unhexed(password.encode()))
     given = (shown, unhexed(shown))
     # Every comparison is made, and each takes the same time whatever it compares.
     equal = [hmac.compare_digest(one, other) for one in wanted for other in given]
     is_charger = hmac.compare_digest(user, charger_id.encode())
-    return scheme.lower() == "basic" and is_charger and bool(shown) and any(equal)
+    return is_charger and bool(shown) and any(equal)
+
+
+def basic_login(authorization: str | None) -> bytes:
+    """Return `user:password` of a Basic header; empty for any other."""
+    scheme, _, encoded = (authorization or "").partition(" ")
+    try:
+        login = base64.b64decode(encoded.strip().encode() + b"==")  # Some leave out the padding.
+    except ValueError:
+        return b""
+    return login if scheme.lower() == "basic" else b""
 
 
 def unhexed(text: bytes) -> bytes:
@@ -5686,6 +5923,955 @@ def offered_subprotocols(headers: Headers) -> list[str]:
         if offers:
             headers[name] = ", ".join(offers)
     return offers
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Status
+#
+# The second port, for people and monitoring: a page that is told of changes over a websocket, the ledger of
+# sessions, health, metrics. It looks and changes nothing; what it shows comes from outside, and is always
+# text. Nobody walks all chargers: those that have changed are looked at, a bounded number at a time.
+# ---------------------------------------------------------------------------------------------------------
+
+LOOK_SECONDS = 1.0  # How often changes are looked at.
+CHARGERS_A_LOOK = 500  # Of those that have changed; the next look goes on with the others.
+MAX_STATUS_LINKS = 64  # Requests and pages at a time; beyond it the oldest request is cut.
+MAX_PAGES = 16  # Open at a time.
+MAX_PAGE_TEXT = 1024  # Bytes of what a page may say; there is nothing that it has to.
+MAX_UNREAD = 2**18  # Bytes that a page has not read yet; beyond it, it is told nothing for a while.
+MAX_EVENTS = 100  # Log lines that a page shows.
+RECENT_SESSIONS = 50
+ENERGY_DAYS = 14
+LEDGER_ROWS = 500  # Sessions that are read and written at once: a few milliseconds of the loop.
+MAX_LEDGER_ROWS = 100_000  # Of one request, about 20 MB.
+LEDGER_SECONDS = 20.0  # For the disk to answer.
+DOWNLOAD_SECONDS = 60.0  # For whoever has asked to read the answer.
+CLOCK_BLUR_SECONDS = 0.05  # Between two readings of both clocks.
+
+View = dict[str, Any]  # What a page is told of something, as JSON.
+
+SESSIONS = """
+SELECT sessions.*,
+    (SELECT min(since) FROM calls WHERE session = sessions.number AND refused IS NULL) AS waits_since,
+    (SELECT max(refused) FROM calls WHERE session = sessions.number) AS refused_call
+FROM sessions
+"""
+LEDGER = f"""{SESSIONS} WHERE begun < :until AND (begun, number) > (:begun, :number)
+ORDER BY begun, number LIMIT {LEDGER_ROWS}"""
+RECENT = f"{SESSIONS} WHERE owner IS NOT NULL ORDER BY number DESC LIMIT {RECENT_SESSIONS}"
+ENERGY = """
+SELECT date(begun, 'unixepoch', 'localtime') AS day, owner, sum(max(meter_stop - meter_start, 0)) AS wh
+FROM sessions WHERE begun > :since AND owner IS NOT NULL AND meter_stop IS NOT NULL GROUP BY day, owner
+"""
+LOOK_UPS = {"sessions": (RECENT, 2.0), "energy": (ENERGY, 30.0)}  # Query, and seconds to the next.
+
+
+def time_text(utc: float | None) -> str:
+    """Return a time as OCPP writes it; "" for none."""
+    return "" if utc is None else Instant(0.0, utc).text
+
+
+def energy_of(meter_start: float | None, meter_stop: float | None) -> float | None:
+    """Return the Wh between two readings, whole if they are; None if one is missing."""
+    if meter_start is None or meter_stop is None:
+        return None
+    energy = round(meter_stop - meter_start, 3)
+    return int(energy) if energy.is_integer() else energy
+
+
+# Sessions, as the ledger and the page show them.
+
+
+class Delivery(NamedTuple):
+    """What has become of a session, in a word and in more words."""
+
+    state: str
+    words: str = ""
+
+
+def delivery_of(row: Row) -> Delivery:
+    """Say whether a session of the ledger has reached its server."""
+    begin_to_end = (row["delivered"] or 0.0) >= (row["ended"] or math.inf) - CLOCK_BLUR_SECONDS
+    states = {
+        "rejected": row["is_rejected"],
+        "refused": row["refused"] or row["refused_call"],
+        "waiting": row["waits_since"] is not None,
+        "open": row["ended"] is None,
+        "recorded": row["server"] in ("", LOCAL),
+        "delivered": begin_to_end,
+        "no stop": not row["stopped_at"],
+        "unconfirmed": True,  # Its stop was passed on, and no answer has come.
+    }
+    state = next(name for name, holds in states.items() if holds)
+    words = {
+        "refused": str(row["refused"] or row["refused_call"]),
+        "waiting": f"since {time_text(row['waits_since'])}",
+    }
+    return Delivery(state, words.get(state, ""))
+
+
+CSV_COLUMNS = (
+    *("charger", "connector", "badge", "owner", "start", "stop", "wh", "transaction_id"),
+    *("server_transaction_id", "reason", "delivered", "state", "words"),
+)
+
+
+def csv_row(row: Row) -> list[Any]:
+    """Return a session of the ledger as a line of the CSV; its times by the charger's clock, if it told."""
+    delivery = delivery_of(row)
+    values = [
+        *(row["charger"], row["connector"], row["badge"], row["owner"]),
+        *(row["started_at"] or time_text(row["begun"]), row["stopped_at"]),
+        energy_of(row["meter_start"], row["meter_stop"]),
+        *(json.loads(row["transaction_id"]), json.loads(row["server_id"])),
+        *(row["reason"], time_text(row["delivered"]), *delivery),
+    ]
+    return [cell(value) for value in values]
+
+
+def cell(value: Any) -> Any:
+    """Return a value that no spreadsheet takes for a formula."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return lines of CSV (RFC 4180)."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def time_of(text: str, days: int) -> float:
+    """Return the UTC seconds of a date or time, a day of this machine's clock; `days` is added to a date.
+
+    Raises ValueError.
+    """
+    moment = datetime.fromisoformat(text)
+    is_date = len(text) <= len("2026-01-01")
+    return (moment + timedelta(days=days if is_date else 0)).astimezone(UTC).timestamp()
+
+
+def session_view(row: Row, shown: Callable[[str], str]) -> View:
+    """Return what the page shows of a session of the ledger."""
+    state, words = delivery_of(row)
+    return {
+        "charger": row["charger"],
+        "connector": row["connector"],
+        "badge": shown(row["badge"]),
+        "owner": row["owner"],
+        "begun": row["begun"],
+        "ended": row["ended"],
+        "wh": energy_of(row["meter_start"], row["meter_stop"]),
+        "state": state,
+        "words": words,
+    }
+
+
+def open_session_view(session: Session, shown: Callable[[str], str]) -> View:
+    """Return what the page shows of a session that has not ended."""
+    return {
+        "connector": session.connector,
+        "badge": shown(session.badge),
+        "owner": session.owner.value if session.owner else "not known yet",
+        "begun": session.begun,
+        "wh": energy_of(session.meter_start, session.meter_stop),
+        "id": session.transaction_id,
+    }
+
+
+# Chargers, as the page shows them.
+
+
+def server_view(relay: Relay, peer: Peer, now: Instant, clean: Callable[[str], str]) -> View | None:
+    """Return how a server of a charger does; None if there is none."""
+    server, outbox = relay.config.server(peer), relay.outboxes.get(peer)
+    if server is None or outbox is None:
+        return {"state": LOCAL} if server else None
+    if outbox.link:
+        return {"state": "connected" if outbox.is_booted else "has not accepted the boot yet"}
+    if not outbox.is_wanted():
+        return {"state": "not needed"}
+    next_try = None if outbox.dial_at is None else to_utc(outbox.dial_at, now)
+    return {"state": "down", "words": clean(outbox.trouble), "next": next_try}
+
+
+def charger_view(
+    memory: Memory,
+    relay: Relay | None,
+    now: Instant,
+    shown: Callable[[str], str],
+    clean: Callable[[str], str],
+) -> View:
+    """Return what the page shows of a charger."""
+    link = relay.link if relay else None
+    waiting = [call for calls in memory.stored.values() for call in calls]
+    opened = [session for session in memory.sessions.values() if session.ended is None]
+    last_heard = max((session.touched for session in memory.sessions.values()), default=None)
+    seen = link.seen if link else last_heard
+    return {
+        "online": to_utc(link.opened, now) if link else None,
+        "seen": None if seen is None else to_utc(seen, now),
+        "version": memory.version,
+        "servers": {peer.value: server_view(relay, peer, now, clean) for peer in SERVERS} if relay else {},
+        "waiting": len(waiting),
+        "oldest": min((call.since for call in waiting), default=None),
+        "sessions": [open_session_view(session, shown) for session in opened],
+    }
+
+
+# Metrics.
+
+
+class Metric(NamedTuple):
+    """One metric, as Prometheus knows it (text format 0.0.4)."""
+
+    kind: str  # "counter" or "gauge".
+    labels: tuple[str, ...]
+    help: str
+    known: tuple[
+        tuple[str, ...], ...
+    ] = ()  # Told from the start, as 0, so that the first one is an increase.
+
+
+BOTH = tuple((peer.value,) for peer in SERVERS)
+METRICS = {
+    "info": Metric("gauge", ("version",), "The proxy's version."),
+    "chargers": Metric(
+        "gauge", ("state",), "Chargers that are known, by state.", (("online",), ("offline",))
+    ),
+    "servers": Metric(
+        *("gauge", ("server", "state"), "Connections to servers that are needed, by state."),
+        tuple((peer.value, state) for peer in SERVERS for state in ("connected", "down")),
+    ),
+    "sessions": Metric("gauge", ("owner", "state"), "Sessions of the last seven days, by state."),
+    "stored_calls": Metric("gauge", ("server",), "Calls that are answered and not delivered yet.", BOTH),
+    "oldest_stored_call_age_seconds": Metric("gauge", (), "How long the oldest of them has been waiting."),
+    "event_loop_lag_seconds": Metric("gauge", (), "The longest delay of the event loop in the last minute."),
+    "state_file_failing": Metric("gauge", (), "1 while the state file cannot be written."),
+    "calls_total": Metric("counter", ("sender", "receiver", "outcome"), "Calls, by what became of them."),
+    "delivered_calls_total": Metric("counter", ("server",), "Stored Calls that their server accepted.", BOTH),
+    "refused_calls_total": Metric("counter", ("server",), "Stored Calls that their server refused.", BOTH),
+    "dropped_messages_total": Metric("counter", ("reason",), "Messages that went to nobody, by reason."),
+    "connections_total": Metric("counter", ("peer",), "Connections opened; a charger's next is a reconnect."),
+    "disconnections_total": Metric("counter", ("peer",), "Connections that ended."),
+    "failed_dials_total": Metric("counter", ("server",), "Dials of a server that failed.", BOTH),
+    "refused_handshakes_total": Metric("counter", ("status",), "Handshakes of chargers that were refused."),
+}
+
+
+def exposition(samples: Mapping[tuple[str, ...], float]) -> str:
+    """Return the samples, by metric and labels, in the text format of Prometheus."""
+    lines = []
+    for name, metric in METRICS.items():
+        lines += [f"# HELP ocpp_proxy_{name} {metric.help}", f"# TYPE ocpp_proxy_{name} {metric.kind}"]
+        found = dict.fromkeys(metric.known, 0.0)
+        found |= {sample[1:]: value for sample, value in samples.items() if sample[0] == name}
+        for labels, value in found.items():
+            named = ",".join(f'{label}="{text}"' for label, text in zip(metric.labels, labels, strict=True))
+            lines.append(f"ocpp_proxy_{name}{{{named}}} {value}" if named else f"ocpp_proxy_{name} {value}")
+    return "\n".join([*lines, ""])
+
+
+def share_of(memory: Memory, relay: Relay | None) -> Counter[tuple[str, ...]]:
+    """Return what one charger adds to the gauges."""
+    share: Counter[tuple[str, ...]] = Counter()
+    share["chargers", "online" if relay and relay.link else "offline"] = 1
+    for session in memory.sessions.values():
+        share["sessions", session.owner.value if session.owner else "unknown", state_of(session)] += 1
+    for peer, calls in memory.stored.items():
+        share["stored_calls", peer.value] += len(calls)
+    for peer, outbox in relay.outboxes.items() if relay else ():
+        if outbox.link or outbox.is_wanted():
+            share["servers", peer.value, "connected" if outbox.link else "down"] += 1
+    return share
+
+
+def state_of(session: Session) -> str:
+    """Return the state of a session in a word."""
+    states = {"rejected": session.is_rejected, "refused": session.refused, "open": session.ended is None}
+    return next((state for state, holds in states.items() if holds), "ended")
+
+
+class Gauges:
+    """What all chargers add up to; kept up to date charger by charger."""
+
+    def __init__(self) -> None:
+        self.shares: dict[str, Counter[tuple[str, ...]]] = {}  # By charger id; MAX_MEMORIES.
+        self.totals: Counter[tuple[str, ...]] = Counter()  # By metric and labels.
+        self.oldest: dict[str, float] = {}  # UTC seconds of the oldest stored Call, where there is one.
+
+    def update(self, charger_id: str, memory: Memory | None, relay: Relay | None) -> None:
+        """Take in how a charger is now; None = it is not remembered any more."""
+        self.totals.subtract(self.shares.pop(charger_id, ()))
+        self.oldest.pop(charger_id, None)
+        if memory:
+            self.shares[charger_id] = share_of(memory, relay)
+            self.totals.update(self.shares[charger_id])
+            times = [call.since for calls in memory.stored.values() for call in calls[:1]]
+            self.oldest.update({charger_id: min(times)} if times else {})
+
+    def age_of_oldest(self, utc: float) -> float:
+        """Return for how many seconds the oldest stored Call has been waiting; 0 = there is none."""
+        return max(0.0, utc - min(self.oldest.values(), default=utc))
+
+
+# The page: one file, no outside resource. What it is told is put in as text (textContent), never as markup.
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="token" content="{token}">
+<link rel="icon" href="data:,">
+<title>ocpp-2w-proxy</title>
+<style>
+:root {
+  --ground: #f6f7f9; --paper: #fff; --ink: #1c2430; --faint: #5d6878; --line: #dfe3e9;
+  --primary: #2563c9; --secondary: #b4540a; --good: #1b7a3d; --bad: #b3261e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ground: #12161c; --paper: #1b2129; --ink: #e4e8ee; --faint: #98a3b3; --line: #303945;
+    --primary: #78aaff; --secondary: #f0a05a; --good: #6fcf8e; --bad: #ff8a80;
+  }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
+header, main { max-width: 1100px; margin: 0 auto; padding: 0 16px; }
+header { padding-top: 16px; }
+h1 { font-size: 20px; margin: 0; }
+h2 { font-size: 15px; margin: 0 0 8px; }
+#summary { color: var(--faint); margin: 4px 0 12px; }
+#alarm { background: var(--bad); color: var(--paper); padding: 8px 12px; border-radius: 8px; }
+section {
+  background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
+  padding: 12px; margin: 0 0 14px;
+}
+table { border-collapse: collapse; width: 100%; }
+th { text-align: left; font-weight: 600; color: var(--faint); font-size: 13px; }
+th, td { padding: 5px 10px 5px 0; border-top: 1px solid var(--line); vertical-align: top; }
+td { overflow-wrap: anywhere; }
+thead th { border-top: 0; }
+.primary { color: var(--primary); }
+.secondary { color: var(--secondary); }
+.good { color: var(--good); }
+.bad { color: var(--bad); }
+.faint, .note { color: var(--faint); }
+.note { margin: 8px 0 0; font-size: 13px; }
+.when { color: var(--faint); white-space: nowrap; }
+.copy { font-family: ui-monospace, monospace; user-select: all; }
+input {
+  font: inherit; color: inherit; background: var(--ground); border: 1px solid var(--line);
+  border-radius: 6px; padding: 4px 8px; margin: 0 0 8px; width: 100%; max-width: 260px;
+}
+a { color: var(--primary); }
+svg { width: 100%; max-width: 720px; display: block; }
+svg text { fill: var(--faint); font-size: 11px; text-anchor: middle; }
+@media (max-width: 700px) {
+  thead { display: none; }
+  tr { display: block; border-top: 1px solid var(--line); padding: 6px 0; }
+  td { display: flex; gap: 12px; border: 0; padding: 1px 0; }
+  td::before { content: attr(data-label); flex: 0 0 84px; color: var(--faint); font-size: 13px; }
+  td:empty { display: none; }
+}
+</style>
+</head>
+<body>
+<header>
+<h1>ocpp-2w-proxy</h1>
+<p id="summary">...</p>
+<p id="alarm" role="alert" hidden></p>
+</header>
+<main>
+<section>
+<h2>Chargers</h2>
+<input id="filter" type="search" placeholder="Find a charger" aria-label="Find a charger">
+<table id="chargers"></table>
+<p class="note" id="more"></p>
+</section>
+<section><h2>Open sessions</h2><table id="open"></table></section>
+<section>
+<h2>Last sessions</h2>
+<table id="sessions"></table>
+<p class="note"><a href="sessions.csv">All sessions as CSV</a>;
+of some days: sessions.csv?from=2026-01-01&amp;to=2026-01-31</p>
+</section>
+<section><h2>Energy per day, kWh</h2><div id="energy"></div></section>
+<section>
+<h2>Badges on no list</h2>
+<table id="unlisted"></table>
+<p class="note">Copy the number to primary_rfid or secondary_rfid in the ini, and restart the proxy.</p>
+</section>
+<section><h2>What happened</h2><table id="events"></table></section>
+</main>
+<script>
+"use strict";
+const MOST_ROWS = 100;  // Of a table; the filter finds the other chargers.
+const OWNERS = ["primary", "secondary"];
+const DELIVERY = {
+  "delivered": ["delivered", "good"],
+  "recorded": ["recorded here", "good"],
+  "open": ["open", "faint"],
+  "waiting": ["waits for its server", "bad"],
+  "refused": ["refused", "bad"],
+  "rejected": ["rejected: its badge is on no list", "bad"],
+  "no stop": ["no stop was sent", "bad"],
+  "unconfirmed": ["its stop was not answered", "bad"],
+};
+const chargers = new Map();  // By id; what the proxy told last.
+const tables = {
+  sessions: [], energy: [], unlisted: [], events: [],
+  summary: {counts: [], oldest: null, trouble: ""},
+};
+let skew = 0;  // This clock less the proxy's, in seconds.
+let isDrawn = true;
+
+const at = id => document.getElementById(id);
+const now = () => Date.now() / 1000 - skew;
+const format = {month: "short", day: "numeric", hour: "2-digit", minute: "2-digit"};
+const time = utc => utc === null ? "" : new Date(utc * 1000).toLocaleString([], format);
+const kwh = wh => wh === null ? "" : (wh / 1000).toFixed(2);
+
+function ago(utc) {
+  if (utc === null) return "";
+  const seconds = Math.max(0, now() - utc);
+  const units = [[86400, "days"], [3600, "h"], [60, "min"], [1, "s"]];
+  const [size, unit] = units.find(([size]) => seconds >= 1.5 * size) || [1, "s"];
+  return `${Math.round(seconds / size)} ${unit} ago`;
+}
+
+// Fill a table: a cell is a text, or a text and its class.
+function fill(id, columns, rows, nothing) {
+  const table = at(id);
+  table.replaceChildren();
+  if (!rows.length) {
+    table.insertRow().insertCell().textContent = nothing;
+    return;
+  }
+  const head = table.createTHead().insertRow(), body = table.createTBody();
+  for (const name of columns) head.append(Object.assign(document.createElement("th"), {textContent: name}));
+  for (const row of rows) {
+    const line = body.insertRow();
+    row.forEach((value, place) => {
+      const [text, kind] = Array.isArray(value) ? value : [value, ""];
+      const cell = line.insertCell();
+      cell.dataset.label = columns[place];
+      cell.textContent = text ?? "";
+      cell.className = kind;
+    });
+  }
+}
+
+function serverCell(view) {
+  if (!view) return "";
+  if (view.state !== "down") return [view.state, view.state === "connected" ? "good" : "faint"];
+  const wait = view.next === null ? null : Math.max(0, Math.round(view.next - now()));
+  return [`down: ${view.words || "not reached yet"}${wait === null ? "" : `; next try in ${wait} s`}`, "bad"];
+}
+
+function deliveryCell(session) {
+  const [words, kind] = DELIVERY[session.state];
+  return [session.words ? `${words}: ${session.words}` : words, kind];
+}
+
+function drawChargers() {
+  const wanted = at("filter").value.toLowerCase();
+  const found = [...chargers].filter(([id]) => id.toLowerCase().includes(wanted));
+  found.sort(([a], [b]) => a < b ? -1 : 1);
+  const rows = found.slice(0, MOST_ROWS).map(([id, view]) => [
+    id,
+    view.online === null ? ["offline", "bad"] : [`since ${time(view.online)}`, "good"],
+    ago(view.seen),
+    view.version,
+    ...OWNERS.map(owner => serverCell(view.servers[owner])),
+    view.waiting ? [`${view.waiting}, the oldest came ${ago(view.oldest)}`, "bad"] : "",
+  ]);
+  const columns = ["Charger", "Online", "Last seen", "Version", "Primary", "Secondary", "Waiting"];
+  fill("chargers", columns, rows, "None yet.");
+  at("more").textContent = found.length > MOST_ROWS ? `${found.length - MOST_ROWS} more` : "";
+}
+
+function drawOpen() {
+  const open = [...chargers].flatMap(([id, view]) => view.sessions.map(session => [id, session]));
+  open.sort(([, a], [, b]) => b.begun - a.begun);
+  const rows = open.slice(0, MOST_ROWS).map(([id, session]) => [
+    id, session.connector, session.badge, [session.owner, session.owner],
+    [time(session.begun), "when"], kwh(session.wh), session.id,
+  ]);
+  const columns = ["Charger", "Connector", "Badge", "Owner", "Begun", "kWh", "Transaction"];
+  fill("open", columns, rows, "None.");
+}
+
+function drawSessions() {
+  const rows = tables.sessions.map(session => [
+    session.charger, session.connector, session.badge, [session.owner, session.owner],
+    [time(session.begun), "when"], [time(session.ended), "when"], kwh(session.wh), deliveryCell(session),
+  ]);
+  const columns = ["Charger", "Connector", "Badge", "Owner", "Begun", "Ended", "kWh", "Delivery"];
+  fill("sessions", columns, rows, "None yet.");
+}
+
+function drawEnergy() {
+  const days = [...new Set(tables.energy.map(row => row.day))].sort();
+  const place = at("energy"), width = 720, height = 110, step = width / Math.max(days.length, 7);
+  const of = (day, owner) =>
+    tables.energy.filter(row => row.day === day && row.owner === owner)
+      .reduce((sum, row) => sum + row.wh / 1000, 0);
+  const sum = day => of(day, "primary") + of(day, "secondary");
+  const most = Math.max(...days.map(sum), 0.001);
+  const make = (name, attributes, text, parent) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.textContent = text;
+    parent?.append(node);
+    return node;
+  };
+  const label = "Energy per day and server";
+  const svg = make("svg", {viewBox: `0 0 ${width} ${height + 20}`, role: "img", "aria-label": label}, "");
+  days.forEach((day, number) => {
+    const x = number * step + 4, middle = number * step + step / 2;
+    let y = height;
+    for (const owner of OWNERS) {
+      const size = of(day, owner) / most * (height - 16);
+      y -= size;
+      const fill = `var(--${owner})`;
+      const bar = make("rect", {x, y, width: step - 8, height: size, fill}, "", svg);
+      make("title", {}, `${day}, ${owner}: ${of(day, owner).toFixed(2)} kWh`, bar);
+    }
+    make("text", {x: middle, y: y - 3}, sum(day).toFixed(1), svg);
+    make("text", {x: middle, y: height + 14}, day.slice(5), svg);
+  });
+  const legend = Object.assign(document.createElement("p"), {className: "note"});
+  for (const owner of OWNERS) {
+    const textContent = `\\u25a0 ${owner} `;
+    legend.append(Object.assign(document.createElement("span"), {className: owner, textContent}));
+  }
+  place.replaceChildren(...(days.length ? [svg, legend] : ["None yet."]));
+}
+
+function drawSummary() {
+  const {counts, oldest} = tables.summary;
+  const count = (...key) => counts.find(row => key.every((word, at) => row[at] === word))?.at(-1) || 0;
+  const online = count("chargers", "online");
+  const parts = [`${online} of ${online + count("chargers", "offline")} chargers online`];
+  for (const owner of OWNERS) {
+    const up = count("servers", owner, "connected"), down = count("servers", owner, "down");
+    if (up + down) parts.push(`${owner}: ${up} connected${down ? `, ${down} down` : ""}`);
+  }
+  const waiting = OWNERS.reduce((sum, owner) => sum + count("stored_calls", owner), 0);
+  parts.push(waiting ? `${waiting} messages wait, the oldest came ${ago(oldest)}` : "nothing waits");
+  at("summary").textContent = parts.join(" \\u00b7 ");
+}
+
+function draw() {
+  isDrawn = true;
+  drawSummary();
+  drawChargers();
+  drawOpen();
+  drawSessions();
+  drawEnergy();
+  const badges = tables.unlisted.map(([badge, charger, utc]) => [[badge, "copy"], charger, time(utc)]);
+  fill("unlisted", ["Badge", "Charger", "Shown"], badges.reverse(), "None was shown since the start.");
+  const lines = tables.events.map(([utc, level, text]) => [
+    [time(utc), "when"], [text, level === "INFO" ? "" : "bad"],
+  ]);
+  fill("events", ["When", "What"], lines.reverse(), "Nothing yet.");
+}
+
+function drawSoon() {
+  if (!isDrawn) return;
+  isDrawn = false;
+  setTimeout(draw, 100);
+}
+
+function alarm(text) {
+  at("alarm").textContent = text;
+  at("alarm").hidden = !text;
+}
+
+function listen() {
+  const url = new URL("live", location.href);
+  url.protocol = url.protocol.replace("http", "ws");
+  url.searchParams.set("token", document.querySelector("meta[name=token]").content);
+  const socket = new WebSocket(url);
+  socket.onmessage = event => {
+    const news = JSON.parse(event.data);
+    skew = Date.now() / 1000 - news.now;
+    for (const [id, view] of Object.entries(news.chargers)) {
+      if (view) chargers.set(id, view); else chargers.delete(id);
+    }
+    for (const name of Object.keys(tables)) tables[name] = news[name] ?? tables[name];
+    alarm(tables.summary.trouble);
+    drawSoon();
+  };
+  socket.onclose = () => {
+    alarm("The proxy does not answer; trying again.");
+    setTimeout(comeBack, 3000);
+  };
+}
+
+// Load the page anew once the proxy is back: it may be another version, and has another token.
+function comeBack() {
+  fetch("healthz").then(() => location.reload(), () => setTimeout(comeBack, 3000));
+}
+
+at("filter").oninput = drawSoon;
+setInterval(drawSoon, 10000);
+listen();
+</script>
+</body>
+</html>
+"""
+
+
+def policy_for(page: str) -> str:
+    """Return the Content-Security-Policy that lets a page use its own script and style, and nothing else."""
+    own = {tag: re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style")}
+    hashes = {
+        tag: " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts
+        )
+        for tag, texts in own.items()
+    }
+    allowed = f"script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+STATUS_HEADERS = {
+    "Content-Security-Policy": policy_for(PAGE),
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+# The port.
+
+
+class Events(logging.Handler):
+    """Keeps the last log lines, for the page: the story of the day."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: deque[tuple[float, str, str]] = deque(maxlen=MAX_EVENTS)  # UTC, level, text.
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append((record.created, record.levelname, record.getMessage()))
+
+
+class Page:
+    """A page that somebody looks at. What it says is not listened to."""
+
+    def __init__(self, link: Link, charger_ids: Iterable[str]) -> None:
+        self.link = link
+        self.owed = dict.fromkeys(charger_ids)  # Charger ids that it has to be told of; MAX_MEMORIES.
+        self.told: dict[str, str] = {}  # The tables, as it was told them.
+
+    def link_received(self, link: Link, text: str) -> None:
+        """Ignore it."""
+
+    def link_closed(self, link: Link) -> None:
+        """Ignore it; the next look finds out."""
+
+    def is_behind(self) -> bool:
+        """Whether it has still to read what it was told before."""
+        assert self.link.transport is not None
+        return self.link.transport.get_write_buffer_size() > MAX_UNREAD
+
+    def tell(self, chargers: Mapping[str, str], tables: Mapping[str, str], utc: float) -> None:
+        """Tell it of chargers, each with its view, and of tables that have changed; all in JSON."""
+        news = {name: text for name, text in tables.items() if self.told.get(name) is not text}
+        for charger_id in chargers:
+            self.owed.pop(charger_id, None)
+        self.told.update(news)
+        rows = ",".join(f"{dump(charger_id)}:{view}" for charger_id, view in chargers.items())
+        parts = [
+            f'"now":{utc}',
+            f'"chargers":{{{rows}}}',
+            *(f'"{name}":{text}' for name, text in news.items()),
+        ]
+        self.link.send(f"{{{','.join(parts)}}}")
+
+
+class Status:
+    """The second port. Owns its listener and its pages; reads what the proxy owns."""
+
+    def __init__(self, proxy: Proxy, events: Events, clean: Callable[[str], str]) -> None:
+        self.proxy = proxy
+        self.events = events
+        self.clean = clean  # Makes a peer's words fit to be shown.
+        self.shown: Callable[[str], str] = str if proxy.config.full_badges else masked
+        self.config = proxy.config.status
+        self.token = secrets.token_urlsafe()  # Lets a page in that has been let in before (Safari).
+        self.links: dict[Link, None] = {}  # Requests, the oldest first; with the pages MAX_STATUS_LINKS.
+        self.pages: dict[Link, Page] = {}  # MAX_PAGES.
+        self.gauges = Gauges()
+        self.stale: dict[
+            str, None
+        ] = {}  # Charger ids whose share in the gauges is out of date; MAX_MEMORIES.
+        self.tables: dict[str, str] = {}  # What pages show beside the chargers, in JSON, by name.
+        self.look_up_at = dict.fromkeys(LOOK_UPS, 0.0)  # Monotonic seconds.
+        self.downloads = asyncio.Semaphore(1)  # Ledgers that are being written.
+        self.doorkeeper = Doorkeeper()
+        self.complaints = Complaints()
+        self.tasks = Tasks()
+        self.server: asyncio.Server | None = None
+        self.answers: dict[str, Callable[[dict[str, str]], Coroutine[Any, Any, Response]]] = {
+            "/": self._page,
+            "/healthz": self._health,
+            "/metrics": self._metrics,
+            "/sessions.csv": self._ledger,
+        }
+
+    async def start(self) -> None:
+        """Listen. Raises OSError if the address cannot be had."""
+        self.server = await asyncio.get_running_loop().create_server(
+            lambda: incoming_link(MAX_PAGE_TEXT, self._connected), self.config.addr, self.config.port
+        )
+        self.stale.update(dict.fromkeys(self.proxy.journal.memories))
+        self.tasks.start(self._look(), "status")
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        assert self.server is not None
+        port: int = self.server.sockets[0].getsockname()[1]
+        return port
+
+    def stop(self) -> None:
+        """Cut all connections; pages come again by themselves."""
+        if self.server:
+            self.server.close()
+        self.tasks.cancel()
+        for link in [*self.links, *self.pages]:
+            link.abort()
+
+    # Requests.
+
+    def _connected(self, link: Link) -> None:
+        self.links[link] = None
+        if len(self.links) + len(self.pages) > MAX_STATUS_LINKS:
+            next(iter(self.links)).abort("too many requests at a time")
+        self.tasks.start(self._admit(link), "status request")
+
+    async def _admit(self, link: Link) -> None:
+        """Answer a request, and see its end."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                request = await link.handshake
+            assert isinstance(request, Request)
+            await self._answer(link, request)
+            if link not in self.pages:
+                await link.ended
+        except RefusedError as refusal:
+            self._respond(link, refusal.response())
+            await link.ended
+        except (DialError, TimeoutError) as error:
+            self.complaints.say(logging.INFO, "no request", "status: a connection is closed: %s", error)
+        finally:
+            self.links.pop(link, None)
+            if link not in self.pages:
+                link.abort()
+
+    async def _answer(self, link: Link, request: Request) -> None:
+        """Answer a request. Raises RefusedError."""
+        path, _, query = request.path.partition("?")
+        asked = dict(urllib.parse.parse_qsl(query))
+        self._check_request(request)
+        if path != "/healthz":  # It tells nothing that the port does not tell.
+            self._check_login(request, asked, link.address)
+        if path == "/live":
+            self._open(link, request)
+            return
+        if path not in self.answers:
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"there are {', '.join(self.answers)}")
+        response = await self.answers[path](asked)
+        if request.method == "HEAD":
+            response.body = b""
+        link.close_seconds = DOWNLOAD_SECONDS
+        self._respond(link, response)
+
+    def _respond(self, link: Link, response: Response) -> None:
+        for name, value in STATUS_HEADERS.items():
+            response.headers[name] = value
+        link.respond(response)
+
+    def _check_request(self, request: Request) -> None:
+        """Refuse what no person's browser asks for of its own accord. Raises RefusedError."""
+        if request.method not in ("GET", "HEAD"):
+            allow = [("Allow", "GET, HEAD")]
+            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "there is nothing to change here", allow)
+        host = host_of(f"//{only(request.headers, 'Host') or ''}")
+        # Any name can be made to lead here (DNS rebinding); but its page has not the password.
+        if not (self.config.password or (host and is_own_name(host, self.config.addr))):
+            raise RefusedError(HTTPStatus.FORBIDDEN, "not a name of this machine; use its address")
+        if comes_from_elsewhere(request.headers):
+            raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
+
+    def _check_login(self, request: Request, asked: dict[str, str], address: str) -> None:
+        """Refuse whoever does not show the password that the ini may ask for. Raises RefusedError."""
+        password, now = self.config.password, time.monotonic()
+        if not password or hmac.compare_digest(asked.get("token", "").encode(), self.token.encode()):
+            return
+        who = ("", address)
+        if wait := self.doorkeeper.wait_of(who, now):
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "refused too often", retry_after(wait))
+        shown = basic_login(only(request.headers, "Authorization"))
+        if not hmac.compare_digest(shown.partition(b":")[2], password.encode()):
+            if shown:  # Browsers ask once without.
+                self.doorkeeper.refused(who, now)
+                self.complaints.say(logging.WARNING, "login", "status: a wrong password from %s", address)
+            challenge = [("WWW-Authenticate", 'Basic realm="ocpp-2w-proxy", charset="UTF-8"')]
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, "the password of [status]; any user", challenge)
+
+    async def _page(self, _asked: dict[str, str]) -> Response:
+        return http_response(HTTPStatus.OK, PAGE.replace("{token}", self.token), "text/html")
+
+    async def _health(self, _asked: dict[str, str]) -> Response:
+        trouble = self.proxy.trouble()
+        status = HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK
+        return http_response(status, f"{trouble or 'ok'}\n")
+
+    async def _metrics(self, _asked: dict[str, str]) -> Response:
+        self._take_in()
+        return http_response(HTTPStatus.OK, exposition(self._samples()), "text/plain; version=0.0.4")
+
+    def _samples(self) -> dict[tuple[str, ...], float]:
+        """Return what is measured, by metric and labels."""
+        journal = self.proxy.journal
+        samples: dict[tuple[str, ...], float] = {
+            ("info", __version__): 1,
+            ("oldest_stored_call_age_seconds",): self.gauges.age_of_oldest(time.time()),
+            ("event_loop_lag_seconds",): max(self.proxy.lags, default=0.0),
+            ("state_file_failing",): int(bool(journal.failure)),
+        }
+        samples |= {(f"{metric}_total", *labels): n for (metric, *labels), n in journal.news.counts.items()}
+        return samples | self.gauges.totals
+
+    async def _ledger(self, asked: dict[str, str]) -> Response:
+        """Return the sessions that began within the days that are asked for. Raises RefusedError."""
+        try:
+            since, until = (
+                time_of(asked.get("from", "2000-01-01"), 0),
+                time_of(asked.get("to", "2999-12-31"), 1),
+            )
+        except (ValueError, OverflowError):
+            what = "from and to: expected days, as 2026-01-31, or times, as 2026-01-31T12:00:00Z"
+            raise RefusedError(HTTPStatus.BAD_REQUEST, what) from None
+        try:
+            async with asyncio.timeout(LEDGER_SECONDS), self.downloads:
+                text = await self._ledger_text(since, until)
+        except (TimeoutError, sqlite3.Error) as error:
+            self.complaints.say(logging.WARNING, "ledger", "status: no ledger: %s", error)
+            headers = retry_after(RETRY_AFTER_SECONDS)
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the disk is busy", headers) from None
+        attachment = [("Content-Disposition", 'attachment; filename="sessions.csv"')]
+        return http_response(HTTPStatus.OK, text, "text/csv", attachment)
+
+    async def _ledger_text(self, since: float, until: float) -> str:
+        """Return the CSV. Raises sqlite3.Error, or RefusedError for too many sessions."""
+        parts, count = [csv_text([CSV_COLUMNS])], 0
+        place = {"begun": since, "number": -1, "until": until}
+        while rows := await self.proxy.journal.look_up(LEDGER, place):
+            parts.append(csv_text(map(csv_row, rows)))
+            count += len(rows)
+            if count >= MAX_LEDGER_ROWS:
+                raise RefusedError(HTTPStatus.BAD_REQUEST, "too many sessions; ask for fewer days")
+            place |= {"begun": rows[-1]["begun"], "number": rows[-1]["number"]}
+        return "".join(parts)
+
+    # Pages.
+
+    def _open(self, link: Link, request: Request) -> None:
+        """Let a page be told what happens. Raises RefusedError."""
+        if len(self.pages) >= MAX_PAGES:
+            headers = retry_after(RETRY_AFTER_SECONDS)
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open", headers)
+        if link.accept(request, None):
+            self.pages[link] = page = Page(link, self.proxy.journal.memories)
+            link.attach(page)
+
+    async def _look(self) -> None:
+        """Look at what has changed, for as long as the process lives."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._take_in()
+            self.pages = {link: page for link, page in self.pages.items() if not link.is_closed}
+            if self.pages:
+                self._refresh()
+                self._tell_pages()
+
+    def _take_in(self) -> None:
+        """Take in which chargers have changed, and bring the gauges up to date."""
+        journal, news = self.proxy.journal, self.proxy.journal.news
+        changed, news.changed = news.changed, {}
+        self.stale.update(changed)
+        for page in self.pages.values():
+            page.owed.update(changed)
+        for charger_id in list(itertools.islice(self.stale, CHARGERS_A_LOOK)):
+            del self.stale[charger_id]
+            relay = self.proxy.relays.get(charger_id)
+            self.gauges.update(charger_id, journal.memories.get(charger_id), relay)
+
+    def _refresh(self) -> None:
+        """Bring the tables up to date."""
+        news, totals, now = self.proxy.journal.news, self.gauges.totals, time.monotonic()
+        self._set("unlisted", [[badge, *meeting] for badge, meeting in news.unlisted.items()])
+        self._set("events", list(self.events.lines))
+        summary = [[*key, count] for key, count in totals.items() if count and key[0] in SUMMARY]
+        oldest = min(self.gauges.oldest.values(), default=None)
+        self._set("summary", {"counts": summary, "oldest": oldest, "trouble": self.proxy.trouble()})
+        for name, (query, pace) in LOOK_UPS.items():
+            if now >= self.look_up_at[name]:
+                self.look_up_at[name] = now + pace
+                self.tasks.start(self._look_up(name, query), f"status: {name}")
+
+    def _set(self, name: str, value: Any) -> None:
+        text = dump(value)
+        if self.tables.get(name) != text:
+            self.tables[name] = text
+
+    async def _look_up(self, name: str, query: str) -> None:
+        """Bring a table of the past up to date."""
+        since = {"since": time.time() - ENERGY_DAYS * DAY}
+        try:
+            async with asyncio.timeout(LEDGER_SECONDS):
+                rows = await self.proxy.journal.look_up(query, since)
+        except (TimeoutError, sqlite3.Error) as error:
+            self.complaints.say(logging.WARNING, name, "status: no %s: %s", name, error)
+            return
+        self._set(name, [session_view(row, self.shown) for row in rows] if name == "sessions" else rows)
+
+    def _tell_pages(self) -> None:
+        """Tell each page what it has not been told."""
+        now, host, views = current_instant(), self.proxy.config.host, dict[str, str]()
+        for link, page in self.pages.items():
+            link.keep_alive(now.seconds, host.ping_interval)
+            if now.seconds - link.seen > host.ping_interval + host.ping_timeout:
+                link.abort("nothing is seen of it")
+            elif not page.is_behind():
+                owed = list(itertools.islice(page.owed, CHARGERS_A_LOOK))
+                for charger_id in owed:
+                    views[charger_id] = views.get(charger_id) or self._view(charger_id, now)
+                page.tell({charger_id: views[charger_id] for charger_id in owed}, self.tables, now.utc)
+
+    def _view(self, charger_id: str, now: Instant) -> str:
+        """Return in JSON what a page shows of a charger; null = it is not remembered any more."""
+        memory, relay = self.proxy.journal.memories.get(charger_id), self.proxy.relays.get(charger_id)
+        return dump(charger_view(memory, relay, now, self.shown, self.clean) if memory else None)
+
+
+SUMMARY = ("chargers", "servers", "stored_calls")  # Gauges that stand above the page.
+
+
+def is_own_name(host: str, addr: str) -> bool:
+    """Whether a request names this machine by an address, or by a name that it has itself."""
+    name = socket.gethostname().lower()
+    return is_ip_address(host) or host in ("localhost", addr.lower(), name, f"{name}.local")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -5759,11 +6945,6 @@ class Redactor(logging.Filter):
         for badge in [badge for badge in self.met if badge in lower]:
             text = re.sub(re.escape(badge), lambda found: masked(found[0]), text, flags=re.IGNORECASE)
         return text
-
-
-def escaped(text: str) -> str:
-    """Return the text as one line of printable ASCII."""
-    return "".join(char if " " <= char <= "~" else ascii(char)[1:-1] for char in text)
 
 
 REDACTOR = Redactor()
@@ -5852,10 +7033,32 @@ async def serve(config: Config) -> int:
     scheme = "wss" if config.host.cert_chain else "ws"
     log.info("ocpp-2w-proxy %s listens on %s://%s:%d/", __version__, scheme, config.host.addr, proxy.port)
     log.info("primary %s, secondary %s", *server_names(config.default))
+    status = await opened_status(proxy)
     await stopped.wait()
     log.info("stopping")
+    if status:
+        status.stop()
     await proxy.stop()
     return EXIT_OK
+
+
+async def opened_status(proxy: Proxy) -> Status | None:
+    """Return the second port, open; None if there is none: chargers are served all the same."""
+    config = proxy.config.status
+    if not config.port:
+        return None
+    events = Events()
+    events.addFilter(REDACTOR)
+    status = Status(proxy, events, REDACTOR.clean)
+    try:
+        await status.start()
+    except OSError as error:
+        what = "no status page: cannot listen on %s:%d: %s; chargers are served"
+        log.warning(what, config.addr, config.port, error)
+        return None
+    log.addHandler(events)
+    log.info("status page on http://%s:%d/", config.addr, config.port)
+    return status
 
 
 def opened_journal(host: HostConfig) -> Journal:
@@ -5873,13 +7076,21 @@ def server_names(config: ChargerConfig) -> tuple[str, str]:
 # --check
 
 
-async def check(config: Config, charger_id: str | None) -> int:
-    """Dial both servers as the charger would and print what each answers; return the exit code."""
+EXPIRY_DAYS = 30  # A certificate that is valid for less is worth a warning.
+
+
+async def check(config: Config, path: Path, charger_id: str | None, badge: str | None) -> int:
+    """Dial both servers as the charger would, print what each answers, and whose a badge is.
+
+    Return the exit code.
+    """
     name = charger_id or "check"
     if charger_id and not (is_charger_id(charger_id) and config.host.admits(charger_id)):
         print(f"the proxy refuses {charger_id!a}: it is no charger id, or not among `chargers` in [host]")
         return EXIT_FAILED
     charger = config.charger(name)
+    if badge is not None:
+        print(whose_badge(charger, path, badge))
     dialer = Dialer(config.host.max_size)
     results = []
     for peer in SERVERS:
@@ -5893,6 +7104,8 @@ async def check(config: Config, charger_id: str | None) -> int:
                 dialer, peer, server, name, charger.versions, charger_id is not None
             )
             print(f"{peer.value}: {server.url}: {answer}")
+            for line in await way_to(dialer, peer, server):
+                print(f"    {line}")
             results.append(is_well)
     if charger_id is None:
         print("To check the login of one charger, name it: --check CHARGER_ID")
@@ -5912,10 +7125,48 @@ async def checked(
             return True, f"answers; it does not know a charger {name!r}, which is well ({error})"
         otherwise = "check the address, and that it can be reached from here"
         return False, f"{error}; {advice_for(error, peer, otherwise)}"
-    version = link.protocol.subprotocol or "no subprotocol, taken as ocpp1.6"
+    version = link.protocol.subprotocol or "without a subprotocol: taken as ocpp1.6"
     link.close(1000)
     await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
     return True, f"accepts {server.id or name!r} ({version})"
+
+
+async def way_to(dialer: Dialer, peer: Peer, server: ServerConfig) -> list[str]:
+    """Say where a server's name leads, and how long its certificate is valid."""
+    uri = parse_uri(server.url)
+    try:
+        async with asyncio.timeout(DIAL_SECONDS):
+            found = await dialer.resolver.addresses(uri.host, uri.port)
+    except (OSError, UnicodeError, TimeoutError) as error:
+        what = f"the look-up of {uri.host} fails: {error or 'no answer'}"
+        return [f"DNS: {what}; check the name in the address, and the name server of this machine"]
+    addresses = ", ".join(dict.fromkeys(str(place[0]) for *_, place in found))
+    lines = [] if is_ip_address(uri.host) else [f"DNS: {uri.host} is {addresses}"]
+    if not uri.secure:
+        return lines
+    try:
+        certificate = await dialer.certificate(server)
+    except DialError as error:
+        advice = advice_for(error, peer, "check the address, and that it is one for wss://")
+        return [*lines, f"TLS: {error}; {advice}"]
+    return [*lines, f"TLS: {validity_of(certificate, time.time())}"]
+
+
+def validity_of(certificate: Mapping[str, Any], utc: float) -> str:
+    """Say until when a certificate is valid."""
+    end = ssl.cert_time_to_seconds(certificate["notAfter"])
+    soon = f": only {(end - utc) / DAY:.0f} days" if end - utc < EXPIRY_DAYS * DAY else ""
+    return f"its certificate is valid until {time_text(end)}{soon}"
+
+
+def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
+    """Say which server a badge goes to, and by which line of the ini."""
+    route = Router(charger, Memory(), "ocpp1.6", 0.0).route_of_badge(badge)
+    entry = charger.badges.entry(badge) if route.is_vouched else None
+    line = charger.lines.get("unknown_rfid") if entry is None else charger.badges.lines[entry]
+    where = "by default" if line is None else f"{path}:{line}" + (f" ({entry})" if entry else "")
+    whose = "rejected" if route.is_rejected else route.owner.value
+    return f"badge {badge}: {whose}: {route.why}, {where}"
 
 
 # --demo
@@ -6040,7 +7291,11 @@ def arguments() -> argparse.Namespace:
         help="check the configuration, and dial both servers as this charger would",
     )
     commands.add_argument("--demo", action="store_true", help="play two sessions between built-in peers")
-    return parser.parse_args()
+    parser.add_argument("--badge", metavar="TAG", help="with --check: say which server gets this badge")
+    options = parser.parse_args()
+    if options.badge is not None and options.check is None:
+        parser.error("--badge goes with --check")
+    return options
 
 
 def main() -> int:
@@ -6060,7 +7315,7 @@ def main() -> int:
     writer = set_up_logging(config)
     try:
         if options.check is not None:
-            return asyncio.run(check(config, options.check or None))
+            return asyncio.run(check(config, options.config, options.check or None, options.badge))
         return asyncio.run(serve(config))
     except KeyboardInterrupt:
         return EXIT_OK

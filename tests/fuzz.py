@@ -144,7 +144,7 @@ SOCKET = socket.socket()
 
 async def knock(proxy: p.Proxy, data: bytes) -> None:
     """Send a request, admit it as the proxy does, and hang up."""
-    link, pipe = p.charger_link(2**20, lambda _: None), Pipe()
+    link, pipe = p.incoming_link(2**20, lambda _: None), Pipe()
     link.connection_made(pipe)
     while data and not pipe.is_cut:
         buffer = link.get_buffer(-1)

@@ -332,8 +332,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a repeated stop is answered before the first is on disk",
-        'result_text(message.message_id, {}), "repeats a stop", After.SAVED)',
-        'result_text(message.message_id, {}), "repeats a stop", After.NOTHING)',
+        '"repeats a stop", After.SAVED,',
+        '"repeats a stop", After.NOTHING,',
     ),
     Mutation(
         "the rest of a rejected session is accepted",
@@ -546,8 +546,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a repeated start is answered before the first is on disk",
-        "After.SAVE if session.has_verdict else After.SAVED)]",
-        "After.NOTHING)]",
+        "after = After.SAVE if session.has_verdict else After.SAVED\n",
+        "after = After.NOTHING\n",
     ),
     Mutation(
         "the answer to a start goes to the id of the first try",
@@ -733,8 +733,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a repeated event is answered before the first is on disk",
-        '"repeats an event", After.SAVED)',
-        '"repeats an event", After.NOTHING)',
+        '"repeats an event", After.SAVED,',
+        '"repeats an event", After.NOTHING,',
     ),
     Mutation(
         "the settling event overtakes the kept ones",
@@ -1310,8 +1310,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the next Call waits although the charger has answered",
-        'return [Answer(call.peer, text, "the charger answers"), *decisions, *self._next(now)]',
-        'return [Answer(call.peer, text, "the charger answers"), *decisions]',
+        "return [answer, *decisions, *self._next(now)]",
+        "return [answer, *decisions]",
     ),
     Mutation(
         "the next Call waits behind one that nobody waited for",
@@ -1400,8 +1400,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a CallResultError of the charger bears the charger's id at the server",
-        "Answer(peer, with_message_id(message.text, message_id), ",
-        "Answer(peer, message.text, ",
+        "text = with_message_id(message.text, message_id)\n                return",
+        "text = message.text\n                return",
     ),
     Mutation(
         "a CallResultError of the wrong server is let through",

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +117,8 @@ class StageJournal(p.Journal):
     def _save_soon(self) -> None:
         self.is_due = self.file is not None and not self.failure
 
-    def _hand_over(self, save: p.Save, statements: list[p.Statement]) -> None:
-        assert self.file is not None
-        try:
-            self.file.write(statements)
-        except sqlite3.Error as error:
-            self._not_saved(save, str(error))
-        else:
-            self._saved(save)
+    def _hand_over(self, job: Callable[[], Callable[[], None]]) -> None:
+        job()()
 
     def settle(self) -> None:
         """Save until nobody waits for it any more."""

@@ -47,8 +47,9 @@ def run(*arguments: str, cwd: Path = ROOT, seconds: float = 20) -> subprocess.Co
 async def command(
     ini: str, folder: Path, stderr: int | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The command, serving; killed at the end if it has not ended before."""
-    (folder / "ocpp-2w-proxy.ini").write_text(ini)
+    """The command, serving, without a second port unless the ini names one; killed if it has not ended."""
+    without_status = "" if "[status]" in ini else "[status]\nport = 0\n"
+    (folder / "ocpp-2w-proxy.ini").write_text(ini + without_status)
     process = await asyncio.create_subprocess_exec(
         sys.executable, SCRIPT, cwd=folder, stderr=asyncio.subprocess.PIPE if stderr is None else stderr
     )
@@ -269,6 +270,63 @@ async def test_check_without_a_charger_is_well_if_the_servers_answer(tmp_path: P
         code, told = await asyncio.to_thread(check, tmp_path, f"[ext-server]\nserver = {primary.url}\n")
         assert code == 0
         assert "name it: --check CHARGER_ID" in told
+
+
+BADGES = """\
+[ext-server]
+server = local
+secondary_server = local
+primary_rfid = 04AA
+  04BB, 04CC
+
+  04D*
+secondary_rfid =
+  ; Company cards.
+  04DD*
+"""
+
+
+@pytest.mark.parametrize(
+    ("badge", "answer"),
+    [
+        ("04aa", "primary: its badge is on primary_rfid, ocpp-2w-proxy.ini:4 (04aa)"),
+        ("04CC", "primary: its badge is on primary_rfid, ocpp-2w-proxy.ini:5 (04cc)"),
+        ("04D1", "primary: its badge is on primary_rfid, ocpp-2w-proxy.ini:7 (04d*)"),
+        ("04DD", "secondary: its badge is on secondary_rfid, ocpp-2w-proxy.ini:10 (04dd*)"),
+        ("05", "primary: its badge is on no list: unknown_rfid = primary, by default"),
+    ],
+)
+def test_check_says_whose_a_badge_is_and_by_which_line(badge: str, answer: str, tmp_path: Path) -> None:
+    """Before somebody stands at the charger with it."""
+    code, told = check(tmp_path, BADGES, "CP1", "--badge", badge)
+    assert code == 0
+    assert told.splitlines()[0] == f"badge {badge}: {answer}"
+
+
+def test_check_says_which_line_rejects_a_badge(tmp_path: Path) -> None:
+    """The one of unknown_rfid, in the section of the charger if it has one."""
+    ini = f"{BADGES}[charger CP1]\nunknown_rfid = reject\n"
+    _, told = check(tmp_path, ini, "CP1", "--badge", "05")
+    assert told.startswith("badge 05: rejected: its badge is on no list, ocpp-2w-proxy.ini:12\n")
+
+
+def test_a_badge_is_looked_up_by_check_alone() -> None:
+    """A wrong use is told as one."""
+    done = run("--badge", "04AA")
+    assert done.returncode == 2
+    assert "--badge goes with --check" in done.stderr
+
+
+async def test_check_says_where_a_name_leads(tmp_path: Path) -> None:
+    """And what to look at where it leads nowhere."""
+    async with server() as primary:
+        here = primary.url.replace("127.0.0.1", "localhost")
+        ini = f"[ext-server]\nserver = {here}\nsecondary_server = ws://no-such-host.invalid/\n"
+        code, told = await asyncio.to_thread(check, tmp_path, ini, "CP1")
+        assert code == 1
+        assert re.search(r"^    DNS: localhost is .*127\.0\.0\.1", told, re.MULTILINE)
+        assert "    DNS: the look-up of no-such-host.invalid fails: " in told
+        assert "check the name in the address, and the name server of this machine" in told
 
 
 def test_check_of_the_shipped_ini_needs_no_server(tmp_path: Path) -> None:

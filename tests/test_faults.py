@@ -274,7 +274,7 @@ async def test_a_peer_that_is_gone_before_its_last_word_is_cut_off() -> None:
         def abort(self) -> None:
             self.was_cut = True
 
-    link = p.charger_link(1024, lambda _: None)
+    link = p.incoming_link(1024, lambda _: None)
     link.transport = transport = GoneTransport()
     link._end()
     assert transport.was_cut

@@ -27,6 +27,7 @@ BANNERS = [
     "Outbox",
     "Relay",
     "Proxy",
+    "Status",
     "Command line",
 ]
 PURE = ["Messages", "Vocabulary", "Routing"]

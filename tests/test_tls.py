@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 import ocpp_2w_proxy as p
 from tests.peers import PATIENCE, FakeServer, charger, cut, eventually, running, server
+from tests.plays import config_of
 
 SERVER, CLIENT = ssl.Purpose.SERVER_AUTH, ssl.Purpose.CLIENT_AUTH  # Whom a context verifies.
 
@@ -409,3 +411,40 @@ async def test_servers_without_tls_need_no_context() -> None:
     ):
         await cp.boots()
         assert not proxy.dialer.contexts
+
+
+# What `--check` says of a certificate.
+
+
+async def test_check_says_how_long_a_certificate_is_valid(
+    home: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it will do when the charger comes."""
+    async with server(context=home.listening()) as primary:
+        config = config_of(servers(primary, more=f"primary_ca = {home.file}"))
+        assert await p.check(config, tmp_path / "ini", "CP1", None) == p.EXIT_OK
+        assert re.search(
+            r"^    TLS: its certificate is valid until \d{4}-\d\d-\d\dT",
+            capsys.readouterr().out,
+            re.MULTILINE,
+        )
+
+
+async def test_check_says_what_is_wrong_with_a_certificate(
+    home: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And which key of the ini mends it."""
+    async with server(context=home.listening()) as primary:
+        assert await p.check(config_of(servers(primary)), tmp_path / "ini", "CP1", None) == p.EXIT_FAILED
+        told = capsys.readouterr().out
+        assert re.search(r"^    TLS: .*certificate verify failed.*; set primary_ca", told, re.MULTILINE)
+
+
+def test_a_certificate_that_ends_soon_is_told_with_its_days() -> None:
+    """So that somebody renews it in time."""
+    certificate = {"notAfter": "Jan  5 00:00:00 2027 GMT"}
+    end = 1_799_107_200.0
+    assert (
+        p.validity_of(certificate, end - 40 * p.DAY) == "its certificate is valid until 2027-01-05T00:00:00Z"
+    )
+    assert p.validity_of(certificate, end - 7 * p.DAY).endswith("Z: only 7 days")
