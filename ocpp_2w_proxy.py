@@ -92,7 +92,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
-from websockets.uri import parse_uri
+from websockets.uri import WebSocketURI, parse_uri
 
 __version__ = "1.0.0"
 
@@ -777,6 +777,12 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
+class Fraction(str):
+    """A number with a fraction or an exponent, as it stands in the text: to read 45,000 took 30 ms."""
+
+    __slots__ = ()
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MAX_KEYS:
         raise ValueError(f"an object of more than {MAX_KEYS} keys")
@@ -784,7 +790,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # Lenient with control characters in strings: chargers append them to badges.
-decoder = partial(json.JSONDecoder, strict=False, parse_constant=_no_constant, parse_int=_whole_number)
+decoder = partial(
+    json.JSONDecoder,
+    strict=False,
+    parse_constant=_no_constant,
+    parse_int=_whole_number,
+    parse_float=Fraction,
+)
 DECODER = decoder()
 DECODER_OF_LARGE = decoder(object_pairs_hook=_object)  # Slower; for texts that might have that many keys.
 
@@ -804,7 +816,10 @@ def parse(text: str) -> Message:
         raise MessageError(f"nested more than {MAX_DEPTH} levels deep", text)
     number, message_id, *rest = parts
     if type(number) is not int or not 2 <= number <= 6:
-        raise MessageError(f"unknown message type {str(number)[:20]!a}", text)
+        shown = (
+            ascii(number[:20] if type(number) is str else number) if type(number) in (int, str) else "none"
+        )
+        raise MessageError(f"unknown message type {shown}", text)
     if type(message_id) is not str or not 1 <= len(message_id) <= MAX_MESSAGE_ID:
         raise MessageError("the message id is no string of 1 to 255 characters", text)
     kind = MessageType(number)
@@ -878,8 +893,8 @@ def _skip(text: str, at: int) -> int:
     return match.end()
 
 
-def _children(text: str, at: int) -> Iterator[tuple[str | int, int, int]]:
-    """Yield key or index, start and end of each value of the object or array that begins at `at`."""
+def _starts(text: str, at: int, step: str | int) -> Iterator[int]:
+    """Yield where the values begin that have this key or index in the object or array at `at`."""
     if text[at] not in "{[":
         return
     is_object = text[at] == "{"
@@ -891,18 +906,20 @@ def _children(text: str, at: int) -> Iterator[tuple[str | int, int, int]]:
         else:
             key, at = scanstring(text, at + 1, False)
             at = _skip(text, _skip(text, at) + 1)
-        _, end = _scan(text, at)
-        yield key, at, end
-        at = _skip(text, end)
+        if key == step:
+            yield at
+            if not is_object:
+                return  # What comes behind it in an array is not read: it may be long.
+        at = _skip(text, _scan(text, at)[1])
         if text[at] == ",":
             at = _skip(text, at + 1)
 
 
-def spans(text: str, path: TextPath) -> list[tuple[int, int]]:
-    """Return start and end of every value at the path; several where a key stands twice in an object."""
-    found = [(_skip(text, 0), len(text))]
+def starts(text: str, path: TextPath) -> list[int]:
+    """Return where every value at the path begins; several where a key stands twice in an object."""
+    found = [_skip(text, 0)]
     for step in path:
-        found = [span for at, _ in found for key, *span in _children(text, at) if key == step]  # type: ignore[misc]
+        found = [start for at in found for start in _starts(text, at, step)]
     return found
 
 
@@ -911,11 +928,19 @@ class Pairs(list[tuple[str, Any]]):
 
 
 DECODER_OF_PAIRS = decoder(object_pairs_hook=Pairs)
+ESCAPED_LETTER = re.compile(r"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")  # Only who hides something writes it.
+MAX_TWICE_READ = 2**16  # Characters of a text that is read a second time.
 
 
 def repeated(text: str, paths: Iterable[TextPath]) -> TextPath | None:
-    """Return a path on which a key stands twice, so that two readers could see two different values."""
-    suspects = [path for path in paths if "\\u" in text or any(text.count(f'"{key}"') > 1 for key in path)]
+    """Return a path on which a key stands twice, so that two readers could see two different values.
+
+    Raises MessageError for a long text that would have to be read a second time to tell.
+    """
+    hides = ESCAPED_LETTER.search(text) is not None
+    suspects = [path for path in paths if hides or any(text.count(f'"{key}"') > 1 for key in path)]
+    if suspects and len(text) > MAX_TWICE_READ:
+        raise MessageError("a long text with a key that is escaped or might stand twice", text)
     whole = DECODER_OF_PAIRS.decode(text) if suspects else None  # Rarely needed.
     for path in suspects:
         found: list[Any] = [whole]
@@ -942,13 +967,13 @@ def repeats_anywhere(text: str) -> bool:
 
 def patch(text: str, path: TextPath, value: str | int) -> str:
     """Return the text with the value at the path replaced, or added as its object's first key."""
-    found = spans(text, path)
+    found = starts(text, path)
     if found:
-        start, end = found[-1]  # Of repeated keys the last counts, as for json.loads.
-        return text[:start] + dump(value) + text[end:]
-    ((start, end),) = spans(text, path[:-1])
+        start = found[-1]  # Of repeated keys the last counts, as for json.loads.
+        return text[:start] + dump(value) + text[_scan(text, start)[1] :]
+    (start,) = starts(text, path[:-1])
     if text[start] != "{":  # A payload of null is as good as {}.
-        return text[:start] + dump({path[-1]: value}) + text[end:]
+        return text[:start] + dump({path[-1]: value}) + text[_scan(text, start)[1] :]
     comma = "" if text[_skip(text, start + 1)] == "}" else ","
     return f"{text[: start + 1]}{dump(path[-1])}:{dump(value)}{comma}{text[start + 1 :]}"
 
@@ -1405,10 +1430,16 @@ GUARDED_SETTINGS = (
 )
 GUARDED_COMPONENTS = {"networkconfiguration"}  # Of OCPP 2.1.
 SETTING_ACTIONS = {"ChangeConfiguration", "SetVariables"}
+# Certificates are logins, too (security profile 3), but for those of the car.
+CERTIFICATE_ACTIONS = {"CertificateSigned", "DeleteCertificate", "InstallCertificate"}
+CAR_CERTIFICATES = {"V2GCertificate", "V2G20Certificate", "V2GRootCertificate", "MORootCertificate"}
 
 
 def guarded_by(action: str, payload: dict[str, Any]) -> str:
     """Return what only the primary may change of what a server's Call wants to change; "" = nothing."""
+    if action in CERTIFICATE_ACTIONS:
+        kind = value_at(payload, ("certificateType",))
+        return "" if kind in CAR_CERTIFICATES else short(kind) or "a certificate"
     if action in GUARDED_ACTIONS or action not in SETTING_ACTIONS:
         return action if action in GUARDED_ACTIONS else ""
     settings = [("", key) for key in values_at(payload, ("key",))]
@@ -1419,10 +1450,11 @@ def guarded_by(action: str, payload: dict[str, Any]) -> str:
     if len(settings) > MAX_KEYS:
         return f"a change of more than {MAX_KEYS} settings at once"
     for component, name in settings:
-        key = normalized(str(name))
+        key = normalized(str(name)[: MAX_SHORT + 1])
         is_guarded = any(fnmatchcase(key, pattern) for pattern in GUARDED_SETTINGS)
-        if is_guarded or normalized(str(component)) in GUARDED_COMPONENTS:
-            return short(str(name)) or str(component)
+        is_odd = len(key) > MAX_SHORT or not key.isprintable() or not key.isascii()
+        if is_guarded or is_odd or normalized(str(component)) in GUARDED_COMPONENTS:
+            return short(str(name)) or short(str(component))
     return ""
 
 
@@ -1470,7 +1502,7 @@ ACCEPTED_SECONDS = 3600.0  # A server's last word on a badge stands in for it fo
 SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
 
 MAX_FIELD = 255  # Characters of a badge or an id; those of OCPP 2.1 have at most so many.
-MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot, status or start's answer that is kept, to be repeated.
+MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot or start's answer, or of all statuses, that are kept.
 
 # The most of each kind that one charger may have; beyond it the oldest goes.
 MAX_SESSIONS = 1000
@@ -1487,7 +1519,11 @@ MAX_SEEN_EVENTS = 256  # Sequence numbers of a transaction, to know a repeat by.
 MAX_STORED = 10_000
 MAX_STORED_TEXT = 2**26  # Characters of them; beyond it likewise nothing.
 MAX_WAITING = 64  # Calls of one server for the charger, or the reverse.
+MAX_WAITING_TEXT = 2**20  # Characters of them; a single one may be longer.
 MAX_SPENT_IDS = 16  # Calls given up, whose late answers must not be taken for others'.
+
+# Of OCPP, with room for vendors: a charger's parser might end an Action at the first odd character.
+ACTION = re.compile(r"[A-Za-z0-9_.:-]+")
 
 TransactionId = int | str
 
@@ -2137,10 +2173,12 @@ class Router:
         return Told(what, badge, is_unlisted=bool(badge) and not is_listed)
 
     def _remember_status(self, message: Message, said: Content) -> None:
-        where = dump([said.connector, said.payload.get("connectorId")])
-        self.memory.statuses.pop(where, None)
-        self.memory.statuses[where], self.memory.is_unsaved = message.text, True
-        trim(self.memory.statuses, MAX_STATUSES)
+        where = fingerprint([said.connector, said.payload.get("connectorId")])
+        statuses = self.memory.statuses
+        statuses.pop(where, None)
+        statuses[where], self.memory.is_unsaved = message.text, True
+        while len(statuses) > MAX_STATUSES or sum(map(len, statuses.values())) > MAX_SELF_DESCRIPTION:
+            del statuses[next(iter(statuses))]
         if said.connector in self.memory.connectors and said.state == "Available":
             self._leave_connector(self.memory.connectors[said.connector])
 
@@ -2511,6 +2549,8 @@ class Router:
 
     def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of a server. Raises MessageError if it can be read in two ways."""
+        if not ACTION.fullmatch(message.action):
+            raise MessageError("the Action has characters that no Action has", message.text)
         said = self._content(self.vocabulary.server, message)
         if why := self._forbidden(message) if peer is Peer.SECONDARY else "":
             return [self._refusal(peer, message, said, why)]
@@ -2538,8 +2578,8 @@ class Router:
 
     def _queued(self, call: ServerCall, now: Instant) -> list[Decision]:
         waiting = self.waiting.setdefault(call.peer, deque())
-        if len(waiting) >= MAX_WAITING:
-            return self._given_up(call, f"{MAX_WAITING} Calls wait for the charger already")
+        if len(waiting) >= MAX_WAITING or sum(len(other.text) for other in waiting) > MAX_WAITING_TEXT:
+            return self._given_up(call, "too many Calls wait for the charger already")
         waiting.append(call)
         return self._next(now)
 
@@ -2825,6 +2865,7 @@ class Router:
 # ---------------------------------------------------------------------------------------------------------
 
 MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
+MAX_LOOKED_THROUGH = 100  # Chargers, at a time, for one that can be forgotten.
 MAX_REFUSED = 1_000  # Refused Calls of one charger that are kept to be shown.
 MAX_PROMISES = 10_000  # Answers that wait for the disk; beyond it chargers have to ask again.
 KEEP_SECONDS = 400 * DAY  # Sessions stay in the file for so long.
@@ -3231,6 +3272,7 @@ class News:
         self.counts: Counter[tuple[str, ...]] = Counter()  # By metric and labels; both are the proxy's words.
         self.changed: dict[str, None] = {}  # Charger ids, since somebody looked last; MAX_MEMORIES.
         self.unlisted: dict[str, Meeting] = {}  # By badge, the oldest first; MAX_UNLISTED.
+        self.present: set[str] = set()  # Ids of the chargers that are connected; MAX_CHARGERS.
 
     def count(self, metric: str, *labels: str) -> None:
         """Count one more."""
@@ -3343,14 +3385,26 @@ class Journal:
         """Return the Memory of a charger, a new one if there is none."""
         memory = self.memories.get(charger_id)
         if memory is None:
+            self._make_room(MAX_MEMORIES - 1)
             memory = self.memories[charger_id] = Memory(charger_id, is_unsaved=True)
             self.forgotten.pop(charger_id, None)
-        if len(self.memories) > MAX_MEMORIES:
-            idle = (name for name, old in self.memories.items() if old is not memory and not old.is_needed)
-            name = next(idle, "")
-            if self.memories.pop(name, None):
-                self.forgotten[name] = None
         return memory
+
+    def has_room(self, charger_id: str) -> bool:
+        """Whether a charger is remembered, or can be without forgetting one that is needed."""
+        return charger_id in self.memories or self._make_room(MAX_MEMORIES - 1)
+
+    def _make_room(self, most: int) -> bool:
+        """Forget idle chargers, the oldest first, beyond so many; return whether there are no more then."""
+        for name in list(itertools.islice(self.memories, MAX_LOOKED_THROUGH)):
+            if len(self.memories) <= most:
+                break
+            memory = self.memories.pop(name)
+            if memory.is_needed:
+                self.memories[name] = memory  # Last, so that the next look begins with others.
+            else:
+                self.forgotten[name] = None
+        return len(self.memories) <= most
 
     def note(self, memory: Memory) -> None:
         """Save what has changed in a Memory, soon."""
@@ -3697,6 +3751,7 @@ FRAMES_PER_SECOND = 200.0
 FRAMES_AHEAD = 1000.0
 BYTES_PER_FRAME = 4096  # Longer ones count as several.
 MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is forgotten.
+MAX_FILES = 2**20  # Open at once, where the system sets no limit.
 MAX_PRIMARY_DIALS = 150  # At the same time, in the whole process; apart from the secondaries',
 MAX_SECONDARY_DIALS = 50  # so that secondaries that hang never keep a charger waiting.
 
@@ -3737,16 +3792,22 @@ class Complaints:
 
     def say(self, level: int, subject: str, text: str, *values: object) -> None:
         """Log the text, unless the subject had its line within COMPLAINT_SECONDS; then count it."""
+        if self.is_due(subject):
+            count = self.held_back.pop(subject, 0)
+            more = f" ({count} more like it since the last such line)" if count else ""
+            log.log(level, text + more, *values)
+
+    def is_due(self, subject: str) -> bool:
+        """Whether a subject may have a line now, and take note of it."""
         now = time.monotonic()
         if now < self.told.get(subject, -math.inf) + COMPLAINT_SECONDS:
             self.held_back[subject] = self.held_back.get(subject, 0) + 1
             trim(self.held_back, MAX_SUBJECTS)
-            return
-        count = self.held_back.pop(subject, 0)
+            return False
         self.told.pop(subject, None)
         self.told[subject] = now
         trim(self.told, MAX_SUBJECTS)
-        log.log(level, text + (f" ({count} more like it since the last such line)" if count else ""), *values)
+        return True
 
 
 class LinkUser(Protocol):
@@ -3787,6 +3848,7 @@ class Link(asyncio.BufferedProtocol):
         self.ping_at = 0.0  # Monotonic seconds of the next Ping.
         self.has_ponged = False
         self.pong_waiters: list[asyncio.Future[None]] = []
+        self.is_starting_tls = False  # What is sent now would go out in the clear.
         self.is_answered = False  # A charger's handshake has its response.
         self.ended: asyncio.Future[None] = self.loop.create_future()  # Done when nothing more will come.
         self.close_seconds = CLOSE_SECONDS  # From a Close frame or an HTTP answer to the end.
@@ -3881,10 +3943,11 @@ class Link(asyncio.BufferedProtocol):
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Speak TLS from here on, as a server. Raises OSError."""
         assert self.transport is not None
-        limit = HANDSHAKE_SECONDS
+        limit, self.is_starting_tls = HANDSHAKE_SECONDS, True
         transport = await self.loop.start_tls(
             self.transport, self, context, server_side=True, ssl_handshake_timeout=limit
         )
+        self.is_starting_tls = False
         if transport is None:
             raise OSError("the connection was closed")
         self.transport = transport
@@ -4051,6 +4114,9 @@ class Link(asyncio.BufferedProtocol):
         chunks = self.protocol.data_to_send()
         if self.transport is None or self.transport.is_closing():
             return
+        if chunks and self.is_starting_tls:  # Its first bytes may come before `start_tls` returns.
+            self.abort("its handshake is unfit")
+            return
         if data := b"".join(chunks):
             self.transport.write(data)
         if self.transport.get_write_buffer_size() - len(data) > MAX_WRITE_BUFFER:
@@ -4147,6 +4213,8 @@ class Dialer:
             Peer.PRIMARY: asyncio.Semaphore(MAX_PRIMARY_DIALS),
             Peer.SECONDARY: asyncio.Semaphore(MAX_SECONDARY_DIALS),
         }
+        self.open = 0  # Connections to servers, with those that are being opened.
+        self.most = MAX_FILES  # Of them; beyond it no secondary is dialled.
         self.contexts: dict[tuple[str, str, str], ssl.SSLContext] = {}  # One for each server of the ini.
         self.resolver = Resolver()
 
@@ -4163,16 +4231,15 @@ class Dialer:
         uri = parse_uri(f"{server.url}/{urllib.parse.quote(name, safe='')}")
         subprotocols = [Subprotocol(offer) for offer in offers]
         protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=self.max_size, logger=LIBRARY_LOG)
+        if peer is Peer.SECONDARY and self.open >= self.most:
+            raise DialError(f"{self.open} connections to servers are open; more files cannot be opened")
         link = Link(protocol)
+        link.ended.add_done_callback(self._closed)
+        self.open += 1
         is_done = False
         try:
             async with asyncio.timeout(DIAL_SECONDS), self.places[peer]:
-                context = self._context(server) if uri.secure else None
-                connection = await self._connection(uri.host, uri.port)
-                name_of_server = uri.host if context else None
-                await link.loop.create_connection(
-                    lambda: link, sock=connection, ssl=context, server_hostname=name_of_server
-                )
+                await self._open(link, server, uri)
                 link.request(self._request(protocol, server, name, credentials))
                 await link.handshake
             is_done = True
@@ -4181,9 +4248,21 @@ class Dialer:
         except (OSError, UnicodeError) as error:
             raise DialError(str(error), cause=error) from None
         finally:
-            if not is_done:
+            if link.transport is None:
+                self._closed(link.ended)  # It never was open, so that nobody tells of its end.
+            elif not is_done:
                 link.abort()
         return link
+
+    async def _open(self, link: Link, server: ServerConfig, uri: WebSocketURI) -> None:
+        """Open the link's TCP or TLS connection. Raises OSError or UnicodeError."""
+        context = self._context(server) if uri.secure else None
+        connection = await self._connection(uri.host, uri.port)
+        name = uri.host if context else None
+        await link.loop.create_connection(lambda: link, sock=connection, ssl=context, server_hostname=name)
+
+    def _closed(self, _ended: asyncio.Future[None]) -> None:
+        self.open -= 1
 
     async def certificate(self, server: ServerConfig) -> dict[str, Any]:
         """Return the certificate that a wss:// server shows, as `ssl` reads it. Raises DialError."""
@@ -4471,10 +4550,10 @@ class Outbox:
                 old.is_pending = False
                 self.queue[self.queue.index(old)] = call
                 return False
-        if len(relayed) >= MAX_WAITING:
+        if len(relayed) >= MAX_WAITING or sum(len(old.text) for old in relayed) > MAX_WAITING_TEXT:
             call.is_pending = False
             self.owner.news.count("dropped_messages", "queue-full")
-            what = f"{self.name}: {MAX_WAITING} Calls wait for it; each new one is dropped, now"
+            what = f"{self.name}: {len(relayed)} Calls wait for it; each new one is dropped, now"
             self.owner.complaints.say(logging.WARNING, "queue", "%s %s", what, call.action)
             return False
         if self.has_older_ids:
@@ -5175,6 +5254,7 @@ class Relay:
         link.keep_alive(self.now().seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
         self.news.count("connections", Peer.CHARGER.value)
+        self.news.present.add(self.charger_id)
         for peer, outbox in self.outboxes.items():
             if peer is Peer.PRIMARY and primary:
                 outbox.disconnect()
@@ -5232,6 +5312,7 @@ class Relay:
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
         """Let go of the charger's connection and of all that ends with it."""
         link, self.link, self.grace_until = self.link, successor, None
+        self.news.present.discard(self.charger_id)
         self.carry_out(self.router.charger_gone())
         for outbox in self.outboxes.values():
             outbox.charger_left()
@@ -5408,9 +5489,8 @@ MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the 
 # Connections whose request is not complete; beyond it the oldest is cut. They may take the places of chargers
 # that are not here, so that many chargers can come at once; one in eight files is theirs alone.
 MAX_HALF_OPEN = 5000
-MAX_FILES = 2**20  # Open at once, where the system sets no limit.
 FILES_OF_OUR_OWN = 64  # The state file, the log, the listeners, look-ups.
-FILES_OF_A_CHARGER = 3  # Its own connection and those to its servers.
+SERVERS_OF_A_CHARGER = 2  # Connections that are kept free for each charger that is here, or about to be.
 RETRY_AFTER_SECONDS = 10  # For a charger that finds no place.
 # A charger that its primary refuses is refused by the proxy itself for a while: by id and address together,
 # so that a wrong password shuts out nobody else behind that address, and not that id from elsewhere.
@@ -5507,6 +5587,8 @@ class Proxy:
         self.complaints = Complaints()
         self.tls: ssl.SSLContext | None = None  # The listener's.
         self.files = raised_file_limit()  # That the process may have open.
+        self.dialer.most = (self.files - FILES_OF_OUR_OWN) * 2 // 3
+        self.incoming = 0  # Connections of chargers, and of whoever else has found the port.
         self.server: asyncio.Server | None = None
         self.watch_at = 0.0  # Monotonic seconds; when stale connections are looked for.
         self.lags: deque[float] = deque(maxlen=LAG_TICKS)  # Seconds that the watchdog woke too late.
@@ -5581,15 +5663,19 @@ class Proxy:
         if isinstance(error, OSError) and "accept" in context.get("message", ""):
             what = "connections have to wait: %s"
             self.complaints.say(logging.WARNING, "accept", what, error)
-        else:
+        elif "_start_serving" in str(context.get("handle")):
+            log.debug("asyncio would accept again on a port that is closed: %s", error)
+        elif self.complaints.is_due(f"{type(error).__name__} {error}"):
             loop.default_exception_handler(context)
 
     # Admission: a charger is let in if its primary lets it in.
 
     def _free_files(self) -> int:
-        """Return how many files are left for those whose request is not complete."""
+        """Return how many files are left, not counting those whose request is not complete."""
         guests = len(self.handshakes) - len(self.half_open)
-        return self.files - FILES_OF_OUR_OWN - FILES_OF_A_CHARGER * len(self.relays) - 2 * guests
+        needed = SERVERS_OF_A_CHARGER * (len(self.journal.news.present) + guests)
+        used = self.incoming - len(self.half_open) + max(self.dialer.open, needed)
+        return self.files - FILES_OF_OUR_OWN - used
 
     @property
     def max_half_open(self) -> int:
@@ -5598,10 +5684,11 @@ class Proxy:
 
     def _has_room(self, charger_id: str) -> bool:
         """Whether a charger can be let in without running out of files."""
-        is_new = charger_id not in self.relays
-        needed = FILES_OF_A_CHARGER if is_new else 0  # One that comes again takes the place of its old one.
-        kept_free = min(MAX_HALF_OPEN, self.files // 8)
-        return self._free_files() >= kept_free + needed and len(self.relays) + is_new <= MAX_CHARGERS
+        present = self.journal.news.present
+        is_new = charger_id not in present  # One that comes again takes the place of its old one.
+        free = self._free_files() + (0 if is_new else SERVERS_OF_A_CHARGER)
+        has_files = free >= min(MAX_HALF_OPEN, self.files // 8)
+        return has_files and len(present) + is_new <= MAX_CHARGERS and self.journal.has_room(charger_id)
 
     def _connected(self, link: Link) -> None:
         assert link.transport is not None
@@ -5609,11 +5696,16 @@ class Proxy:
             link.transport.pause_reading()  # Until start_tls.
         self.handshakes.add(link)
         self.half_open[link] = None
+        self.incoming += 1
+        link.ended.add_done_callback(self._left)
         if len(self.half_open) > self.max_half_open:
             oldest = next(iter(self.half_open))
             del self.half_open[oldest]
             oldest.abort("too many connections wait for their request")
         self.tasks.start(self._admit(link), "handshake")
+
+    def _left(self, _ended: asyncio.Future[None]) -> None:
+        self.incoming -= 1
 
     async def _admit(self, link: Link) -> None:
         """Answer a charger's handshake."""
@@ -5654,16 +5746,23 @@ class Proxy:
         if is_in:
             self.doorkeeper.refusals.pop(who, None)
 
+    def _subject(self, kind: str, charger_id: str) -> str:
+        """Return the subject of a complaint: one for each charger, and one for all ids that never got in."""
+        return f"{kind} {charger_id}" if charger_id in self.journal.memories else kind
+
     def _check_visitor(self, who: tuple[str, str]) -> None:
         """Refuse a charger that comes too often, or that there is no room for. Raises RefusedError."""
         charger_id, address = who
         if wait := self.doorkeeper.wait_of(who, time.monotonic()):
             what = "%s: refused too often from %s; not asked again for %d s"
-            self.complaints.say(logging.WARNING, f"often {who}", what, charger_id, address, wait)
+            self.complaints.say(
+                logging.WARNING, self._subject("often", charger_id), what, charger_id, address, wait
+            )
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "refused too often", retry_after(wait))
         if not self._has_room(charger_id):
-            what = "%s: refused: %d chargers are here, the most that the limit of %d open files allows"
-            self.complaints.say(logging.WARNING, "full", what, charger_id, len(self.relays), self.files)
+            what = "%s: refused: there is no room; %d chargers are here, %d known, %d files may be open"
+            present, known = len(self.journal.news.present), len(self.journal.memories)
+            self.complaints.say(logging.WARNING, "full", what, charger_id, present, known, self.files)
             headers = retry_after(RETRY_AFTER_SECONDS)
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for it", headers)
 
@@ -5673,7 +5772,7 @@ class Proxy:
         if password and not shows_password(visitor.charger_id, password, visitor.credentials.authorization):
             what = "%s: refused: it does not show the user %s and the `password` of the ini"
             values = (visitor.charger_id, visitor.charger_id)
-            self.complaints.say(logging.WARNING, f"login {visitor.charger_id}", what, *values)
+            self.complaints.say(logging.WARNING, self._subject("login", visitor.charger_id), what, *values)
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "wrong login", [("WWW-Authenticate", BASIC)])
 
     def _is_fit(self, link: Link, request: Request, visitor: Visitor) -> bool:
@@ -5684,7 +5783,7 @@ class Proxy:
                 "%s: closed: it speaks %s, `versions` allows %s",
                 (visitor.charger_id, spoken, allowed),
             )
-            self.complaints.say(logging.WARNING, f"versions {visitor.charger_id}", what, *values)
+            self.complaints.say(logging.WARNING, self._subject("versions", visitor.charger_id), what, *values)
             if link.accept(request, None):  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
                 link.close(1002, "no common subprotocol")
             return False
@@ -5724,15 +5823,15 @@ class Proxy:
         charger_id = urllib.parse.unquote(segments[-1]) if segments else ""
         if not is_charger_id(charger_id):
             what = "a charger is refused: %s ends in no charger id"
-            self.complaints.say(logging.WARNING, "no id", what, request.path)
+            self.complaints.say(logging.WARNING, "no id", what, request.path.partition("?")[0])
             raise RefusedError(HTTPStatus.NOT_FOUND, "the path does not end in a charger id")
         if not self.config.host.admits(charger_id):
             what = "%s: refused: not among `chargers` in [host]"
-            self.complaints.say(logging.WARNING, f"unknown {charger_id}", what, charger_id)
+            self.complaints.say(logging.WARNING, self._subject("unknown", charger_id), what, charger_id)
             raise RefusedError(HTTPStatus.NOT_FOUND, "unknown charger")
         if comes_from_elsewhere(request.headers):
             what = "%s: refused: a web page of another host has opened this connection"
-            self.complaints.say(logging.WARNING, f"origin {charger_id}", what, charger_id)
+            self.complaints.say(logging.WARNING, self._subject("origin", charger_id), what, charger_id)
             raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
         if "Connection" not in request.headers and "Upgrade" in request.headers:
             request.headers["Connection"] = "Upgrade"  # An Autel leaves it out (lbbrhzn/ocpp#1933).
@@ -5785,7 +5884,9 @@ class Proxy:
         if error.is_certificate_unfit or not is_refusal:
             advice = advice_for(error, Peer.PRIMARY, advice)
         values = (visitor.charger_id, what, error, advice)
-        self.complaints.say(logging.WARNING, f"{what} {values[0]}", "%s: refused: %s: %s; %s", *values)
+        self.complaints.say(
+            logging.WARNING, self._subject(what, visitor.charger_id), "%s: refused: %s: %s; %s", *values
+        )
         if error.status is None or not is_refusal:
             return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the primary server is away")
         passed_on = ("WWW-Authenticate", "Retry-After")
@@ -5860,9 +5961,13 @@ def retry_after(seconds: int) -> list[tuple[str, str]]:
     return [("Retry-After", str(seconds))]
 
 
+CHARGERS_ORIGIN = "file://"  # What a library of many chargers sends (arduinoWebSockets); no web page's.
+
+
 def comes_from_elsewhere(headers: Headers) -> bool:
     """Whether a web page of another host opens the connection; some chargers send an Origin, too."""
-    origins = {host_of(origin) for origin in headers.get_all("Origin")}
+    shown = [origin for origin in headers.get_all("Origin") if origin != CHARGERS_ORIGIN]
+    origins = {host_of(origin if "://" in origin else f"//{origin}") for origin in shown}
     hosts = {host_of(f"//{host}") for host in headers.get_all("Host")}
     return bool(origins) and (origins != hosts or len(hosts) != 1 or None in hosts)
 
@@ -5883,12 +5988,13 @@ def shows_password(charger_id: str, password: str, authorization: str | None) ->
 
     The key of OCPP 1.6 is bytes, which the ini may have in hex; many chargers send the digits as they stand.
     """
-    user, _, shown = basic_login(authorization).partition(b":")
+    login, name = basic_login(authorization), f"{charger_id}:".encode()  # Ids may hold colons.
+    user, shown = login[: len(name)], login[len(name) :]
     wanted = (password.encode(), unhexed(password.encode()))
     given = (shown, unhexed(shown))
     # Every comparison is made, and each takes the same time whatever it compares.
     equal = [hmac.compare_digest(one, other) for one in wanted for other in given]
-    is_charger = hmac.compare_digest(user, charger_id.encode())
+    is_charger = hmac.compare_digest(user, name)
     return is_charger and bool(shown) and any(equal)
 
 
@@ -6709,7 +6815,8 @@ class Status:
         # Any name can be made to lead here (DNS rebinding); but its page has not the password.
         if not (self.config.password or (host and is_own_name(host, self.config.addr))):
             raise RefusedError(HTTPStatus.FORBIDDEN, "not a name of this machine; use its address")
-        if comes_from_elsewhere(request.headers):
+        is_from_a_file = CHARGERS_ORIGIN in request.headers.get_all("Origin")
+        if is_from_a_file or comes_from_elsewhere(request.headers):
             raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
 
     def _check_login(self, request: Request, asked: dict[str, str], address: str) -> None:
@@ -6902,8 +7009,9 @@ class Redactor(logging.Filter):
         re.VERBOSE,
     )
     TOLD_BADGE = re.compile(r"(; badge )(.*)$", re.DOTALL)
-    SECRETS = ("password", "authorizationkey")
-    URL_LOGIN = re.compile(r"\\?/\\?/[^/@\s\"]*@")  # JSON may write each slash with a backslash.
+    SECRETS = ("password", "authorizationkey", "simpin")
+    URL_LOGIN = re.compile(r"\\?/\\?/[^\s\"]*@")  # JSON may write each slash with a backslash.
+    ESCAPE = re.compile(r"\\u00([0-7][0-9a-f])", re.IGNORECASE)
     HEADER_LOGIN = re.compile(r"\b(basic|bearer)\s+[^\s,\"]+", re.IGNORECASE)
 
     def __init__(self) -> None:
@@ -6917,7 +7025,7 @@ class Redactor(logging.Filter):
 
     def clean(self, text: str) -> str:
         """Return the text as it may be logged."""
-        lower = text.lower()
+        lower = self.ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).lower()
         start = text.find("{") if "{" in text else text.find("[")
         if start >= 0 and any(secret in lower for secret in self.SECRETS):
             text = text[:start] + "{hidden: it may hold a password}"

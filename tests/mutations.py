@@ -447,18 +447,18 @@ MUTATIONS = [
     ),
     Mutation(
         "a status keeps the place of the first of its connector",
-        "        self.memory.statuses.pop(where, None)\n",
+        "        statuses.pop(where, None)\n",
         "",
     ),
     Mutation(
         "the disk does not hear of a status",
-        "self.memory.statuses[where], self.memory.is_unsaved = message.text, True",
-        "self.memory.statuses[where] = message.text",
+        "statuses[where], self.memory.is_unsaved = message.text, True",
+        "statuses[where] = message.text",
     ),
     Mutation(
         "all connectors share one status",
-        'where = dump([said.connector, said.payload.get("connectorId")])',
-        'where = dump([said.payload.get("status")])',
+        'where = fingerprint([said.connector, said.payload.get("connectorId")])',
+        'where = fingerprint([said.payload.get("status")])',
     ),
     Mutation(
         "a session keeps a connector that is free again",
@@ -1096,9 +1096,24 @@ MUTATIONS = [
         "        return self._queued",
     ),
     Mutation(
+        "an Action with an odd character reaches the charger",
+        "if not ACTION.fullmatch(message.action):",
+        "if not message.action:",
+    ),
+    Mutation(
+        "the Calls of a server that wait have no bound in length",
+        "sum(len(other.text) for other in waiting) > MAX_WAITING_TEXT",
+        "waiting is None",
+    ),
+    Mutation(
+        "all statuses together have no bound",
+        " or sum(map(len, statuses.values())) > MAX_SELF_DESCRIPTION",
+        "",
+    ),
+    Mutation(
         "the Calls of a server that wait have no bound",
-        "if len(waiting) >= MAX_WAITING:",
-        "if waiting is None:",
+        "if len(waiting) >= MAX_WAITING or",
+        "if",
     ),
     Mutation(
         "a refusal has no status where the schema has one",

@@ -69,6 +69,64 @@ def test_what_is_within_the_bounds_passes_unchanged(text: str) -> None:
     assert stage.primary.hears_text() == text
 
 
+@pytest.mark.parametrize("key", ['"\\u0069dTag"', '"idTag":1,"idTag"'])
+def test_a_long_message_is_not_read_a_second_time(key: str) -> None:
+    """To tell whether a key stands twice in it; nobody who has nothing to hide writes one so."""
+    long = '"' + "x" * p.MAX_TWICE_READ + '"'
+    for padding, outcome in (("1", []), (long, [[4, "1", "FormationViolation"]])):
+        stage = Stage()
+        stage.charger.says(f'[2,"1","Authorize",{{"x":{padding},{key}:"PRIM1"}}]')
+        heard = [answer[:3] for answer in stage.charger.hears()]
+        assert heard == (outcome or ([[4, "1", "FormationViolation"]] if "," in key else []))
+
+
+def test_a_number_with_a_fraction_is_kept_as_it_stands() -> None:
+    """To read tens of thousands of them would hold up the others; where one counts, it is read."""
+    message = p.parse(call_with("[1.50,-2.5e-300,7]"))
+    assert message.payload["data"] == ["1.50", "-2.5e-300", 7]
+    assert p.watt_hours({"value": p.Fraction("1.5"), "unitOfMeasure": {"unit": "kWh"}}) == 1500
+
+
+def test_a_message_type_that_is_a_long_list_is_named_in_short() -> None:
+    """Nobody writes it out."""
+    with pytest.raises(p.MessageError, match=r"^unknown message type none$"):
+        p.parse("[[" + ",".join(["1.5"] * 10_000) + '],"x","A",{}]')
+
+
+def test_calls_that_wait_for_the_charger_are_bounded_in_length_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends long ones is told so."""
+    monkeypatch.setattr(p, "MAX_WAITING_TEXT", 1000)
+    stage = Stage()
+    for number in range(5):
+        stage.primary.calls(str(number), "DataTransfer", vendorId="v", data="x" * 600)
+    assert stage.charger.hears_call()[0] == "0"
+    assert [answer[:3] for answer in stage.primary.hears()] == [
+        [4, "3", "GenericError"],
+        [4, "4", "GenericError"],
+    ]
+
+
+def test_calls_that_wait_for_a_server_are_bounded_in_length_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The charger sends what is dropped again."""
+    monkeypatch.setattr(p, "MAX_WAITING_TEXT", 1000)
+    stage = Stage()
+    for number in range(5):
+        stage.charger.calls(str(number), "DataTransfer", vendorId="v", data="x" * 600)
+    assert [call.message_id for call in stage.outbox(p.Peer.PRIMARY).queue] == ["1", "2"]
+    assert stage.journal.news.counts["dropped_messages", "queue-full"] == 2
+
+
+def test_statuses_are_bounded_together() -> None:
+    """The oldest goes."""
+    stage = Stage()
+    info = "x" * (p.MAX_SELF_DESCRIPTION // 3)
+    for connector in range(4):
+        stage.charger.calls(
+            str(connector), "StatusNotification", connectorId=connector, status="Available", info=info
+        )
+    assert list(stage.memory.statuses) == ["[2,2]", "[3,3]"]
+
+
 def test_a_badge_or_id_that_is_too_long_is_refused() -> None:
     """Nobody has one like that; it would be kept in memory."""
     stage = Stage()
@@ -296,7 +354,8 @@ def test_half_open_connections_may_take_the_places_of_chargers_that_are_not_here
     monkeypatch.setattr(p, "raised_file_limit", lambda: 1024)
     proxy = p.Proxy(config_of(LOCAL))
     assert proxy.max_half_open == 1024 - p.FILES_OF_OUR_OWN
-    proxy.relays = dict.fromkeys(map(str, range(300)))  # type: ignore[assignment]
+    proxy.journal.news.present.update(map(str, range(300)))
+    proxy.incoming = 300
     assert proxy.max_half_open == 1024 // 8
 
 
@@ -340,7 +399,7 @@ async def test_beyond_the_file_limit_newcomers_get_503_and_the_others_stay(
 ) -> None:
     """One line a minute tells of it; a charger that is known may still come again."""
     monkeypatch.setattr(p, "MAX_HALF_OPEN", 5)
-    enough = p.FILES_OF_OUR_OWN + p.MAX_HALF_OPEN + 2 * p.FILES_OF_A_CHARGER + 2
+    enough = p.FILES_OF_OUR_OWN + p.MAX_HALF_OPEN + 2 * (1 + p.SERVERS_OF_A_CHARGER) + 2
     monkeypatch.setattr(p, "raised_file_limit", lambda: enough)
     async with running(LOCAL) as proxy:
         async with charger(proxy) as first, charger(proxy, "CP2"):
@@ -351,8 +410,88 @@ async def test_beyond_the_file_limit_newcomers_get_503_and_the_others_stay(
             await first.calls("1", "Heartbeat")
             async with charger(proxy) as again:
                 await again.calls("2", "Heartbeat")
-    (line,) = warnings(caplog, "open files")
-    assert line.startswith("CP3: refused: 2 chargers are here")
+    (line,) = warnings(caplog, "there is no room")
+    assert line.startswith("CP3: refused: there is no room; 2 chargers are here, 2 known, ")
+
+
+async def test_a_charger_that_has_left_takes_no_place_while_its_server_is_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However much waits for the secondary: what is open counts, not what is remembered."""
+    monkeypatch.setattr(p, "raised_file_limit", lambda: 100)
+    async with house() as (proxy, _, secondary):
+        await secondary.stop()
+        for number in range(20):
+            async with charger(proxy, f"CP{number}") as cp:
+                await cp.starts("SECO1")
+        assert len(proxy.relays) > (100 - p.FILES_OF_OUR_OWN) // (1 + p.SERVERS_OF_A_CHARGER)
+
+
+async def test_every_connection_counts_until_it_has_ended() -> None:
+    """A newcomer's that was refused and stays, and those to servers, whether they were opened or not."""
+    async with house() as (proxy, _, secondary):
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"GET /%0a HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        await eventually(lambda: not proxy.handshakes)
+        assert proxy.incoming == 1
+        writer.close()
+        await eventually(lambda: proxy.incoming == 0)
+        async with charger(proxy) as cp:
+            await cp.boots()
+            await secondary.connection()
+            assert (proxy.incoming, proxy.dialer.open) == (1, 2)
+            await secondary.stop()
+            outbox = proxy.relays["CP1"].outboxes[p.Peer.SECONDARY]
+            await eventually(lambda: outbox.trouble.startswith("[Errno"))
+            assert proxy.dialer.open == 1
+        await eventually(lambda: (proxy.incoming, proxy.dialer.open) == (0, 0))
+
+
+async def test_where_files_are_short_no_secondary_is_dialled() -> None:
+    """Its Calls wait; it is tried again later."""
+    async with house() as (proxy, _, secondary):
+        proxy.dialer.most = 1
+        async with charger(proxy) as cp:
+            await cp.boots()
+            outbox = proxy.relays["CP1"].outboxes[p.Peer.SECONDARY]
+            await eventually(lambda: "more files cannot be opened" in outbox.trouble)
+            assert secondary.requests == []
+            proxy.dialer.most = 10
+            await secondary.connection()
+
+
+async def test_beyond_the_chargers_that_can_be_remembered_newcomers_get_503(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody with an open session is forgotten; the oldest without one is."""
+    monkeypatch.setattr(p, "MAX_MEMORIES", 2)
+    async with running(LOCAL) as proxy:
+        for name in ("CP1", "CP2"):
+            async with charger(proxy, name) as cp:
+                number = await cp.starts("ANY")
+        await eventually(lambda: not proxy.journal.news.present)
+        with pytest.raises(Exception, match="503"):
+            async with charger(proxy, "CP3"):
+                pass
+        async with charger(proxy, "CP2") as cp:
+            await cp.calls("e", "StopTransaction", transactionId=number, meterStop=1, timestamp="x")
+        await eventually(lambda: "CP2" not in proxy.relays)
+        async with charger(proxy, "CP3"):
+            assert list(proxy.journal.memories) == ["CP1", "CP3"]
+
+
+def test_of_too_many_chargers_only_so_many_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next look begins with others."""
+    monkeypatch.setattr(p, "MAX_LOOKED_THROUGH", 2)
+    monkeypatch.setattr(p, "MAX_MEMORIES", 3)
+    journal = p.Journal(p.current_instant)
+    for name in "abc":
+        journal.memory(name).is_in_use = name != "c"
+    assert not journal.has_room("d")
+    assert journal.has_room("d")
+    assert set(journal.memories) == {"a", "b"}
+    assert journal.has_room("a")
 
 
 def test_the_process_may_open_as_many_files_as_the_system_allows() -> None:
@@ -370,16 +509,19 @@ def test_the_process_may_open_as_many_files_as_the_system_allows() -> None:
 async def test_connections_that_the_system_cannot_open_are_told_of_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Other failures of the loop are told as ever."""
+    """Other failures of the loop are, too; what asyncio does with a closed port is no failure."""
     async with running(LOCAL) as proxy:
         loop = asyncio.get_running_loop()
         for _ in range(3):
             message = "socket.accept() out of system resource"
             proxy.loop_failed(loop, {"message": message, "exception": OSError(24, "Too many open files")})
-        proxy.loop_failed(loop, {"message": "a bug", "exception": ValueError("x")})
+        for _ in range(3):
+            proxy.loop_failed(loop, {"message": "a bug", "exception": ValueError("x")})
+        late = "<TimerHandle BaseSelectorEventLoop._start_serving(...)>"
+        proxy.loop_failed(loop, {"message": "late", "exception": ValueError("-1"), "handle": late})
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings(caplog, "connections have to wait: [Errno 24] Too many open files")) == 1
-    assert any("a bug" in line for line in told)
+    assert [line.partition("\n")[0] for line in told if "connections" not in line] == ["a bug"]
 
 
 # Log lines.

@@ -20,7 +20,16 @@ def variable(component: str, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "key",
-    ["AuthorizationKey", "authorizationkey", " AuthorizationKey\x00", "SecurityProfile", "Cst_BackendUrl"],
+    [
+        *(
+            "AuthorizationKey",
+            "authorizationkey",
+            " AuthorizationKey\x00",
+            "SecurityProfile",
+            "Cst_BackendUrl",
+        ),
+        *("AuthorizationKey\x00x", "AuthorizationKey\xa0", "x" * 1_000_000),
+    ],
 )
 def test_the_secondary_may_not_change_where_the_charger_belongs(
     key: str, caplog: pytest.LogCaptureFixture
@@ -32,6 +41,37 @@ def test_the_secondary_may_not_change_where_the_charger_belongs(
     assert stage.secondary.hears() == [[3, "1", REJECTED]]
     assert stage.charger.hears() == []
     assert any("refused" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("action", ["Reset\x00", "Reset ", "RemoteStopTransaction\x00", "Reset\xa0", ""])
+def test_an_action_with_an_odd_character_reaches_nobody(action: str) -> None:
+    """A charger's parser might end the text there, and do what the secondary may not ask for."""
+    stage = Stage("secondary_refuse = Reset")
+    stage.secondary.calls("1", action, transactionId=7)
+    assert [answer[:3] for answer in stage.secondary.hears()] == [[4, "1", "FormationViolation"]]
+    assert stage.charger.hears() == []
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "passes"),
+    [
+        ("CertificateSigned", None, False),
+        ("CertificateSigned", "ChargingStationCertificate", False),
+        ("CertificateSigned", "V2GCertificate", True),
+        ("InstallCertificate", "CentralSystemRootCertificate", False),
+        ("InstallCertificate", "CSMSRootCertificate", False),
+        ("InstallCertificate", "MORootCertificate", True),
+        ("DeleteCertificate", None, False),
+    ],
+)
+def test_the_secondary_may_not_change_the_certificates_of_the_login(
+    action: str, kind: str | None, passes: bool
+) -> None:
+    """With security profile 3 they are the login; those of the car are not."""
+    stage = Stage()
+    stage.secondary.calls("1", action, certificateType=kind)
+    assert bool(stage.charger.hears()) == passes
+    assert bool(stage.secondary.hears()) != passes
 
 
 def test_the_primary_may() -> None:

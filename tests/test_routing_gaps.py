@@ -739,3 +739,37 @@ def test_events_without_a_number_are_no_repeats_of_each_other() -> None:
         stage.charger.calls(message_id, "TransactionEvent", eventType="Updated", marker=message_id, **info)
     stage.passes(6)
     assert left(stage) == ["TransactionEvent"] * 2
+
+
+# What there is no room for.
+
+
+def test_a_start_that_there_is_no_room_for_leaves_no_trace() -> None:
+    """The charger hears nothing and keeps it; its repeat begins the session."""
+    stage = Stage()
+    stage.memory.is_full = True
+    stage.starts("SECO1")
+    assert stage.charger.hears() == []
+    assert stage.memory.sessions == {}
+    stage.memory.is_full = False
+    stage.starts("SECO1")
+    assert stage.charger.hears()[0][0] == 3
+
+
+def test_an_event_without_an_owner_that_there_is_no_room_for_is_not_kept() -> None:
+    """Nor answered: the charger sends it again."""
+    stage = Stage(version="ocpp2.0.1")
+    stage.memory.is_full = True
+    info = {"transactionInfo": {"transactionId": "T"}, "timestamp": "t", "triggerReason": "CablePluggedIn"}
+    stage.charger.calls("e", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    assert stage.charger.hears() == []
+    assert stage.memory.sessions["T"].kept == []
+
+
+def test_an_event_whose_number_is_none_repeats_no_other() -> None:
+    """`true` equals 1 for Python alone."""
+    stage = Stage(version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}, "timestamp": "t", "idToken": {"idToken": "SECO1"}}
+    stage.charger.calls("1", "TransactionEvent", eventType="Started", seqNo=1, **info)
+    stage.charger.calls("2", "TransactionEvent", eventType="Updated", seqNo=True, **info)
+    assert [len(calls) for calls in stage.memory.stored.values()] == [2]

@@ -68,6 +68,8 @@ async def misbehave(port: int) -> None:
     for name, header in (("CP1", CHARGER_LOGIN), ("CP9", login("CP9", NEW_KEY)), ("", CHARGER_LOGIN)):
         with pytest.raises(InvalidStatus):
             await connect(f"ws://127.0.0.1:{port}/{name}", additional_headers={"Authorization": header})
+    with pytest.raises(InvalidStatus):
+        await connect(f"ws://127.0.0.1:{port}/?token={URL_PASSWORD}")
     for line in (
         f"Authorization: {CHARGER_LOGIN}\x01",
         f"Authorization {CHARGER_LOGIN}",
@@ -204,6 +206,20 @@ def test_a_traceback_tells_no_planted_secret(capfd: pytest.CaptureFixture[str]) 
     said = capfd.readouterr().err
     assert "ValueError" in said
     assert told(said) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"ftp://me:a@{URL_PASSWORD}@host/x",
+        f"ftp://me:a/{URL_PASSWORD}@host",
+        f'[2,"1","ChangeConfiguration",{{"key":"Authorization\\u004bey","value":"{NEW_KEY}"}}]',
+        f'[2,"1","SetNetworkProfile",{{"connectionData":{{"apn":{{"simPin":"{NEW_KEY}"}}}}}}]',
+    ],
+)
+def test_a_secret_in_an_odd_dress_is_not_told(text: str) -> None:
+    """Behind a second @ or a slash, beside an escaped key."""
+    assert told(p.REDACTOR.clean(text)) == []
 
 
 def test_the_eavesdropper_hears_what_is_told() -> None:

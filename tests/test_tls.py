@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,23 @@ async def is_refused(proxy: p.Proxy, context: ssl.SSLContext | None) -> None:
             pass
     assert not isinstance(refusal.value, InvalidStatus | TimeoutError)
     assert proxy.relays == {}
+
+
+async def test_what_is_no_request_behind_the_tls_handshake_is_cut(
+    home: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its first bytes may come before asyncio has handed the TLS over; nothing goes out in the clear."""
+    async with locked_house(home) as (proxy, _):
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=home.calling())
+            writer.write(b"GET /CP1 HTTP/1.1\r\nX\r\n\r\n")
+            with suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(), PATIENCE)
+            writer.close()
+            with suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
+        await eventually(lambda: proxy.incoming == 0)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_charger_speaks_wss(home: Authority) -> None:
