@@ -35,3 +35,4 @@ def test_the_readme_shows_these_rows() -> None:
     lines = text.partition(BEGIN)[2].partition(END)[0].splitlines()
     shown = [line.split(" | ")[:2] for line in lines if line.startswith("| ")][1:]
     assert shown == [[f"| {row.fault}", row.promise] for row in ROWS]
+    assert f"{len(ROWS)} of {len(ROWS)} kept." in text
