@@ -6354,21 +6354,21 @@ h2 { font-size: 15px; margin: 0 0 8px; }
 #alarm { background: var(--bad); color: var(--paper); padding: 8px 12px; border-radius: 8px; }
 section {
   background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
-  padding: 12px; margin: 0 0 14px;
+  padding: 12px; margin: 0 0 14px; overflow-x: auto;
 }
 table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: 600; color: var(--faint); font-size: 13px; }
 th, td { padding: 5px 10px 5px 0; border-top: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; }
 thead th { border-top: 0; }
 .primary { color: var(--primary); }
 .secondary { color: var(--secondary); }
 .good { color: var(--good); }
-.bad { color: var(--bad); }
+.bad { color: var(--bad); overflow-wrap: anywhere; }
 .faint, .note { color: var(--faint); }
 .note { margin: 8px 0 0; font-size: 13px; }
 .when { color: var(--faint); white-space: nowrap; }
-.copy { font-family: ui-monospace, monospace; user-select: all; }
+.text { overflow-wrap: anywhere; }
+.copy { font-family: ui-monospace, monospace; user-select: all; overflow-wrap: anywhere; }
 input {
   font: inherit; color: inherit; background: var(--ground); border: 1px solid var(--line);
   border-radius: 6px; padding: 4px 8px; margin: 0 0 8px; width: 100%; max-width: 260px;
@@ -6379,7 +6379,7 @@ svg text { fill: var(--faint); font-size: 11px; text-anchor: middle; }
 @media (max-width: 700px) {
   thead { display: none; }
   tr { display: block; border-top: 1px solid var(--line); padding: 6px 0; }
-  td { display: flex; gap: 12px; border: 0; padding: 1px 0; }
+  td { display: flex; gap: 12px; border: 0; padding: 1px 0; overflow-wrap: anywhere; }
   td::before { content: attr(data-label); flex: 0 0 84px; color: var(--faint); font-size: 13px; }
   td:empty { display: none; }
 }
@@ -6479,8 +6479,10 @@ function serverCell(view) {
 }
 
 function deliveryCell(session) {
-  const [words, kind] = DELIVERY[session.state];
-  return [session.words ? `${words}: ${session.words}` : words, kind];
+  const [state, kind] = DELIVERY[session.state];
+  const since = Date.parse(session.words.replace("since ", "")) / 1000;
+  const words = session.state === "waiting" ? `since ${time(since)}` : session.words;
+  return [words ? `${state}: ${words}` : state, kind];
 }
 
 function drawChargers() {
@@ -6582,7 +6584,7 @@ function draw() {
   const badges = tables.unlisted.map(([badge, charger, utc]) => [[badge, "copy"], charger, time(utc)]);
   fill("unlisted", ["Badge", "Charger", "Shown"], badges.reverse(), "None was shown since the start.");
   const lines = tables.events.map(([utc, level, text]) => [
-    [time(utc), "when"], [text, level === "INFO" ? "" : "bad"],
+    [time(utc), "when"], [text, level === "INFO" ? "text" : "bad"],
   ]);
   fill("events", ["When", "What"], lines.reverse(), "Nothing yet.");
 }
