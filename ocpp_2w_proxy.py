@@ -29,6 +29,7 @@ Lifetimes
     Link     one websocket       bytes in, texts out; says once that it is closed
     Router   one charger         decides, and does nothing else: no socket, no clock, no log
     Memory   one charger         sessions, claims, stored Calls; in the Journal, whatever else dies
+    Status   the process         looks at all of this on a second port, and changes none of it
 
 Read it from top to bottom: each section uses only those above it. Text passes as it came; the proxy
 changes a message only where an id has to be translated, and then nothing else in it.
@@ -67,7 +68,7 @@ import urllib.parse
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum
@@ -654,7 +655,7 @@ class ConfigLoader:
                 raise self.ini.error(line, f"secondary_copies: {action!a} cannot be copied: {why}")
         doubts: dict[str, str | bool] = {
             "server": self._is_open(config)
-            and "nobody checks who connects: set `password` or `client_ca` in [host], or listen on 127.0.0.1",
+            and "nobody checks who connects: set `password` or `client_ca`, or listen on 127.0.0.1 alone",
             "secondary_rfid": not config.secondary
             and any(peer is Peer.SECONDARY for peer in self._listed(config.badges))
             and "secondary_rfid without secondary_server: these badges go to the primary",
@@ -7138,13 +7139,14 @@ async def serve(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
             loop.add_signal_handler(number, stopped.set)
-        except NotImplementedError:  # Windows; there, Ctrl-C interrupts asyncio.run.
+        except NotImplementedError:  # Windows; there, Ctrl-C cancels this task.
             break
     scheme = "wss" if config.host.cert_chain else "ws"
     log.info("ocpp-2w-proxy %s listens on %s://%s:%d/", __version__, scheme, config.host.addr, proxy.port)
     log.info("primary %s, secondary %s", *server_names(config.default))
     status = await opened_status(proxy)
-    await stopped.wait()
+    with suppress(asyncio.CancelledError):  # By Ctrl-C, where there are no signal handlers.
+        await stopped.wait()
     log.info("stopping")
     if status:
         status.stop()

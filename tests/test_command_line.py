@@ -197,6 +197,38 @@ async def connected(uri: str) -> ClientConnection:
             await asyncio.sleep(0.05)
 
 
+ELSEWHERE = """
+import asyncio, runpy, socket, sys
+def refuse(*_):
+    raise NotImplementedError
+asyncio.SelectorEventLoop.add_signal_handler = refuse
+sys.modules["resource"] = None
+for name in [name for name in dir(socket) if name.startswith("TCP_") and name != "TCP_NODELAY"]:
+    delattr(socket, name)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+async def test_it_runs_where_signal_handlers_and_socket_options_are_missing(tmp_path: Path) -> None:
+    """As on Windows, and partly on macOS: it serves, and Ctrl-C ends it in good order."""
+    (tmp_path / "ocpp-2w-proxy.ini").write_text(f"{LOCAL}[status]\nport = 0\n")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ELSEWHERE, SCRIPT), cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+    )
+    uri = f"ws://127.0.0.1:{await port_of(process)}/CP1"
+    async with connect(uri, subprotocols=[Subprotocol("ocpp1.6")]) as connection:
+        fake = FakeCharger(connection)
+        await fake.boots()
+        process.send_signal(signal.SIGINT)
+        assert await fake.closed() == 1001
+    await fake.listener
+    await line_with(process, "stopping")
+    async with asyncio.timeout(PATIENCE):
+        assert await process.wait() == 0
+    process._transport.close()  # type: ignore[attr-defined]
+
+
 # --check
 
 

@@ -13,7 +13,7 @@ import ocpp_2w_proxy as p
 Load = Callable[..., p.Config]
 
 LOCAL = "[ext-server]\nserver = local\n"
-OPEN = "nobody checks who connects: set `password` or `client_ca` in [host], or listen on 127.0.0.1"
+OPEN = "nobody checks who connects: set `password` or `client_ca`, or listen on 127.0.0.1 alone"
 TWO_SERVERS = "[ext-server]\nserver = ws://one\nsecondary_server = ws://two\n"
 ORIGINAL = """\
 [logging]
