@@ -838,7 +838,7 @@ MUTATIONS = [
     ),
     Mutation(
         "kept events of a rejected transaction are delivered",
-        "        if not self._is_delivered(replace(route, session=session)):\n            return [told]\n",
+        "        if not self._is_delivered(route._replace(session=session)):\n            return [told]\n",
         "",
     ),
     Mutation(

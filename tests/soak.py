@@ -163,7 +163,7 @@ MAX_LINES = 4  # Of the log, for each thing that happened.
 SPARE = {MEMORY: 8 * 1024}
 SPARE_OF_A_CHARGER = {MEMORY: 16}
 # The rest has bounds of its own, and stays.
-SPARE |= {"Doorkeeper.refusals": STRANGERS, "Redactor.met": p.MAX_MET_BADGES}
+SPARE |= {"Doorkeeper.refusals": STRANGERS, "Redactor.met": p.MAX_MET_BADGES, "Proxy.lags": p.LAG_TICKS}
 SPARE_OF_A_CHARGER |= dict.fromkeys(("Complaints.told", "Complaints.held_back"), p.MAX_SUBJECTS)
 SPARE_OF_A_CHARGER |= {"Router.spent": p.MAX_SPENT_IDS, **{kind.__name__: 2 for kind in PASSING}}
 

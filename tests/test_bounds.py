@@ -89,7 +89,7 @@ def test_a_number_with_a_fraction_is_kept_as_it_stands() -> None:
 
 def test_a_message_type_that_is_a_long_list_is_named_in_short() -> None:
     """Nobody writes it out."""
-    with pytest.raises(p.MessageError, match=r"^unknown message type none$"):
+    with pytest.raises(p.MessageError, match=r"^unknown message type 'none'$"):
         p.parse("[[" + ",".join(["1.5"] * 10_000) + '],"x","A",{}]')
 
 
