@@ -811,13 +811,36 @@ DECODER = decoder()
 DECODER_OF_LARGE = decoder(object_pairs_hook=_object)  # Slower; for texts that might have that many keys.
 
 
+_scan: Callable[[str, int], tuple[Any, int]] = DECODER.scan_once  # type: ignore[attr-defined]
+_scan_large: Callable[[str, int], tuple[Any, int]] = DECODER_OF_LARGE.scan_once  # type: ignore[attr-defined]
+_blanks = re.compile(r"[ \t\n\r]*").match
+
+
+def decoded(text: str, scan: Callable[[str, int], tuple[Any, int]]) -> Any:
+    """Return what JSON says, without the detours of `json.loads`. Raises ValueError or RecursionError."""
+    try:
+        value, end = scan(text, _skip(text, 0))
+    except StopIteration as stop:
+        raise ValueError(f"a value is expected at character {stop.value}") from None
+    if _skip(text, end) != len(text):
+        raise ValueError(f"there is more behind character {end}")
+    return value
+
+
+def _skip(text: str, at: int) -> int:
+    """Return the position of the first character at or after `at` that is not white space."""
+    match = _blanks(text, at)
+    assert match is not None, "the pattern matches everywhere"
+    return match.end()
+
+
 def parse(text: str) -> Message:
     """Return the text as a Message. Raises MessageError, and nothing else, for any other text."""
     commas, containers = text.count(","), text.count("[") + text.count("{")
     if commas > MAX_COMMAS or containers > MAX_CONTAINERS:
         raise MessageError(f"more than {MAX_CONTAINERS} objects or {MAX_COMMAS} commas", text)
     try:
-        parts = (DECODER_OF_LARGE if commas > MAX_KEYS else DECODER).decode(text)
+        parts = decoded(text, _scan if commas <= MAX_KEYS else _scan_large)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"no JSON: {error}"[:200], text) from None
     if type(parts) is not list or not 3 <= len(parts) <= MAX_KEYS:
@@ -889,16 +912,6 @@ def new_message_id() -> str:
 
 
 # Where a value stands in a text. The text has been parsed before, so it is known to be JSON.
-
-_scan: Callable[[str, int], tuple[Any, int]] = DECODER.scan_once  # type: ignore[attr-defined]
-_blanks = re.compile(r"[ \t\n\r]*").match
-
-
-def _skip(text: str, at: int) -> int:
-    """Return the position of the first character at or after `at` that is not white space."""
-    match = _blanks(text, at)
-    assert match is not None, "the pattern matches everywhere"
-    return match.end()
 
 
 def _starts(text: str, at: int, step: str | int) -> Iterator[int]:
@@ -1790,6 +1803,8 @@ class Outcome(Enum):
     REFUSED = "refused"  # By the proxy.
     RECORDED = "recorded"  # Answered by the proxy in the place of its server.
 
+    __hash__ = object.__hash__  # As for Peer.
+
 
 def outcome_of(message: Message) -> Outcome:
     """Return what an answer makes of its Call."""
@@ -1892,8 +1907,10 @@ def trim(table: dict[Any, Any], most: int) -> None:
 
 def verdict(payload: dict[str, Any]) -> Any:
     """Return the status that an answer gives to a badge; None = it says nothing of one."""
-    status = value_at(payload, ("idTagInfo", "status"))
-    return value_at(payload, ("idTokenInfo", "status")) if status is None else status
+    for name in ("idTagInfo", "idTokenInfo"):
+        if name in payload and (status := value_at(payload, (name, "status"))) is not None:
+            return status
+    return None
 
 
 class Router:
@@ -2457,8 +2474,8 @@ class Router:
         """Decide on a server's answer to a Call of the charger that is still waited for."""
         call.is_pending = False
         words = self.learn(peer, call, message, now)
-        badge = call.content.badge
-        told = [Told(f"{peer.value} answers {call.action} with {words}", badge)] if words and badge else []
+        badge = call.content.badge if words else None
+        told = [Told(f"{peer.value} answers {call.action} with {words}", badge)] if badge else []
         if call.reply_to is None:
             return [*told, Dropped("the charger has its answer from the proxy")]
         self.last_relayed = (peer, call.message_id, call.reply_to)
@@ -2500,8 +2517,9 @@ class Router:
             return f"CallError {message.action}"
         if call.session:
             self._learn_of(call.session, call, message, now)
-        badge, status = call.content.badge, verdict(message.payload)
-        if status is None or badge is None:
+        status = verdict(message.payload)
+        badge = None if status is None else call.content.badge
+        if badge is None:
             return ""
         self.memory.accepted.pop((peer, normalized(badge)), None)
         if status != "Accepted":
@@ -2832,6 +2850,8 @@ class Router:
 
     def due(self) -> float:
         """Return when `tick` has something to do, in monotonic seconds."""
+        if not (self.outstanding or self.waiting):
+            return self.next_sweep
         times = [self.next_sweep]
         if self.outstanding:
             times.append(self.outstanding.sent + self.call_timeout)
@@ -3291,12 +3311,13 @@ class News:
     """What has happened since the start, for those who look: counts, and which chargers have changed."""
 
     def __init__(self) -> None:
-        self.counts: Counter[tuple[str, ...]] = Counter()  # By metric and labels; both are the proxy's words.
+        # By metric and labels, which are words of the proxy's own, or members of its Enums.
+        self.counts: Counter[tuple[str | Enum, ...]] = Counter()
         self.changed: dict[str, None] = {}  # Charger ids, since somebody looked last; MAX_MEMORIES.
         self.unlisted: dict[str, Meeting] = {}  # By badge, the oldest first; MAX_UNLISTED.
         self.present: set[str] = set()  # Ids of the chargers that are connected; MAX_CHARGERS.
 
-    def count(self, metric: str, *labels: str) -> None:
+    def count(self, metric: str, *labels: str | Enum) -> None:
         """Count one more."""
         self.counts[metric, *labels] += 1
 
@@ -4108,6 +4129,8 @@ class Link(asyncio.BufferedProtocol):
                     waiter.set_result(None)
         elif frame.opcode is Opcode.BINARY:
             self._fail(1003, "OCPP-J is text")
+        elif frame.opcode is Opcode.TEXT and frame.fin:
+            self._text(bytes(frame.data))
         elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
             self.fragments.append(bytes(frame.data))
             if len(self.fragments) > MAX_FRAGMENTS:
@@ -4141,6 +4164,8 @@ class Link(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         """Write what the protocol has to say; cut off a peer that does not read."""
         chunks = self.protocol.data_to_send()
+        if not chunks and self.protocol.state is State.OPEN:
+            return
         if self.transport is None or self.transport.is_closing():
             return
         if chunks and self.is_starting_tls:  # Its first bytes may come before `start_tls` returns.
@@ -4554,6 +4579,10 @@ class Outbox:
         """Take a Call for this server."""
         now = self.owner.now()
         call.queued = now.seconds
+        if call.kind is Kind.RELAYED and self._is_free():
+            self._send(call, now)
+            self.owner.wake(self.due())
+            return
         if self.stands_in:
             self._stand_in_where_due(now)  # Those that waited longer keep their place before this one.
         if call.kind is Kind.OWN:
@@ -4567,7 +4596,15 @@ class Outbox:
                 self._store(call)
             elif call.kind is Kind.RELAYED and self._must_stand_in(call, now):
                 self._stand_in(call, now)
-        self.pump()
+        self._pump(now)
+
+    def _is_free(self) -> bool:
+        """Whether a Call can go at once, as nearly all do: nothing is before it, and it needs no other id."""
+        is_busy = self.in_flight or self.queue or self.answered or self.is_silent or self.has_older_ids
+        return self.is_booted and self.boot_at is None and not is_busy and self._is_open()
+
+    def _is_open(self) -> bool:
+        return self.link is not None and self.link.is_open
 
     def _put_copy(self, call: Call) -> None:
         """Queue a copy while there is a connection; of too many the oldest goes."""
@@ -4618,13 +4655,17 @@ class Outbox:
 
     def pump(self) -> None:
         """Send what may be sent now."""
-        now = self.owner.now()
+        self._pump(self.owner.now())
+
+    def _pump(self, now: Instant) -> None:
         while self.link and self.link.is_open and self.in_flight is None:
             if self.boot_at is not None and now.seconds >= self.boot_at:
                 self._send_boot(now)
             call = self._next(now) if self.is_booted and self.in_flight is None else None
             if call is None:
                 break
+            if call.kind is not Kind.STORED:
+                self.queue.remove(call)
             self._send(call, now)
         if self.link and self.in_flight is None and not self.is_wanted():
             self.link.close(1001, "the charger is gone")
@@ -4693,8 +4734,6 @@ class Outbox:
         call.sent = now.seconds
         if call.kind is Kind.STORED:
             self.unanswered[call.message_id] = call
-        elif call.kind is not Kind.OWN:
-            self.queue.remove(call)
         if call.kind is not Kind.SEND:
             self.in_flight = call
 
@@ -4782,11 +4821,11 @@ class Outbox:
             self._delivered(call, message, now)
         elif call.action == "BootNotification" and call.kind is Kind.OWN:
             self._boot_answered(message, now)
-        self.pump()
+        self._pump(now)
 
     def _count(self, outcome: Outcome) -> None:
         """Count a relayed Call of the charger."""
-        self.owner.news.count("calls", Peer.CHARGER.value, self.peer.value, outcome.value)
+        self.owner.news.count("calls", Peer.CHARGER, self.peer, outcome)
 
     def _waiting_for(self, message_id: str) -> Call | None:
         if self.in_flight and self.in_flight.message_id == message_id:
@@ -4829,7 +4868,7 @@ class Outbox:
     def _finish(self, call: Call) -> None:
         call.is_pending = False
         self.owner.journal.remove(self.owner.memory, self.peer, call)
-        self.owner.news.count("delivered_calls", self.peer.value)
+        self.owner.news.count("delivered_calls", self.peer)
         level = logging.DEBUG if call.is_reading else logging.INFO
         event = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
         log.log(level, "%s: %s is delivered", self.name, f"{call.action} {event}".strip())
@@ -4933,7 +4972,7 @@ class Outbox:
 
     def _changed(self, metric: str) -> None:
         """Count what has become of the connection, and let it be seen."""
-        self.owner.news.count(metric, self.peer.value)
+        self.owner.news.count(metric, self.peer)
         self.owner.news.touch(self.owner.charger_id)
 
     def dial(self) -> None:
@@ -5243,7 +5282,7 @@ class Relay:
         """Keep a Call as refused by its server, or with its session, whose start was refused."""
         call.is_pending = False
         self.journal.refuse(self.memory, Refusal(peer, call, words, is_error))
-        self.news.count("refused_calls", peer.value)
+        self.news.count("refused_calls", peer)
         what = f"is refused ({words})" if is_sent else f"is not sent (its session is refused: {words})"
         then = "; tried once more at the next start" if is_error else ""
         name = f"{self.charger_id}: {peer.value}"
@@ -5298,7 +5337,7 @@ class Relay:
         self.link, self.held, self.deadline = link, 0, 0.0
         link.keep_alive(self.now().seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
-        self.news.count("connections", Peer.CHARGER.value)
+        self.news.count("connections", Peer.CHARGER)
         self.news.present.add(self.charger_id)
         for peer, outbox in self.outboxes.items():
             if peer is Peer.PRIMARY and primary:
@@ -5351,7 +5390,7 @@ class Relay:
     def link_closed(self, link: Link) -> None:
         if link is self.link:
             log.info("%s: charger disconnected (%s)", self.charger_id, link.closed_by)
-            self.news.count("disconnections", Peer.CHARGER.value)
+            self.news.count("disconnections", Peer.CHARGER)
             self.disconnect_charger(1001)
 
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
@@ -5427,7 +5466,7 @@ class Relay:
         """Send a text to the charger; what waits for the disk is not overtaken."""
         link = self.link
         if decision.instead_of:
-            self.news.count("calls", Peer.CHARGER.value, decision.instead_of.value, Outcome.RECORDED.value)
+            self.news.count("calls", Peer.CHARGER, decision.instead_of, Outcome.RECORDED)
         if link is None:
             return
         if decision.after is After.NOTHING and not self.held:
@@ -5448,7 +5487,7 @@ class Relay:
         link.send(decision.text)
 
     def _answer(self, decision: Answer) -> None:
-        self.news.count("calls", decision.peer.value, Peer.CHARGER.value, decision.outcome.value)
+        self.news.count("calls", decision.peer, Peer.CHARGER, decision.outcome)
         outbox = self.outboxes.get(decision.peer)
         name = f"{self.charger_id}: {decision.peer.value}"
         if outbox and outbox.link:
@@ -6903,7 +6942,9 @@ class Status:
             ("event_loop_lag_seconds",): max(self.proxy.lags, default=0.0),
             ("state_file_failing",): int(bool(journal.failure)),
         }
-        samples |= {(f"{metric}_total", *labels): n for (metric, *labels), n in journal.news.counts.items()}
+        for (metric, *labels), count in journal.news.counts.items():
+            names = (label.value if isinstance(label, Enum) else label for label in labels)
+            samples[f"{metric}_total", *names] = count
         return samples | self.gauges.totals
 
     async def _ledger(self, asked: dict[str, str]) -> Response:

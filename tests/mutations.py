@@ -100,8 +100,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the verdict on a 2.x token is not read",
-        'return value_at(payload, ("idTokenInfo", "status")) if status is None else status',
-        "return status",
+        'for name in ("idTagInfo", "idTokenInfo"):',
+        'for name in ("idTagInfo",):',
     ),
     # Whose a Call is.
     Mutation(
@@ -864,8 +864,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a verdict against a badge is not told",
-        "if words and badge else []",
-        "if words and not badge else []",
+        "if badge else []",
+        "if not badge else []",
     ),
     Mutation(
         "the charger hears the server as well as the proxy",
