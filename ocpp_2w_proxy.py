@@ -74,11 +74,11 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, SupportsIndex
 
 try:
     import resource
@@ -706,6 +706,7 @@ def load_config(path: Path, environment: Mapping[str, str], concern: Callable[[s
     return ConfigLoader(ini, concern).load()
 
 
+@lru_cache(256)  # Of the hosts of the ini, mostly: each is asked for with every dial.
 def is_ip_address(host: str) -> bool:
     """Whether it is an address in figures, not a name."""
     try:
@@ -819,10 +820,10 @@ _blanks = re.compile(r"[ \t\n\r]*").match
 def decoded(text: str, scan: Callable[[str, int], tuple[Any, int]]) -> Any:
     """Return what JSON says, without the detours of `json.loads`. Raises ValueError or RecursionError."""
     try:
-        value, end = scan(text, _skip(text, 0))
+        value, end = scan(text, 0 if text.startswith("[") else _skip(text, 0))
     except StopIteration as stop:
         raise ValueError(f"a value is expected at character {stop.value}") from None
-    if _skip(text, end) != len(text):
+    if end != len(text) and _skip(text, end) != len(text):
         raise ValueError(f"there is more behind character {end}")
     return value
 
@@ -3798,6 +3799,8 @@ MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is f
 MAX_FILES = 2**20  # Open at once, where the system sets no limit.
 MAX_PRIMARY_DIALS = 150  # At the same time, in the whole process; apart from the secondaries',
 MAX_SECONDARY_DIALS = 50  # so that secondaries that hang never keep a charger waiting.
+STAND_BACK_SECONDS = 2.0  # For a secondary at most, while chargers that come all at once are being let in:
+CALM_SECONDS = 0.1  # until no primary has been dialled for so long.
 
 # For a peer whose machine is gone without a word; where the system knows them.
 SOCKET_OPTIONS = {
@@ -3885,7 +3888,6 @@ class Link(asyncio.BufferedProtocol):
         self.budget_at = self.loop.time()  # Monotonic seconds; when it was that.
         self.slowed: asyncio.TimerHandle | None = None  # Reads on when a flood has been waited out.
         self.floods = 0  # How often it had to; whoever tells of it sets it to 0.
-        self.subprotocol: str | None = None  # What a charger's handshake is answered with.
         self.arrived = self.loop.time()  # Monotonic seconds of the TCP connection.
         self.opened = 0.0  # Monotonic seconds of the handshake's end.
         self.seen = self.loop.time()  # Monotonic seconds of the last frame that came in.
@@ -4008,18 +4010,17 @@ class Link(asyncio.BufferedProtocol):
         self.protocol.send_request(request)
         self._flush()
 
-    def accept(self, request: Request, subprotocol: str | None) -> bool:
-        """Answer a charger's handshake; return False if it is unfit, or the charger gone."""
+    def answer_to(self, request: Request) -> Response:
+        """Return the library's answer to a handshake, without a subprotocol; one that is unfit has no 101."""
         assert isinstance(self.protocol, ServerProtocol)
-        self.subprotocol = subprotocol
-        self.respond(self.protocol.accept(request))
-        return self.is_open
+        return self.protocol.accept(request)
 
-    def unfit(self, request: Request) -> Response | None:
-        """Return the answer to a request that the library would not accept."""
-        assert isinstance(self.protocol, ServerProtocol)
-        response = self.protocol.accept(request)
-        return None if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS else response
+    def accept(self, response: Response, subprotocol: str | None) -> bool:
+        """Answer a handshake with the library's answer; return False if it is no 101, or the peer gone."""
+        if subprotocol:
+            response.headers["Sec-WebSocket-Protocol"] = subprotocol
+        self.respond(response)
+        return self.is_open
 
     def respond(self, response: Response) -> None:
         """Answer a charger's handshake."""
@@ -4207,14 +4208,7 @@ def watch_for_death(connection: Any) -> None:
 
 def incoming_link(max_size: int, on_connected: Callable[[Link], None]) -> Link:
     """Return the link of a peer that connects; `handshake` will have its request."""
-
-    def chosen(_protocol: ServerProtocol, _offered: Iterable[Subprotocol]) -> Subprotocol | None:
-        return Subprotocol(link.subprotocol) if link.subprotocol else None
-
-    link = Link(
-        ServerProtocol(select_subprotocol=chosen, max_size=max_size, logger=LIBRARY_LOG), on_connected
-    )
-    return link
+    return Link(ServerProtocol(max_size=max_size, logger=LIBRARY_LOG), on_connected)
 
 
 class Credentials(NamedTuple):
@@ -4273,6 +4267,7 @@ class Dialer:
             Peer.PRIMARY: asyncio.Semaphore(MAX_PRIMARY_DIALS),
             Peer.SECONDARY: asyncio.Semaphore(MAX_SECONDARY_DIALS),
         }
+        self.primary_at = -math.inf  # Monotonic seconds; when a primary was dialled last.
         self.open = 0  # Connections to servers, with those that are being opened.
         self.most = MAX_FILES  # Of them; beyond it no secondary is dialled.
         self.contexts: dict[tuple[str, str, str], ssl.SSLContext] = {}  # One for each server of the ini.
@@ -4299,6 +4294,7 @@ class Dialer:
         is_done = False
         try:
             async with asyncio.timeout(DIAL_SECONDS), self.places[peer]:
+                await self._turn(peer)
                 await self._open(link, server, uri)
                 link.request(self._request(protocol, server, name, credentials))
                 await link.handshake
@@ -4313,6 +4309,17 @@ class Dialer:
             elif not is_done:
                 link.abort()
         return link
+
+    async def _turn(self, peer: Peer) -> None:
+        """Let chargers in first: of a herd, those who wait for their primary go before the secondaries."""
+        loop = asyncio.get_running_loop()
+        if peer is Peer.PRIMARY:
+            self.primary_at = loop.time()
+            return
+        for _ in range(round(STAND_BACK_SECONDS / CALM_SECONDS)):
+            if loop.time() >= self.primary_at + CALM_SECONDS:
+                return
+            await asyncio.sleep(CALM_SECONDS)
 
     async def _open(self, link: Link, server: ServerConfig, uri: WebSocketURI) -> None:
         """Open the link's TCP or TLS connection. Raises OSError or UnicodeError."""
@@ -4499,8 +4506,13 @@ class OutboxOwner(Protocol):
         """Take note that the server does its work."""
 
 
-class CallQueue(deque[Call]):
-    """The Calls that wait for one server, in order; knows how many of them are not stored."""
+class CallQueue(list[Call]):
+    """The Calls that wait for one server, in order; knows how many of them are not stored.
+
+    A list, because nearly all are empty, and an empty deque takes 600 bytes.
+    """
+
+    __slots__ = ("others",)
 
     def __init__(self, stored: Iterable[Call]) -> None:
         super().__init__(stored)
@@ -4510,11 +4522,7 @@ class CallQueue(deque[Call]):
         super().append(call)
         self.others += call.kind is not Kind.STORED
 
-    def appendleft(self, call: Call) -> None:
-        super().appendleft(call)
-        self.others += call.kind is not Kind.STORED
-
-    def insert(self, place: int, call: Call) -> None:
+    def insert(self, place: SupportsIndex, call: Call) -> None:
         super().insert(place, call)
         self.others += call.kind is not Kind.STORED
 
@@ -4900,7 +4908,7 @@ class Outbox:
         for text in reversed(self.owner.memory.statuses.values() if self._knows_version() else ()):
             call = Call(Kind.COPY, "StatusNotification", new_message_id(), "", NOTHING, queued=now.seconds)
             call.text = with_message_id(text, call.message_id)
-            self.queue.appendleft(call)
+            self.queue.insert(0, call)
 
     def _knows_version(self) -> bool:
         """Whether the charger's boot and statuses are of the version that this connection speaks."""
@@ -5859,24 +5867,24 @@ class Proxy:
             self.complaints.say(logging.WARNING, self._subject("login", visitor.charger_id), what, *values)
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "wrong login", [("WWW-Authenticate", BASIC)])
 
-    def _is_fit(self, link: Link, request: Request, visitor: Visitor) -> bool:
-        """Return whether a request is worth asking the primary; answer one that is not."""
-        if visitor.offers and not any(offer.lower() in visitor.config.versions for offer in visitor.offers):
-            spoken, allowed = ", ".join(visitor.offers), ", ".join(visitor.config.versions)
-            what, values = (
-                "%s: closed: it speaks %s, `versions` allows %s",
-                (visitor.charger_id, spoken, allowed),
-            )
-            self.complaints.say(logging.WARNING, self._subject("versions", visitor.charger_id), what, *values)
-            if link.accept(request, None):  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
-                link.close(1002, "no common subprotocol")
-            return False
-        if unfit := link.unfit(request):  # Before the primary is asked: it might drop the charger for it.
+    def _fit_answer(self, link: Link, request: Request, visitor: Visitor) -> Response | None:
+        """Return what a request that is worth asking the primary is answered with; answer any other."""
+        response = link.answer_to(request)
+        if (
+            response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
+        ):  # The primary might drop the charger for it.
             what = "%s: no websocket handshake: answered with HTTP %d"
-            self.complaints.say(logging.INFO, "unfit", what, visitor.charger_id, unfit.status_code)
-            link.respond(unfit)
-            return False
-        return True
+            self.complaints.say(logging.INFO, "unfit", what, visitor.charger_id, response.status_code)
+            link.respond(response)
+            return None
+        if visitor.offers and not any(offer.lower() in visitor.config.versions for offer in visitor.offers):
+            what = "%s: closed: it speaks %s, `versions` allows %s"
+            values = (visitor.charger_id, ", ".join(visitor.offers), ", ".join(visitor.config.versions))
+            self.complaints.say(logging.WARNING, self._subject("versions", values[0]), what, *values)
+            if link.accept(response, None):  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
+                link.close(1002, "no common subprotocol")
+            return None
+        return response
 
     async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> bool:
         """Let the charger in if its login is right and its primary accepts it; return whether it is in.
@@ -5884,7 +5892,8 @@ class Proxy:
         Raises RefusedError.
         """
         self._check_login(visitor)
-        if not self._is_fit(link, request, visitor):
+        response = self._fit_answer(link, request, visitor)
+        if response is None:
             return False
         versions = [o.lower() for o in visitor.offers if o.lower() in visitor.config.versions] or ["ocpp1.6"]
         primary: Link | None = None
@@ -5893,7 +5902,7 @@ class Proxy:
             versions = [primary.protocol.subprotocol or "ocpp1.6"]
         standing = self.relays.get(visitor.charger_id)
         is_late = standing and standing.link and standing.link.arrived > link.arrived
-        if link.is_closed or is_late or not link.accept(request, visitor.chosen(versions[0])):
+        if link.is_closed or is_late or not link.accept(response, visitor.chosen(versions[0])):
             if primary:
                 primary.close(1001, "the charger is gone")
             return False
@@ -6986,7 +6995,7 @@ class Status:
         if len(self.pages) >= MAX_PAGES:
             headers = retry_after(RETRY_AFTER_SECONDS)
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open", headers)
-        if link.accept(request, None):
+        if link.accept(link.answer_to(request), None):
             self.pages[link] = page = Page(link, self.proxy.journal.memories)
             link.attach(page)
 
@@ -7108,7 +7117,10 @@ class Redactor(logging.Filter):
         self.met: dict[str, None] = {}  # Badges in lower case, the oldest first; MAX_MET_BADGES.
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = self.clean(record.getMessage()), None
+        if not getattr(
+            record, "is_clean", False
+        ):  # It may pass here twice: as a line, and as one to be written.
+            record.msg, record.args, record.is_clean = self.clean(record.getMessage()), None, True
         return True
 
     def clean(self, text: str) -> str:

@@ -159,7 +159,7 @@ async def knock(proxy: p.Proxy, data: bytes) -> None:
             link.respond(refusal.response())
         else:
             check_told(proxy, visitor)
-            link.accept(request, visitor.chosen("ocpp1.6"))
+            link.accept(link.answer_to(request), visitor.chosen("ocpp1.6"))
     link.eof_received()
     link.connection_lost(None)
 

@@ -513,3 +513,28 @@ async def test_what_ends_a_websocket_before_it_has_begun_leaves_nothing_at_the_p
                 await connection.wait_closed()
         writer.close()
     assert not any(record.exc_info for record in caplog.records)
+
+
+# Many at once.
+
+
+@pytest.mark.parametrize("calm_after", [0, 3, None])
+async def test_secondaries_stand_back_while_chargers_are_being_let_in(
+    calm_after: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until no primary has been dialled for a moment; but not for long."""
+    dialer, slept = p.Dialer(1024), list[float]()
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) != calm_after:
+            await dialer._turn(p.Peer.PRIMARY)
+        else:
+            dialer.primary_at -= p.CALM_SECONDS
+
+    if calm_after != 0:
+        await dialer._turn(p.Peer.PRIMARY)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await dialer._turn(p.Peer.SECONDARY)
+    most = round(p.STAND_BACK_SECONDS / p.CALM_SECONDS)
+    assert slept == [p.CALM_SECONDS] * (most if calm_after is None else calm_after)
