@@ -735,6 +735,7 @@ def is_charger_id(text: str) -> bool:
 
 MAX_MESSAGE_ID = 255  # Characters; OCPP-J allows 36, some peers use more.
 MAX_ACTION = 64  # Characters; the longest of OCPP 2.1 has 34.
+MAX_DESCRIPTION = 100  # Characters of a CallError's that are kept for people; it may have 255.
 MAX_DEPTH = 64  # Brackets in brackets; OCPP 2.1 needs 12.
 # What makes a message of 1 MiB costly is not its length: within these it holds the loop for less than 20 ms.
 # The stop of a night with ten readings a minute has 9,000 objects and 45,000 commas.
@@ -885,6 +886,12 @@ def _body(kind: MessageType, rest: list[Any], text: str) -> tuple[str, dict[str,
     if type(payload) is not dict:
         raise MessageError("the payload is no JSON object", text)
     return action, payload
+
+
+def description_of(message: Message) -> str:
+    """Return the beginning of a CallError's description."""
+    _, _, _, *rest = decoded(message.text, _scan)
+    return rest[0][:MAX_DESCRIPTION] if rest and type(rest[0]) is str else ""
 
 
 def dump(value: Any) -> str:
@@ -1642,9 +1649,9 @@ class Session:
     meter_start: float | None = None  # Wh; the first reading.
     meter_stop: float | None = None  # Wh; the last reading so far.
     reason: str = ""  # Why it ended, in the charger's words.
-    delivered: float | None = None  # UTC seconds; when its owner last accepted its start or stop.
+    delivered: float | None = None  # UTC seconds; when its owner accepted its stop.
     is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
-    refused: str = ""  # The owner's words, when it refused the start.
+    refused: str = ""  # The owner's words, when it refused the start; or the stop, with a CallError.
     is_undeliverable: bool = False  # The owner refused the start and knows no id for the rest.
     has_error: bool = False  # The refusal was a CallError: it is tried once more when the proxy starts again.
     stop: str = ""  # 1.6: what a repeated StopTransaction has in common with this one's.
@@ -1699,6 +1706,9 @@ class Memory:
     charger_id: str = ""
     version: str = ""  # The subprotocol of its last connection; "" = never connected.
     user_agent: str = ""  # What it called itself in its last handshake.
+    seen: float = (
+        0.0  # UTC seconds; when something was last seen of it, to the watchdog_interval; 0 = not known.
+    )
     sessions: dict[TransactionId, Session] = field(default_factory=dict)  # By Session.key; MAX_SESSIONS.
     connectors: dict[int, Session] = field(default_factory=dict)  # The open session on each.
     claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_CLAIMS.
@@ -2475,6 +2485,7 @@ class Router:
         """Decide on a server's answer to a Call of the charger that is still waited for."""
         call.is_pending = False
         words = self.learn(peer, call, message, now)
+        self._note_refusal(call, message, words)
         badge = call.content.badge if words else None
         told = [Told(f"{peer.value} answers {call.action} with {words}", badge)] if badge else []
         if call.reply_to is None:
@@ -2502,6 +2513,13 @@ class Router:
         after = After.SAVE if is_first_word else After.NOTHING
         return [*told, ToCharger(text, f"{peer.value} answers", after)]
 
+    def _note_refusal(self, call: Call, message: Message, words: str) -> None:
+        """Keep for people what a server has against a session; a badge that it blocks at a stop is none."""
+        session, is_error = call.session, message.type is MessageType.CALLERROR
+        if session and (call.content.is_start or (call.content.is_stop and is_error)):
+            session.refused = words
+            self._save(session)
+
     def _as_told(self, message: Message, session: Session) -> str:
         """Return the answer to a start with the transaction id that the charger is told."""
         text = message.text
@@ -2515,7 +2533,7 @@ class Router:
     def learn(self, peer: Peer, call: Call, message: Message, now: Instant) -> str:
         """Take what a server's answer tells, late or not. Return its words if it is a refusal, else ""."""
         if message.type is MessageType.CALLERROR:
-            return f"CallError {message.action}"
+            return f"CallError {message.action} {description_of(message)}".strip()
         if call.session:
             self._learn_of(call.session, call, message, now)
         status = verdict(message.payload)
@@ -2534,7 +2552,7 @@ class Router:
         if call.content.facts.role is Role.START:
             session.has_verdict = session.has_verdict or call.kind is Kind.RELAYED
             self._learn_start(session, message.payload)
-        if call.content.is_start or call.content.is_stop:
+        if call.content.is_stop:
             session.delivered = now.utc
             self._save(session)
 
@@ -2922,18 +2940,22 @@ MAX_LOG_BYTES = 4 * 2**20  # Of sqlite's write-ahead log, once its contents are 
 LAST_SAVE_SECONDS = 1.0  # At the end.
 LET_GO_SECONDS = 0.5  # For sqlite to close the file after it; what it leaves undone, the next start does.
 MAX_UNLISTED = 100  # Badges that were shown and are on no list; beyond it the oldest goes.
-MAX_LOOKED_AT = 2_000  # Sessions, the newest, that can be looked up where there is no file.
+MAX_LOOKED_AT = 2_000  # Sessions, the newest, that can be looked up where there is no file:
+ROWS_AT_ONCE = 50  # put into a database so many at a time.
 RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call that met a CallError.
 
 UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
 MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError)  # What rows of another making raise.
 APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What makes of a file of this version one of the next.
+MIGRATIONS = {1: "ALTER TABLE chargers ADD COLUMN seen REAL NOT NULL DEFAULT 0"}
 SCHEMA = """
 CREATE TABLE chargers (
     charger TEXT PRIMARY KEY,
     version TEXT NOT NULL,
     user_agent TEXT NOT NULL,
+    seen REAL NOT NULL,      -- by the proxy's clock, in seconds since 1970
     boot TEXT NOT NULL,
     heartbeat_interval INTEGER NOT NULL,
     dropped INTEGER NOT NULL,
@@ -2954,7 +2976,7 @@ CREATE TABLE sessions (
     begun REAL NOT NULL,     -- by the proxy's clock, in seconds since 1970, like touched, ended, delivered
     touched REAL NOT NULL,
     ended REAL,
-    delivered REAL,
+    delivered REAL,          -- when its owner accepted the stop
     started_at TEXT NOT NULL,  -- by the charger's clock
     stopped_at TEXT NOT NULL,
     meter_start REAL,        -- Wh
@@ -3065,6 +3087,7 @@ def charger_row(memory: Memory, now: Instant) -> Row:
         "charger": memory.charger_id,
         "version": memory.version,
         "user_agent": memory.user_agent,
+        "seen": memory.seen,
         "boot": memory.boot,
         "heartbeat_interval": memory.heartbeat_interval,
         "dropped": memory.dropped,
@@ -3087,7 +3110,7 @@ def asked_of(values: list[Any], now: Instant) -> Asked:
 
 def memory_of(row: Any, now: Instant) -> Memory:
     """Return what a charger's row says; sessions and Calls are still missing."""
-    memory = Memory(row["charger"], row["version"], row["user_agent"], boot=row["boot"])
+    memory = Memory(row["charger"], row["version"], row["user_agent"], row["seen"], boot=row["boot"])
     memory.heartbeat_interval, memory.dropped = row["heartbeat_interval"], row["dropped"]
     memory.statuses = json.loads(row["statuses"])
     for values in json.loads(row["claims"]):
@@ -3207,7 +3230,7 @@ class StateFile:
         ((tables,),) = run("SELECT count(*) FROM sqlite_master")
         if tables and application != APPLICATION_ID:
             raise StateError(f"state file {self.path}: is the database of another program")
-        if tables and version != SCHEMA_VERSION:
+        if tables and version not in (SCHEMA_VERSION, *MIGRATIONS):
             raise sqlite3.DatabaseError(f"it has schema version {version}, not {SCHEMA_VERSION}")
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
@@ -3217,7 +3240,9 @@ class StateFile:
             for statement in SCHEMA.split(";\n")[:-1]:
                 run(statement)
             run(f"PRAGMA application_id = {APPLICATION_ID}")
-            run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        for older in range(version, SCHEMA_VERSION) if tables else ():
+            run(MIGRATIONS[older])
+        run(f"PRAGMA user_version = {SCHEMA_VERSION}")
         run("CREATE INDEX IF NOT EXISTS sessions_by_begin ON sessions (begun)")
         run("COMMIT")
 
@@ -3258,18 +3283,20 @@ class StateFile:
         self.connection.close()
 
 
-def database_of(memories: Iterable[Memory], now: Instant) -> sqlite3.Connection:
-    """Return a database of what is remembered, for look-ups where there is no file."""
+async def database_of(memories: list[Memory], now: Instant) -> sqlite3.Connection:
+    """Return a database of what is remembered, made in small steps; for look-ups where there is no file."""
     database = sqlite3.connect(":memory:")
     database.row_factory = sqlite3.Row
     database.executescript(SCHEMA)
     sessions = ((session, memory) for memory in memories for session in memory.sessions.values())
     newest = heapq.nlargest(MAX_LOOKED_AT, sessions, key=lambda entry: entry[0].begun)
-    for session, memory in newest:
+    for number, (session, memory) in enumerate(newest):
         database.execute(*upsert("sessions", session_row(memory, session, now)))
+        if number % ROWS_AT_ONCE == 0:
+            await asyncio.sleep(0)
     of_these = {session for session, _ in newest}
-    for number, (call, kept) in enumerate(calls_of({memory: None for _, memory in newest}), 1):
-        if call.session in of_these:
+    for number, (call, kept) in enumerate(calls_of(memories), 1):
+        if call.session in of_these or not (call.session and call.session.number):
             database.execute(*upsert("calls", {**call_row(kept, call), "number": number}))
     return database
 
@@ -3449,6 +3476,7 @@ class Journal:
                 self.memories[name] = memory  # Last, so that the next look begins with others.
             else:
                 self.forgotten[name] = None
+                self.news.touch(name)
         return len(self.memories) <= most
 
     def note(self, memory: Memory) -> None:
@@ -3683,7 +3711,7 @@ class Journal:
     async def look_up(self, query: str, values: Row) -> list[Row]:
         """Return rows of the state file, as they are on disk. Raises sqlite3.Error."""
         if self.file is None:
-            with closing(database_of(self.memories.values(), self.clock())) as database:
+            with closing(await database_of(list(self.memories.values()), self.clock())) as database:
                 return list(map(dict, database.execute(query, values)))
         found: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
         self._hand_over(partial(self._looked_up, query, values, found))
@@ -3692,6 +3720,8 @@ class Journal:
     def _looked_up(self, query: str, values: Row, found: asyncio.Future[list[Row]]) -> Callable[[], None]:
         """Look up, in the thread; return what the loop makes of it."""
         assert self.file is not None, "only what has a file is looked into by the thread"
+        if found.done():
+            return lambda: None  # Nobody waits any more.
         tell: Callable[[], None]
         try:
             tell = partial(found.set_result, self.file.rows(query, values))
@@ -5039,7 +5069,6 @@ class Outbox:
         now = self.owner.now().seconds
         self.trouble = link.closed_by
         log.info("%s: disconnected (%s)", self.name, link.closed_by)
-        self._changed("disconnections")
         if now - link.opened >= STOOD_SECONDS:
             self.redial_after = 0.0
         self.disconnect()
@@ -5080,6 +5109,7 @@ class Outbox:
             self.queue.remove(copy)
         self.owner.router.server_gone(self.peer)
         if link:
+            self._changed("disconnections")
             link.close(1001)
 
     def _requeue(self, call: Call) -> None:
@@ -5362,6 +5392,7 @@ class Relay:
             memory.boot = ""
             memory.statuses.clear()
         memory.version, memory.user_agent = version, short(credentials.user_agent)
+        memory.seen = self.now().utc
         memory.is_unsaved = True
         self.journal.note(memory)
 
@@ -5398,7 +5429,6 @@ class Relay:
     def link_closed(self, link: Link) -> None:
         if link is self.link:
             log.info("%s: charger disconnected (%s)", self.charger_id, link.closed_by)
-            self.news.count("disconnections", Peer.CHARGER)
             self.disconnect_charger(1001)
 
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
@@ -5409,6 +5439,7 @@ class Relay:
         for outbox in self.outboxes.values():
             outbox.charger_left()
         if link:
+            self.news.count("disconnections", Peer.CHARGER)
             link.close(code, reason)
 
     async def dismiss(self) -> None:
@@ -5543,6 +5574,7 @@ class Relay:
             self.complaints.say(logging.WARNING, f"flood {peer}", f"{what}; it is read more slowly")
         link = self.link
         if link:
+            self.memory.seen = to_utc(link.seen, self.now())
             patience = self.host.watchdog_stale
             if not link.has_ponged:
                 patience = max(patience, 3 * self.memory.heartbeat_interval)
@@ -5581,7 +5613,7 @@ MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the 
 # Connections whose request is not complete; beyond it the oldest is cut. They may take the places of chargers
 # that are not here, so that many chargers can come at once; one in eight files is theirs alone.
 MAX_HALF_OPEN = 5000
-FILES_OF_OUR_OWN = 64  # The state file, the log, the listeners, look-ups.
+FILES_OF_OUR_OWN = 96  # The state file, the log, the listeners, look-ups, the second port.
 SERVERS_OF_A_CHARGER = 2  # Connections that are kept free for each charger that is here, or about to be.
 RETRY_AFTER_SECONDS = 10  # For a charger that finds no place.
 # A charger that its primary refuses is refused by the proxy itself for a while: by id and address together,
@@ -6133,19 +6165,26 @@ def offered_subprotocols(headers: Headers) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------
 
 LOOK_SECONDS = 1.0  # How often changes are looked at.
-CHARGERS_A_LOOK = 500  # Of those that have changed; the next look goes on with the others.
-MAX_STATUS_LINKS = 64  # Requests and pages at a time; beyond it the oldest request is cut.
+LOOK_BUDGET_SECONDS = 0.005  # That a look may hold the loop; the next one goes on with the other chargers,
+BEHIND_SECONDS = 0.05  # so much later.
+CHARGERS_A_LOOK = 500  # That a page is told of at a time.
+MAX_STATUS_LINKS = 32  # Requests and pages at a time; beyond it the oldest request is cut.
 MAX_PAGES = 16  # Open at a time.
+# A wrong password is answered so much later: with so few requests at a time, nobody guesses many. Nobody is
+# shut out, because behind a proxy or in a container all come from one address.
+WRONG_PASSWORD_SECONDS = 1.0
 MAX_PAGE_TEXT = 1024  # Bytes of what a page may say; there is nothing that it has to.
 MAX_UNREAD = 2**18  # Bytes that a page has not read yet; beyond it, it is told nothing for a while.
 MAX_EVENTS = 100  # Log lines that a page shows.
+GONE_SECONDS = 7 * DAY  # A charger that was not seen for so long is not missed any more.
+GAUGES_SECONDS = 3600.0  # How often all gauges are looked at anew, a few chargers at a time.
 RECENT_SESSIONS = 50
+RECENT_REFUSALS = 20
 ENERGY_DAYS = 14
 LEDGER_ROWS = 500  # Sessions that are read and written at once: a few milliseconds of the loop.
 MAX_LEDGER_ROWS = 100_000  # Of one request, about 20 MB.
 LEDGER_SECONDS = 20.0  # For the disk to answer.
 DOWNLOAD_SECONDS = 60.0  # For whoever has asked to read the answer.
-CLOCK_BLUR_SECONDS = 0.05  # Between two readings of both clocks.
 
 View = dict[str, Any]  # What a page is told of something, as JSON.
 
@@ -6160,9 +6199,15 @@ ORDER BY begun, number LIMIT {LEDGER_ROWS}"""
 RECENT = f"{SESSIONS} WHERE owner IS NOT NULL ORDER BY number DESC LIMIT {RECENT_SESSIONS}"
 ENERGY = """
 SELECT date(begun, 'unixepoch', 'localtime') AS day, owner, sum(max(meter_stop - meter_start, 0)) AS wh
-FROM sessions WHERE begun > :since AND owner IS NOT NULL AND meter_stop IS NOT NULL GROUP BY day, owner
+FROM sessions WHERE begun > :since AND owner IS NOT NULL AND meter_stop IS NOT NULL AND NOT is_rejected
+GROUP BY day, owner
 """
-LOOK_UPS = {"sessions": (RECENT, 2.0), "energy": (ENERGY, 30.0)}  # Query, and seconds to the next.
+REFUSALS = f"""
+SELECT charger, peer AS server, since, refused AS words, text FROM calls
+WHERE refused IS NOT NULL ORDER BY number DESC LIMIT {RECENT_REFUSALS}
+"""
+# Query, and seconds to the next.
+LOOK_UPS = {"sessions": (RECENT, 2.0), "refusals": (REFUSALS, 2.0), "energy": (ENERGY, 30.0)}
 
 
 def time_text(utc: float | None) -> str:
@@ -6190,14 +6235,13 @@ class Delivery(NamedTuple):
 
 def delivery_of(row: Row) -> Delivery:
     """Say whether a session of the ledger has reached its server."""
-    begin_to_end = (row["delivered"] or 0.0) >= (row["ended"] or math.inf) - CLOCK_BLUR_SECONDS
     states = {
         "rejected": row["is_rejected"],
         "refused": row["refused"] or row["refused_call"],
         "waiting": row["waits_since"] is not None,
         "open": row["ended"] is None,
         "recorded": row["server"] in ("", LOCAL),
-        "delivered": begin_to_end,
+        "delivered": row["delivered"] is not None,
         "no stop": not row["stopped_at"],
         "unconfirmed": True,  # Its stop was passed on, and no answer has come.
     }
@@ -6219,7 +6263,7 @@ def csv_row(row: Row) -> list[Any]:
     """Return a session of the ledger as a line of the CSV; its times by the charger's clock, if it told."""
     delivery = delivery_of(row)
     values = [
-        *(row["charger"], row["connector"], row["badge"], row["owner"]),
+        *(row["charger"], row["connector"], row["badge"], "" if row["is_rejected"] else row["owner"]),
         *(row["started_at"] or time_text(row["begun"]), row["stopped_at"]),
         energy_of(row["meter_start"], row["meter_stop"]),
         *(json.loads(row["transaction_id"]), json.loads(row["server_id"])),
@@ -6229,9 +6273,11 @@ def csv_row(row: Row) -> list[Any]:
 
 
 def cell(value: Any) -> Any:
-    """Return a value that no spreadsheet takes for a formula."""
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+    """Return a value that no spreadsheet takes for a formula, wherever it may split a line."""
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"[;\t\r\n]+(?=\s*[=+\-@])", " ", value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
@@ -6251,19 +6297,19 @@ def time_of(text: str, days: int) -> float:
     return (moment + timedelta(days=days if is_date else 0)).astimezone(UTC).timestamp()
 
 
-def session_view(row: Row, shown: Callable[[str], str]) -> View:
+def session_view(row: Row, shown: Callable[[str], str], clean: Callable[[str], str]) -> View:
     """Return what the page shows of a session of the ledger."""
     state, words = delivery_of(row)
     return {
         "charger": row["charger"],
         "connector": row["connector"],
         "badge": shown(row["badge"]),
-        "owner": row["owner"],
+        "owner": "" if row["is_rejected"] else row["owner"],
         "begun": row["begun"],
         "ended": row["ended"],
         "wh": energy_of(row["meter_start"], row["meter_stop"]),
         "state": state,
-        "words": words,
+        "words": clean(words),
     }
 
 
@@ -6306,11 +6352,9 @@ def charger_view(
     link = relay.link if relay else None
     waiting = [call for calls in memory.stored.values() for call in calls]
     opened = [session for session in memory.sessions.values() if session.ended is None]
-    last_heard = max((session.touched for session in memory.sessions.values()), default=None)
-    seen = link.seen if link else last_heard
     return {
         "online": to_utc(link.opened, now) if link else None,
-        "seen": None if seen is None else to_utc(seen, now),
+        "seen": to_utc(link.seen, now) if link else memory.seen or None,
         "version": memory.version,
         "servers": {peer.value: server_view(relay, peer, now, clean) for peer in SERVERS} if relay else {},
         "waiting": len(waiting),
@@ -6337,7 +6381,12 @@ BOTH = tuple((peer.value,) for peer in SERVERS)
 METRICS = {
     "info": Metric("gauge", ("version",), "The proxy's version."),
     "chargers": Metric(
-        "gauge", ("state",), "Chargers that are known, by state.", (("online",), ("offline",))
+        *(
+            "gauge",
+            ("state",),
+            "Chargers that are known; gone = not seen for a week, or not admitted any more.",
+        ),
+        (("online",), ("offline",), ("gone",)),
     ),
     "servers": Metric(
         *("gauge", ("server", "state"), "Connections to servers that are needed, by state."),
@@ -6372,12 +6421,14 @@ def exposition(samples: Mapping[tuple[str, ...], float]) -> str:
     return "\n".join([*lines, ""])
 
 
-def share_of(memory: Memory, relay: Relay | None) -> Counter[tuple[str, ...]]:
+def share_of(memory: Memory, relay: Relay | None, is_expected: bool, utc: float) -> Counter[tuple[str, ...]]:
     """Return what one charger adds to the gauges."""
     share: Counter[tuple[str, ...]] = Counter()
-    share["chargers", "online" if relay and relay.link else "offline"] = 1
-    for session in memory.sessions.values():
-        share["sessions", session.owner.value if session.owner else "unknown", state_of(session)] += 1
+    is_missed = is_expected and utc - memory.seen < GONE_SECONDS
+    share["chargers", "online" if relay and relay.link else "offline" if is_missed else "gone"] = 1
+    states = Counter((session.owner, state_of(session)) for session in memory.sessions.values())
+    for (owner, state), count in states.items():
+        share["sessions", owner.value if owner else "unknown", state] = count
     for peer, calls in memory.stored.items():
         share["stored_calls", peer.value] += len(calls)
     for peer, outbox in relay.outboxes.items() if relay else ():
@@ -6388,8 +6439,9 @@ def share_of(memory: Memory, relay: Relay | None) -> Counter[tuple[str, ...]]:
 
 def state_of(session: Session) -> str:
     """Return the state of a session in a word."""
-    states = {"rejected": session.is_rejected, "refused": session.refused, "open": session.ended is None}
-    return next((state for state, holds in states.items() if holds), "ended")
+    if session.is_rejected or session.refused:
+        return "rejected" if session.is_rejected else "refused"
+    return "open" if session.ended is None else "ended"
 
 
 class Gauges:
@@ -6400,13 +6452,13 @@ class Gauges:
         self.totals: Counter[tuple[str, ...]] = Counter()  # By metric and labels.
         self.oldest: dict[str, float] = {}  # UTC seconds of the oldest stored Call, where there is one.
 
-    def update(self, charger_id: str, memory: Memory | None, relay: Relay | None) -> None:
+    def update(self, charger_id: str, share: Counter[tuple[str, ...]] | None, memory: Memory | None) -> None:
         """Take in how a charger is now; None = it is not remembered any more."""
         self.totals.subtract(self.shares.pop(charger_id, ()))
         self.oldest.pop(charger_id, None)
-        if memory:
-            self.shares[charger_id] = share_of(memory, relay)
-            self.totals.update(self.shares[charger_id])
+        if memory and share:
+            self.shares[charger_id] = share
+            self.totals.update(share)
             times = [call.since for calls in memory.stored.values() for call in calls[:1]]
             self.oldest.update({charger_id: min(times)} if times else {})
 
@@ -6498,6 +6550,7 @@ svg text { fill: var(--faint); font-size: 11px; text-anchor: middle; }
 <p class="note"><a href="sessions.csv">All sessions as CSV</a>;
 of some days: sessions.csv?from=2026-01-01&amp;to=2026-01-31</p>
 </section>
+<section id="trouble" hidden><h2>Refused messages</h2><table id="refusals"></table></section>
 <section><h2>Energy per day, kWh</h2><div id="energy"></div></section>
 <section>
 <h2>Badges on no list</h2>
@@ -6522,7 +6575,7 @@ const DELIVERY = {
 };
 const chargers = new Map();  // By id; what the proxy told last.
 const tables = {
-  sessions: [], energy: [], unlisted: [], events: [],
+  sessions: [], refusals: [], energy: [], unlisted: [], events: [],
   summary: {counts: [], oldest: null, trouble: ""},
 };
 let skew = 0;  // This clock less the proxy's, in seconds.
@@ -6544,7 +6597,9 @@ function ago(utc) {
 
 // Fill a table: a cell is a text, or a text and its class.
 function fill(id, columns, rows, nothing) {
-  const table = at(id);
+  const table = at(id), text = JSON.stringify(rows);
+  if (table.shown === text) return;  // What somebody has marked stays marked.
+  table.shown = text;
   table.replaceChildren();
   if (!rows.length) {
     table.insertRow().insertCell().textContent = nothing;
@@ -6615,9 +6670,20 @@ function drawSessions() {
   fill("sessions", columns, rows, "None yet.");
 }
 
+function drawRefusals() {
+  const rows = tables.refusals.map(({charger, server, since, words, text}) => [
+    charger, [server, server], [time(since), "when"], [words, "bad"], [text, "text"],
+  ]);
+  fill("refusals", ["Charger", "Server", "Since", "Refused with", "Message"], rows, "None.");
+  at("trouble").hidden = !rows.length;
+}
+
 function drawEnergy() {
   const days = [...new Set(tables.energy.map(row => row.day))].sort();
-  const place = at("energy"), width = 720, height = 110, step = width / Math.max(days.length, 7);
+  const place = at("energy"), text = JSON.stringify(tables.energy);
+  if (place.shown === text) return;
+  place.shown = text;
+  const width = 720, height = 110, step = width / Math.max(days.length, 7);
   const of = (day, owner) =>
     tables.energy.filter(row => row.day === day && row.owner === owner)
       .reduce((sum, row) => sum + row.wh / 1000, 0);
@@ -6673,6 +6739,7 @@ function draw() {
   drawChargers();
   drawOpen();
   drawSessions();
+  drawRefusals();
   drawEnergy();
   const badges = tables.unlisted.map(([badge, charger, utc]) => [[badge, "copy"], charger, time(utc)]);
   fill("unlisted", ["Badge", "Charger", "Shown"], badges.reverse(), "None was shown since the start.");
@@ -6815,13 +6882,14 @@ class Status:
             str, None
         ] = {}  # Charger ids whose share in the gauges is out of date; MAX_MEMORIES.
         self.tables: dict[str, str] = {}  # What pages show beside the chargers, in JSON, by name.
+        self.gauges_at = 0.0  # Monotonic seconds; when all of them are looked at anew.
         self.look_up_at = dict.fromkeys(LOOK_UPS, 0.0)  # Monotonic seconds.
+        self.looking_up: set[str] = set()  # The look-ups that are under way.
         self.downloads = asyncio.Semaphore(1)  # Ledgers that are being written.
-        self.doorkeeper = Doorkeeper()
         self.complaints = Complaints()
         self.tasks = Tasks()
         self.server: asyncio.Server | None = None
-        self.answers: dict[str, Callable[[dict[str, str]], Coroutine[Any, Any, Response]]] = {
+        self.answers: dict[str, Callable[[Link, dict[str, str]], Coroutine[Any, Any, Response]]] = {
             "/": self._page,
             "/healthz": self._health,
             "/metrics": self._metrics,
@@ -6833,7 +6901,6 @@ class Status:
         self.server = await asyncio.get_running_loop().create_server(
             lambda: incoming_link(MAX_PAGE_TEXT, self._connected), self.config.addr, self.config.port
         )
-        self.stale.update(dict.fromkeys(self.proxy.journal.memories))
         self.tasks.start(self._look(), "status")
 
     @property
@@ -6884,13 +6951,13 @@ class Status:
         asked = dict(urllib.parse.parse_qsl(query))
         self._check_request(request)
         if path != "/healthz":  # It tells nothing that the port does not tell.
-            self._check_login(request, asked, link.address)
+            await self._check_login(request, asked, link.address)
         if path == "/live":
             self._open(link, request)
             return
         if path not in self.answers:
             raise RefusedError(HTTPStatus.NOT_FOUND, f"there are {', '.join(self.answers)}")
-        response = await self.answers[path](asked)
+        response = await self.answers[path](link, asked)
         if request.method == "HEAD":
             response.body = b""
         link.close_seconds = DOWNLOAD_SECONDS
@@ -6910,35 +6977,33 @@ class Status:
         # Any name can be made to lead here (DNS rebinding); but its page has not the password.
         if not (self.config.password or (host and is_own_name(host, self.config.addr))):
             raise RefusedError(HTTPStatus.FORBIDDEN, "not a name of this machine; use its address")
-        is_from_a_file = CHARGERS_ORIGIN in request.headers.get_all("Origin")
-        if is_from_a_file or comes_from_elsewhere(request.headers):
+        origins = {origin.lower().partition("://")[2] for origin in request.headers.get_all("Origin")}
+        if origins - {host.lower() for host in request.headers.get_all("Host")}:  # With the port.
             raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
 
-    def _check_login(self, request: Request, asked: dict[str, str], address: str) -> None:
+    async def _check_login(self, request: Request, asked: dict[str, str], address: str) -> None:
         """Refuse whoever does not show the password that the ini may ask for. Raises RefusedError."""
-        password, now = self.config.password, time.monotonic()
+        password = self.config.password
         if not password or hmac.compare_digest(asked.get("token", "").encode(), self.token.encode()):
             return
-        who = ("", address)
-        if wait := self.doorkeeper.wait_of(who, now):
-            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "refused too often", retry_after(wait))
         shown = basic_login(only(request.headers, "Authorization"))
-        if not hmac.compare_digest(shown.partition(b":")[2], password.encode()):
-            if shown:  # Browsers ask once without.
-                self.doorkeeper.refused(who, now)
-                self.complaints.say(logging.WARNING, "login", "status: a wrong password from %s", address)
-            challenge = [("WWW-Authenticate", 'Basic realm="ocpp-2w-proxy", charset="UTF-8"')]
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "the password of [status]; any user", challenge)
+        if hmac.compare_digest(shown.partition(b":")[2], password.encode()):
+            return
+        if shown:  # Browsers ask once without.
+            self.complaints.say(logging.WARNING, "login", "status: a wrong password from %s", address)
+            await asyncio.sleep(WRONG_PASSWORD_SECONDS)
+        challenge = [("WWW-Authenticate", 'Basic realm="ocpp-2w-proxy", charset="UTF-8"')]
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, "the password of [status]; any user", challenge)
 
-    async def _page(self, _asked: dict[str, str]) -> Response:
+    async def _page(self, _link: Link, _asked: dict[str, str]) -> Response:
         return http_response(HTTPStatus.OK, PAGE.replace("{token}", self.token), "text/html")
 
-    async def _health(self, _asked: dict[str, str]) -> Response:
+    async def _health(self, _link: Link, _asked: dict[str, str]) -> Response:
         trouble = self.proxy.trouble()
         status = HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK
         return http_response(status, f"{trouble or 'ok'}\n")
 
-    async def _metrics(self, _asked: dict[str, str]) -> Response:
+    async def _metrics(self, _link: Link, _asked: dict[str, str]) -> Response:
         self._take_in()
         return http_response(HTTPStatus.OK, exposition(self._samples()), "text/plain; version=0.0.4")
 
@@ -6956,7 +7021,7 @@ class Status:
             samples[f"{metric}_total", *names] = count
         return samples | self.gauges.totals
 
-    async def _ledger(self, asked: dict[str, str]) -> Response:
+    async def _ledger(self, link: Link, asked: dict[str, str]) -> Response:
         """Return the sessions that began within the days that are asked for. Raises RefusedError."""
         try:
             since, until = (
@@ -6968,19 +7033,23 @@ class Status:
             raise RefusedError(HTTPStatus.BAD_REQUEST, what) from None
         try:
             async with asyncio.timeout(LEDGER_SECONDS), self.downloads:
-                text = await self._ledger_text(since, until)
+                text = await self._ledger_text(link, since, until)
         except (TimeoutError, sqlite3.Error) as error:
-            self.complaints.say(logging.WARNING, "ledger", "status: no ledger: %s", error)
+            words = str(error) or "no answer of the disk in time"
+            self.complaints.say(logging.WARNING, "ledger", "status: no ledger: %s", words)
             headers = retry_after(RETRY_AFTER_SECONDS)
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the disk is busy", headers) from None
         attachment = [("Content-Disposition", 'attachment; filename="sessions.csv"')]
         return http_response(HTTPStatus.OK, text, "text/csv", attachment)
 
-    async def _ledger_text(self, since: float, until: float) -> str:
-        """Return the CSV. Raises sqlite3.Error, or RefusedError for too many sessions."""
+    async def _ledger_text(self, link: Link, since: float, until: float) -> str:
+        """Return the CSV, or part of it if nobody waits any more.
+
+        Raises sqlite3.Error, or RefusedError for too many sessions.
+        """
         parts, count = [csv_text([CSV_COLUMNS])], 0
         place = {"begun": since, "number": -1, "until": until}
-        while rows := await self.proxy.journal.look_up(LEDGER, place):
+        while not link.is_closed and (rows := await self.proxy.journal.look_up(LEDGER, place)):
             parts.append(csv_text(map(csv_row, rows)))
             count += len(rows)
             if count >= MAX_LEDGER_ROWS:
@@ -7002,7 +7071,7 @@ class Status:
     async def _look(self) -> None:
         """Look at what has changed, for as long as the process lives."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(BEHIND_SECONDS if self.stale else LOOK_SECONDS)
             self._take_in()
             self.pages = {link: page for link, page in self.pages.items() if not link.is_closed}
             if self.pages:
@@ -7014,12 +7083,20 @@ class Status:
         journal, news = self.proxy.journal, self.proxy.journal.news
         changed, news.changed = news.changed, {}
         self.stale.update(changed)
+        if time.monotonic() >= self.gauges_at:
+            self.gauges_at = time.monotonic() + GAUGES_SECONDS
+            self.stale.update(dict.fromkeys(journal.memories))
         for page in self.pages.values():
             page.owed.update(changed)
-        for charger_id in list(itertools.islice(self.stale, CHARGERS_A_LOOK)):
+        now, until = current_instant(), time.monotonic() + LOOK_BUDGET_SECONDS
+        while self.stale and time.monotonic() < until:
+            charger_id = next(iter(self.stale))
             del self.stale[charger_id]
-            relay = self.proxy.relays.get(charger_id)
-            self.gauges.update(charger_id, journal.memories.get(charger_id), relay)
+            memory, relay = journal.memories.get(charger_id), self.proxy.relays.get(charger_id)
+            is_expected = self.proxy.config.host.admits(charger_id)
+            self.gauges.update(
+                charger_id, share_of(memory, relay, is_expected, now.utc) if memory else None, memory
+            )
 
     def _refresh(self) -> None:
         """Bring the tables up to date."""
@@ -7030,8 +7107,9 @@ class Status:
         oldest = min(self.gauges.oldest.values(), default=None)
         self._set("summary", {"counts": summary, "oldest": oldest, "trouble": self.proxy.trouble()})
         for name, (query, pace) in LOOK_UPS.items():
-            if now >= self.look_up_at[name]:
+            if now >= self.look_up_at[name] and name not in self.looking_up:
                 self.look_up_at[name] = now + pace
+                self.looking_up.add(name)
                 self.tasks.start(self._look_up(name, query), f"status: {name}")
 
     def _set(self, name: str, value: Any) -> None:
@@ -7046,9 +7124,22 @@ class Status:
             async with asyncio.timeout(LEDGER_SECONDS):
                 rows = await self.proxy.journal.look_up(query, since)
         except (TimeoutError, sqlite3.Error) as error:
-            self.complaints.say(logging.WARNING, name, "status: no %s: %s", name, error)
+            words = str(error) or "no answer of the disk"
+            self.complaints.say(logging.WARNING, name, "status: no %s: %s", name, words)
             return
-        self._set(name, [session_view(row, self.shown) for row in rows] if name == "sessions" else rows)
+        finally:
+            self.looking_up.discard(name)
+        self._set(name, [self._row_view(name, row) for row in rows])
+
+    def _row_view(self, name: str, row: Row) -> View:
+        """Return what the page shows of a row that was looked up."""
+        if name == "sessions":
+            return session_view(row, self.shown, self.clean)
+        return (
+            {**row, "words": self.clean(row["words"]), "text": self.clean(row["text"])}
+            if name == "refusals"
+            else row
+        )
 
     def _tell_pages(self) -> None:
         """Tell each page what it has not been told."""

@@ -418,13 +418,14 @@ async def test_a_charger_that_has_left_takes_no_place_while_its_server_is_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However much waits for the secondary: what is open counts, not what is remembered."""
-    monkeypatch.setattr(p, "raised_file_limit", lambda: 100)
+    limit = p.FILES_OF_OUR_OWN + 36
+    monkeypatch.setattr(p, "raised_file_limit", lambda: limit)
     async with house() as (proxy, _, secondary):
         await secondary.stop()
         for number in range(20):
             async with charger(proxy, f"CP{number}") as cp:
                 await cp.starts("SECO1")
-        assert len(proxy.relays) > (100 - p.FILES_OF_OUR_OWN) // (1 + p.SERVERS_OF_A_CHARGER)
+        assert len(proxy.relays) > (limit - p.FILES_OF_OUR_OWN) // (1 + p.SERVERS_OF_A_CHARGER)
 
 
 async def test_every_connection_counts_until_it_has_ended() -> None:
@@ -491,6 +492,7 @@ def test_of_too_many_chargers_only_so_many_are_looked_through(monkeypatch: pytes
     assert not journal.has_room("d")
     assert journal.has_room("d")
     assert set(journal.memories) == {"a", "b"}
+    assert "c" in journal.news.changed  # So that whoever looks forgets it, too.
     assert journal.has_room("a")
 
 

@@ -107,6 +107,17 @@ async def test_what_comes_from_outside_is_text() -> None:
             assert await page.locator("img").count() == 0
 
 
+async def test_a_badge_that_somebody_marks_stays_marked() -> None:
+    """To be copied, while the page goes on."""
+    async with watched() as (status, *_), seen(status) as page, charger(status.proxy) as cp:
+        await cp.calls("a", "Authorize", idTag="04A1B2C3D4")
+        await shows(page, "unlisted", "04A1B2C3D4")
+        await page.click("#unlisted .copy")
+        await cp.starts("PRIM1")
+        await shows(page, "open", "PRIM1" if status.proxy.config.full_badges else "****")
+        assert await page.evaluate("String(getSelection())") == "04A1B2C3D4"
+
+
 async def test_a_person_finds_one_of_many_chargers() -> None:
     """By a part of its id."""
     async with watched() as (status, *_), seen(status) as page:

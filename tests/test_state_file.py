@@ -227,6 +227,30 @@ def test_what_cannot_be_understood_is_set_aside(
         assert connection.execute("SELECT count(*) FROM chargers").fetchone() == (1,)
 
 
+def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Whatever waits in it is delivered."""
+    path = tmp_path / "state.db"
+    filled(path, "ALTER TABLE chargers DROP COLUMN seen; PRAGMA user_version = 1")
+    journal = p.Journal.open(path, p.current_instant)
+    assert journal.file is not None
+    try:
+        assert unreadable(path) == []
+        assert [len(calls) for calls in journal.memories["CP1"].stored.values()] == [1]
+        assert journal.memories["CP1"].seen == 0
+    finally:
+        journal.file.close()
+
+
+def test_when_a_charger_was_last_seen_outlives_a_restart(play: Play) -> None:
+    """For whoever asks since when it is gone."""
+    stage = play()
+    stage.charger.says("[]")
+    stage.relay.watch()
+    stage.charger.lost()
+    killed(stage)
+    assert stage.journal.memories["CP1"].seen == stage.utc + 1000
+
+
 @pytest.mark.parametrize("size", [100, 5000])
 def test_a_file_that_was_cut_off_is_set_aside(
     size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -300,7 +324,7 @@ def test_a_session_of_the_secondary_is_told_in_full(play: Play) -> None:
     stage.time += 60
     stops(stage, transaction_id, meterStop=12_500, timestamp="2026-01-01T01:00:00Z", reason="EVDisconnected")
     (row,) = rows(stage)
-    assert row["delivered"] == stage.utc + 1000  # Of its start.
+    assert row["delivered"] is None  # Its start is; its stop counts.
     stage.time += 60
     stage.delivers()
     (row,) = rows(stage)
