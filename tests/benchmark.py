@@ -27,11 +27,13 @@ import platform
 import re
 import resource
 import select
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections import deque
@@ -40,6 +42,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from http.client import HTTPConnection
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -47,6 +50,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import trustme
+from websockets.sync.client import connect
 from websockets.version import version as websockets_version
 
 import ocpp_2w_proxy as p
@@ -75,7 +79,13 @@ MOST_KILOBYTES = 25.0  # Of memory for a charger and its three connections, plai
 LEAST_BOOTS = 1200.0  # A second, of a herd.
 MOST_NEIGHBOUR = 2.0  # Times the p99 that others have without it.
 MOST_START = 2.0  # Seconds.
+MOST_WATCHING = 1.1  # Times the CPU per Call without a page, metrics and INFO lines.
+LEAST_TWO = 1.7  # Times the Calls a second of one proxy.
 SMALL = 100  # Chargers at the lower end of the growth, and beside a bad neighbour.
+SCRAPE_SECONDS = 5.0  # Between two looks at the metrics; Prometheus takes 15 and more.
+# Proxies of a farm run in turns, one slice of so many each, so that generators and HAProxy have room for two.
+SLICE_SECONDS, SLICES = 0.005, 4
+FARM_IN_FLIGHT = 64  # Calls: enough for two proxies, of which one is stopped most of the time.
 
 
 class Size(NamedTuple):
@@ -437,6 +447,7 @@ def be_bad(port: int, reads: bool) -> None:
 
 FORK = multiprocessing.get_context("fork")  # Generators inherit sockets.
 WAYS = DIRECT, HAPROXY, PROXY = "direct", "HAProxy", "proxy"
+FARMS = {"one proxy": 1, "two proxies": 2}  # Behind HAProxy, each charger by its path.
 HAPROXY_INI = """global
     nbthread 1
     maxconn 6000
@@ -451,6 +462,16 @@ frontend chargers
     default_backend primary
 backend primary
     server primary 127.0.0.1:{}
+"""
+FARM_INI = """defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+    timeout tunnel 1h
+frontend chargers
+    bind 127.0.0.1:{}
+    use_backend proxy-%[path,crc32(1),mod({})]
 """
 PROXY_INI: dict[str, object] = {"addr": "127.0.0.1", "primary_rfid": "PRIM*", "secondary_rfid": "SECO*"}
 
@@ -501,22 +522,70 @@ def started(command: list[str], port: int, log: Path) -> Iterator[int]:
 
 
 @contextmanager
-def relay(name: str, folder: Path, servers: list[int], **settings: object) -> Iterator[tuple[int, int]]:
+def relay(name: str, folder: Path, servers: list[int], **settings: Any) -> Iterator[tuple[int, int]]:
     """What stands between chargers and servers; yields its process id, 0 = nothing, and its port."""
     if name == DIRECT:
         yield 0, servers[0]
+        return
+    if name in FARMS:
+        with farm(FARMS[name], folder, servers) as front:
+            yield front
         return
     port, ini = free_port(), folder / f"{name}.ini"
     if name == HAPROXY:
         ini.write_text(HAPROXY_INI.format(port, servers[0]))
         command = ["haproxy", "-db", "-f", str(ini)]
     else:
+        status = settings.pop("status_port", 0)
         primary, secondary = (f"ws://127.0.0.1:{server}" for server in servers)
         named = {"port": port, "server": primary, "secondary_server": secondary}
-        ini.write_text(ini_of({**PROXY_INI, **named, **settings}))
+        ini.write_text(ini_of({**PROXY_INI, **named, **settings}, status))
         command = [sys.executable, str(SCRIPT), "--config", str(ini)]
     with started(command, port, folder / "log") as pid:
         yield pid, port
+
+
+@contextmanager
+def farm(size: int, folder: Path, servers: list[int]) -> Iterator[tuple[int, int]]:
+    """Proxies behind HAProxy, in turns; yields its process id and its port."""
+    with ExitStack() as stack:
+        front, ini, pids = free_port(), FARM_INI, list[int]()
+        for number in range(size):
+            (folder / str(number)).mkdir()
+            pid, port = stack.enter_context(relay(PROXY, folder / str(number), servers))
+            ini += f"backend proxy-{number}\n    server proxy 127.0.0.1:{port}\n"
+            pids.append(pid)
+        (folder / "haproxy.ini").write_text(ini.format(front, size))
+        stack.enter_context(in_turns(pids))
+        command = ["haproxy", "-db", "-f", str(folder / "haproxy.ini")]
+        with started(command, front, folder / "log") as pid:
+            os.sched_setaffinity(pid, GENERATOR_CORES)
+            yield pid, front
+
+
+@contextmanager
+def in_turns(pids: list[int]) -> Iterator[None]:
+    """Let processes run a slice each, and nobody in the slices that are left."""
+    is_over = threading.Event()
+
+    def run() -> None:
+        while not is_over.is_set():
+            for pid in [*pids, *[0] * (SLICES - len(pids))]:
+                if pid:
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(SLICE_SECONDS)
+                if pid:
+                    os.kill(pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=run)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @dataclass
@@ -794,6 +863,62 @@ def measure_neighbours(size: Size) -> None:
         tell(f"p99 beside one that is {name}", times, " x", most=MOST_NEIGHBOUR)
 
 
+def be_watching(port: int) -> None:
+    """Have a page open, and look at the metrics now and then, until the process is ended."""
+
+    def scrape() -> None:
+        while True:
+            with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+                connection.request("GET", "/metrics")
+                check(connection.getresponse().status == 200, "the metrics are told")
+            time.sleep(SCRAPE_SECONDS)
+
+    threading.Thread(target=scrape, daemon=True).start()
+    with connect(f"ws://127.0.0.1:{port}/live", max_size=None) as page:
+        for _ in page:
+            pass
+
+
+def measure_watched(size: Size) -> None:
+    """What a page, metrics and INFO lines cost: at the open loop's rate, as on a busy day."""
+    played: Played = {"unwatched": [], "watched": []}
+    calls = int(OPEN_RATE * size.seconds * 2)
+    with ExitStack() as stack:
+        port = free_port()
+        ways = [Way(PROXY, stack, proxy="WARNING"), Way(PROXY, stack, proxy="INFO", status_port=port)]
+        asks = [settled(way, SMALL) for way in ways]
+        stack.enter_context(generator(be_watching, port))
+        for _ in range(size.rounds):
+            for way, ask, rounds in zip(ways, asks, played.values(), strict=True):
+                rounds.append(way.played(calls, partial(ask, "play_open", calls, OPEN_RATE)))
+    print(
+        f"A page open, metrics looked at every {SCRAPE_SECONDS:g} s, INFO lines: {SMALL} chargers, open loop."
+    )
+    rows = [("", "CPU us/Call", "p50 / p99 / p99.9, ms")]
+    for name, rounds in played.items():
+        rows.append((name, f"{median(map(micros, rounds)):.1f}", latencies(rounds, rounds)))
+    table(rows)
+    tell("CPU per Call, watched", ratio(played["watched"], played["unwatched"]), " x", most=MOST_WATCHING)
+
+
+def measure_farm(size: Size) -> None:
+    """How much more two proxies behind HAProxy carry than one, each a quarter of the time."""
+    rates: dict[str, list[float]] = {name: [] for name in FARMS}
+    with ExitStack() as stack:
+        asks = {name: settled(Way(name, stack), SMALL) for name in FARMS}
+        for _ in range(size.rounds):
+            for name, ask in asks.items():
+                seconds, _ = ask("play_closed", size.stored, FARM_IN_FLIGHT)
+                rates[name].append(size.stored / seconds)
+    print(
+        f"Behind HAProxy, each proxy runs {SLICE_SECONDS * 1000:g} of {SLICES * SLICE_SECONDS * 1000:g} ms."
+    )
+    rows = [("proxies", "Calls/s")] + [(name, f"{median(found):,.0f}") for name, found in rates.items()]
+    table(rows)
+    more = median(two / one for one, two in zip(*rates.values(), strict=True))
+    tell("Calls a second of two proxies, times one's", more, least=LEAST_TWO)
+
+
 def write_state(path: Path, sessions: int) -> None:
     """Write a state file as a proxy leaves it behind: ten sessions a charger, one of them open."""
     file, now = p.StateFile(path), p.current_instant()
@@ -831,6 +956,8 @@ MEASUREMENTS = {
     "secure": measure_secure,
     "stored": measure_stored,
     "neighbours": measure_neighbours,
+    "watched": measure_watched,
+    "farm": measure_farm,
     "start": measure_start,
 }
 

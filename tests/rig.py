@@ -376,9 +376,9 @@ class House:
             await self.process.wait()
 
 
-def ini_of(settings: dict[str, object]) -> str:
+def ini_of(settings: dict[str, object], status_port: int = 0) -> str:
     """Return an ini with these settings, each in its section."""
-    text = "[status]\nport = 0\n"
+    text = f"[status]\nport = {status_port}\n"
     for section in ("logging", "host", "ext-server"):
         named = [name for name in settings if name in p.SECTIONS[section]]
         text += f"[{section}]\n" + "".join(f"{name} = {settings[name]}\n" for name in named)
