@@ -4288,6 +4288,12 @@ class Resolver:
             return  # The loop is closed: nobody waits any more.
 
 
+@lru_cache(256)  # Of the servers of the ini: each is dialled again and again.
+def uri_of(url: str) -> WebSocketURI:
+    """Return the parts of a server's address."""
+    return parse_uri(url)
+
+
 class Dialer:
     """Opens links to servers: a bounded number at a time, with one SSL context for all links of a server."""
 
@@ -4313,7 +4319,8 @@ class Dialer:
     ) -> Link:
         """Return an open link that waits for its user. Raises DialError."""
         name = server.id or charger_id
-        uri = parse_uri(f"{server.url}/{urllib.parse.quote(name, safe='')}")
+        base = uri_of(server.url)
+        uri = replace(base, path=f"{base.path.rstrip('/')}/{urllib.parse.quote(name, safe='')}")
         subprotocols = [Subprotocol(offer) for offer in offers]
         protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=self.max_size, logger=LIBRARY_LOG)
         if peer is Peer.SECONDARY and self.open >= self.most:
@@ -5608,7 +5615,8 @@ class Relay:
 TICK_SECONDS = 0.5  # How often deadlines are looked at.
 LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
-BACKLOG = 512  # Connections that the system accepts ahead of the proxy.
+BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
+ACCEPTS_AT_ONCE = 64  # Where files are short, asyncio tries so many in vain, and complains of each.
 MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the process allows fewer.
 # Connections whose request is not complete; beyond it the oldest is cut. They may take the places of chargers
 # that are not here, so that many chargers can come at once; one in eight files is theirs alone.
@@ -5726,8 +5734,11 @@ class Proxy:
             lambda: incoming_link(host.max_size, self._connected),
             host.addr,
             host.port,
-            backlog=BACKLOG,
+            backlog=ACCEPTS_AT_ONCE,
         )
+        for listener in self.server.sockets:
+            with closing(listener.dup()) as same:
+                same.listen(BACKLOG)
         self.tasks.start(self._watchdog(), "watchdog")
         for memory in list(self.journal.memories.values()):
             if memory.is_owed:
@@ -7178,6 +7189,7 @@ def is_own_name(host: str, addr: str) -> bool:
 
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE = 0, 1, 2
 MAX_LOG_RECORDS = 10_000  # That wait for a stderr that does not take them; beyond it they are counted.
+LINES_AT_ONCE = 100  # That are written with one call.
 MAX_LOG_LINE = 2_000  # Characters.
 MAX_MET_BADGES = 500  # That are masked wherever they stand.
 MIN_MET_BADGE = 6  # Characters.
@@ -7264,33 +7276,40 @@ class LogWriter(logging.Handler):
         super().__init__()
         self.setFormatter(SafeFormatter("%(asctime)s %(levelname)-7s %(message)s"))
         self.addFilter(REDACTOR)  # For the lines of other loggers.
-        self.lines: queue.Queue[str | None] = queue.Queue(MAX_LOG_RECORDS)
-        self.lost = 0  # Lines that found the queue full.
+        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # MAX_LOG_RECORDS.
+        self.lost = 0  # Lines that found the queue full, or stderr failing.
         self.thread = threading.Thread(target=self._write, name="log", daemon=True)
         self.thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self.lines.put_nowait(self.format(record))
-        except queue.Full:
+        if self.lines.qsize() < MAX_LOG_RECORDS:
+            self.lines.put(self.format(record))
+        else:
             self.lost += 1
 
     def _write(self) -> None:
         while (line := self.lines.get()) is not None:
-            if self.lost:
-                line, self.lost = f"{line}\n({self.lost} log lines were lost: stderr was not read)", 0
-            try:
-                # Straight to the descriptor: sys.stderr's lock would be held for as long as nobody reads.
-                os.write(2, f"{line}\n".encode())
-            except OSError:  # A full disk; there may be room again for the next one.
-                self.lost += 1
+            lines = [line]
+            while self.lines.qsize() and len(lines) < LINES_AT_ONCE:  # A herd writes thousands.
+                if (line := self.lines.get()) is None:
+                    self.lines.put(None)  # The end, for the loop above.
+                    break
+                lines.append(line)
+            self._write_lines(lines)
+
+    def _write_lines(self, lines: list[str]) -> None:
+        lost = [f"({self.lost} log lines were lost: stderr was not read)"] if self.lost else []
+        try:
+            # Straight to the descriptor: sys.stderr's lock would be held for as long as nobody reads.
+            os.write(2, "\n".join([*lines, *lost, ""]).encode())
+        except OSError:  # A full disk; there may be room again for the next ones.
+            self.lost += len(lines)
+        else:
+            self.lost = 0 if lost else self.lost
 
     def close(self) -> None:
         """Give the last lines a moment to be written."""
-        try:
-            self.lines.put_nowait(None)
-        except queue.Full:
-            return
+        self.lines.put(None)
         self.thread.join(FLUSH_SECONDS)
         super().close()
 

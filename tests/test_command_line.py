@@ -480,6 +480,20 @@ def test_a_log_on_a_full_disk_goes_on_when_there_is_room(capfd: pytest.CaptureFi
     assert capfd.readouterr().err == "second\n(1 log lines were lost: stderr was not read)\n"
 
 
+def test_many_lines_are_written_at_once_and_none_is_missing() -> None:
+    """Whatever comes in together, in order, to the last one before the end."""
+    with patch.object(threading.Thread, "start"):
+        writer = p.LogWriter()
+    wanted = [f"line {number}" for number in range(3 * p.LINES_AT_ONCE // 2)]
+    for line in [*wanted, None]:
+        writer.lines.put(line)
+    calls: list[bytes] = []
+    with patch.object(os, "write", lambda _, data: calls.append(data)):
+        writer._write()
+    assert b"".join(calls).decode().splitlines() == wanted
+    assert len(calls) == 2
+
+
 def test_lines_that_nobody_reads_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
     """The queue of log lines has a bound; what was lost is told with the next line."""
     writer = p.LogWriter()
@@ -488,7 +502,8 @@ def test_lines_that_nobody_reads_are_counted(capfd: pytest.CaptureFixture[str]) 
     writer.close()
     told = capfd.readouterr().err
     assert "hello\n(3 log lines were lost: stderr was not read)\n" in told
-    writer.lines.queue.extend([""] * p.MAX_LOG_RECORDS)
+    for _ in range(p.MAX_LOG_RECORDS):
+        writer.lines.put("")
     writer.emit(logging.LogRecord("proxy", logging.INFO, "", 0, "hello", (), None))
     assert writer.lost == 1
     writer.close()
