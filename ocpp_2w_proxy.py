@@ -3823,7 +3823,7 @@ MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread before it is cut 
 # What a peer may send for long, and at once. Beyond it the proxy reads no more for a while, so that a flood
 # fills the buffers of its sender, and slows nobody else. Chargers wait for each answer, and so do servers.
 FRAMES_PER_SECOND = 200.0
-FRAMES_AHEAD = 1000.0
+FRAMES_AHEAD = 300.0
 BYTES_PER_FRAME = 4096  # Longer ones count as several.
 MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is forgotten.
 MAX_FILES = 2**20  # Open at once, where the system sets no limit.
