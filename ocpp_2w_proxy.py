@@ -5612,7 +5612,8 @@ class Relay:
 # do, and ends it all.
 # ---------------------------------------------------------------------------------------------------------
 
-TICK_SECONDS = 0.5  # How often deadlines are looked at.
+TICK_SECONDS = 0.5  # How often deadlines are looked at,
+RELAYS_AT_ONCE = 100  # those of so many chargers in one turn of the loop.
 LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
@@ -6051,8 +6052,10 @@ class Proxy:
             is_watching = now >= self.watch_at
             if is_watching:
                 self.watch_at = now + self.config.host.watchdog_interval
-            for charger_id, relay in list(self.relays.items()):
-                if relay.is_idle:
+            for number, (charger_id, relay) in enumerate(list(self.relays.items()), 1):
+                if number % RELAYS_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # Let the others have a turn.
+                if relay.is_idle and self.relays.get(charger_id) is relay:
                     relay.memory.is_in_use = False
                     del self.relays[charger_id]
                     continue

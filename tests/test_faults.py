@@ -204,6 +204,23 @@ async def test_a_charger_that_goes_takes_its_connections_with_it(way: str) -> No
         await eventually(lambda: proxy.relays == {})
 
 
+async def test_the_watchdog_looks_at_a_few_chargers_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And at all of them: those that are gone are let go, the others are pinged."""
+    monkeypatch.setattr(p, "RELAYS_AT_ONCE", 1)
+    monkeypatch.setattr(p, "TICK_SECONDS", 0.01)
+    async with house(host="ping_interval = 0.1") as (proxy, *_):
+        async with charger(proxy, "STAYS") as stays:
+            for name in ("A", "B", "C"):
+                async with charger(proxy, name):
+                    pass
+            await eventually(lambda: list(proxy.relays) == ["STAYS"])
+            link = proxy.relays["STAYS"].link
+            assert link is not None
+            pinged = link.ping_at
+            await eventually(lambda: link.ping_at > pinged)
+            await stays.calls("h", "Heartbeat")
+
+
 async def test_a_charger_that_is_not_seen_is_closed_by_the_watchdog() -> None:
     """It neither sends nor answers Pings."""
     async with house(host=SHORT) as (proxy, _, _), charger(proxy) as cp:
