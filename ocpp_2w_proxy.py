@@ -1545,6 +1545,7 @@ REQUEST_SECONDS = DAY  # Reports on a request may come for so long.
 ACCEPTED_SECONDS = 3600.0  # A server's last word on a badge stands in for it for so long.
 SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
 
+OF_ITS_STOP = "its stop: "  # What a server's words against the stop of a session begin with.
 MAX_FIELD = 255  # Characters of a badge or an id; those of OCPP 2.1 have at most so many.
 MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot or start's answer, or of all statuses, that are kept.
 
@@ -2516,8 +2517,11 @@ class Router:
     def _note_refusal(self, call: Call, message: Message, words: str) -> None:
         """Keep for people what a server has against a session; a badge that it blocks at a stop is none."""
         session, is_error = call.session, message.type is MessageType.CALLERROR
-        if session and (call.content.is_start or (call.content.is_stop and is_error)):
+        if session and call.content.is_start:
             session.refused = words
+            self._save(session)
+        elif session and call.content.is_stop and is_error and not (session.delivered or session.refused):
+            session.refused = f"{OF_ITS_STOP}{words}"
             self._save(session)
 
     def _as_told(self, message: Message, session: Session) -> str:
@@ -2553,6 +2557,8 @@ class Router:
             session.has_verdict = session.has_verdict or call.kind is Kind.RELAYED
             self._learn_start(session, message.payload)
         if call.content.is_stop:
+            if session.refused.startswith(OF_ITS_STOP):
+                session.refused = ""  # It was sent again, and accepted.
             session.delivered = now.utc
             self._save(session)
 
@@ -2949,7 +2955,15 @@ MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError)  # What rows of
 APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
 SCHEMA_VERSION = 2
 # What makes of a file of this version one of the next.
-MIGRATIONS = {1: "ALTER TABLE chargers ADD COLUMN seen REAL NOT NULL DEFAULT 0"}
+MIGRATIONS = {
+    1: (
+        "ALTER TABLE chargers ADD COLUMN seen REAL NOT NULL DEFAULT 0",
+        "UPDATE chargers SET seen = coalesce("
+        "(SELECT max(touched) FROM sessions WHERE sessions.charger = chargers.charger), strftime('%s') + 0)",
+        # It was set by the start, too.
+        "UPDATE sessions SET delivered = NULL WHERE ended IS NULL OR delivered < ended",
+    )
+}
 SCHEMA = """
 CREATE TABLE chargers (
     charger TEXT PRIMARY KEY,
@@ -3241,7 +3255,8 @@ class StateFile:
                 run(statement)
             run(f"PRAGMA application_id = {APPLICATION_ID}")
         for older in range(version, SCHEMA_VERSION) if tables else ():
-            run(MIGRATIONS[older])
+            for statement in MIGRATIONS[older]:
+                run(statement)
         run(f"PRAGMA user_version = {SCHEMA_VERSION}")
         run("CREATE INDEX IF NOT EXISTS sessions_by_begin ON sessions (begun)")
         run("COMMIT")
@@ -4330,8 +4345,8 @@ class Dialer:
         self.open += 1
         is_done = False
         try:
+            await self._turn(peer)
             async with asyncio.timeout(DIAL_SECONDS), self.places[peer]:
-                await self._turn(peer)
                 await self._open(link, server, uri)
                 link.request(self._request(protocol, server, name, credentials))
                 await link.handshake
@@ -7301,14 +7316,17 @@ class LogWriter(logging.Handler):
             self._write_lines(lines)
 
     def _write_lines(self, lines: list[str]) -> None:
-        lost = [f"({self.lost} log lines were lost: stderr was not read)"] if self.lost else []
+        told = self.lost
+        lost = [f"({told} log lines were lost: stderr was not read)"] if told else []
+        data = "\n".join([*lines, *lost, ""]).encode()
         try:
-            # Straight to the descriptor: sys.stderr's lock would be held for as long as nobody reads.
-            os.write(2, "\n".join([*lines, *lost, ""]).encode())
+            while data:  # Not all of it may be taken at once.
+                # Straight to the descriptor: sys.stderr's lock would be held for as long as nobody reads.
+                data = data[os.write(2, data) :]
         except OSError:  # A full disk; there may be room again for the next ones.
-            self.lost += len(lines)
+            self.lost += data.count(b"\n") - len(lost)
         else:
-            self.lost = 0 if lost else self.lost
+            self.lost -= told
 
     def close(self) -> None:
         """Give the last lines a moment to be written."""

@@ -940,6 +940,21 @@ MUTATIONS = [
         "session.has_verdict = True",
     ),
     Mutation(
+        "a stop that was accepted in the end shows as refused",
+        'session.refused = ""  # It was sent again',
+        "pass  # It was sent again",
+    ),
+    Mutation(
+        "a stop that was accepted shows as refused by its repeat",
+        "and not (session.delivered or session.refused):",
+        "and not session.refused:",
+    ),
+    Mutation(
+        "what a server has against a start is not kept",
+        "            session.refused = words\n            self._save(session)\n        elif",
+        "            pass\n        elif",
+    ),
+    Mutation(
         "a session does not show that it was delivered",
         "            session.delivered = now.utc\n",
         "            pass\n",

@@ -487,11 +487,33 @@ def test_many_lines_are_written_at_once_and_none_is_missing() -> None:
     wanted = [f"line {number}" for number in range(3 * p.LINES_AT_ONCE // 2)]
     for line in [*wanted, None]:
         writer.lines.put(line)
-    calls: list[bytes] = []
-    with patch.object(os, "write", lambda _, data: calls.append(data)):
+    taken = b""
+
+    def take(_: int, data: bytes) -> int:
+        nonlocal taken
+        taken += data[:1000]
+        return len(data[:1000])
+
+    with patch.object(os, "write", take):
         writer._write()
-    assert b"".join(calls).decode().splitlines() == wanted
-    assert len(calls) == 2
+    assert taken.decode().splitlines() == wanted
+
+
+def test_of_lines_that_are_written_together_those_that_were_not_are_counted() -> None:
+    """And those that are lost meanwhile are told of later."""
+    with patch.object(threading.Thread, "start"):
+        writer = p.LogWriter()
+    writer.lost = 2
+
+    def fail(_: int, data: bytes) -> int:
+        if not data.startswith(b"one"):
+            raise OSError(28, "No space left on device")
+        writer.lost += 1  # By somebody who logs just now.
+        return len(b"one\n")
+
+    with patch.object(os, "write", fail):
+        writer._write_lines(["one", "two", "three"])
+    assert writer.lost == 2 + 1 + 2
 
 
 def test_lines_that_nobody_reads_are_counted(capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
 from tests.peers import PATIENCE, charger, deaf, eventually, house, running, server
+from tests.plays import config_of
 
 
 async def refused(proxy: p.Proxy, charger_id: str = "CP1", **options: object) -> tuple[int, dict[str, str]]:
@@ -538,3 +539,27 @@ async def test_secondaries_stand_back_while_chargers_are_being_let_in(
     await dialer._turn(p.Peer.SECONDARY)
     most = round(p.STAND_BACK_SECONDS / p.CALM_SECONDS)
     assert slept == [p.CALM_SECONDS] * (most if calm_after is None else calm_after)
+
+
+async def test_a_secondary_that_stands_back_takes_no_place_and_no_time_of_its_dial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many stand back: each is dialled in the end, and none is blamed."""
+    monkeypatch.setattr(p, "DIAL_SECONDS", 0.5)
+    monkeypatch.setattr(p, "MAX_SECONDARY_DIALS", 1)
+    monkeypatch.setattr(p, "STAND_BACK_SECONDS", 1.0)
+    async with server() as secondary:
+        dialer, config = p.Dialer(1024), config_of(f"[ext-server]\nserver = {secondary.url}\n")
+        dialer.primary_at = (
+            asyncio.get_running_loop().time() + 60
+        )  # As if primaries were dialled all the time.
+        links = await asyncio.gather(
+            *(
+                dialer.dial(p.Peer.SECONDARY, config.default.primary, f"CP{n}", ["ocpp1.6"], p.Credentials())
+                for n in range(5)
+            )
+        )
+        assert all(link.is_open for link in links)
+        for link in links:
+            link.abort()
+            await link.ended

@@ -773,3 +773,55 @@ def test_an_event_whose_number_is_none_repeats_no_other() -> None:
     stage.charger.calls("1", "TransactionEvent", eventType="Started", seqNo=1, **info)
     stage.charger.calls("2", "TransactionEvent", eventType="Updated", seqNo=True, **info)
     assert [len(calls) for calls in stage.memory.stored.values()] == [2]
+
+
+# What a server that answers the charger itself has against a session: kept, for people to see.
+
+
+def test_what_a_server_has_against_a_start_is_kept_until_it_accepts_it() -> None:
+    """The charger has heard it, and may try again."""
+    stage = Stage()
+    stage.starts("PRIM1", "1")
+    stage.primary.errs("1")
+    (session,) = stage.memory.sessions.values()
+    assert session.refused == "CallError InternalError"
+    stage.starts("PRIM1", "2")
+    stage.primary.answers("2", transactionId=7, idTagInfo={"status": "Accepted"})
+    assert [session.refused for session in stage.memory.sessions.values()] == [""]
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ({}, ""),
+        ({"idTagInfo": {"status": "Expired"}}, ""),
+        (None, "its stop: CallError InternalError out of order"),
+    ],
+)
+def test_a_stop_is_refused_by_a_call_error_alone(answer: dict[str, Any] | None, refused: str) -> None:
+    """A badge that has expired meanwhile has been stopped all the same."""
+    stage = Stage()
+    number = stage.primary_session()
+    stage.charger.calls("e", "StopTransaction", transactionId=number, meterStop=1, timestamp="t")
+    if answer is None:
+        stage.primary.says('[4,"e","InternalError","out of order",{}]')
+    else:
+        stage.primary.answers("e", **answer)
+    session = stage.memory.sessions[number]
+    assert (session.refused, session.delivered is None) == (refused, bool(refused))
+
+
+@pytest.mark.parametrize("accepted_first", [True, False])
+def test_a_stop_that_is_accepted_once_is_accepted(accepted_first: bool) -> None:
+    """Whatever the server says to its repeat; a start that it has refused stays refused."""
+    stage = Stage()
+    number = stage.primary_session()
+    for message_id in ("1", "2"):
+        stage.charger.calls(message_id, "StopTransaction", transactionId=number, meterStop=1, timestamp="t")
+        if (message_id == "1") == accepted_first:
+            stage.primary.answers(message_id)
+        else:
+            stage.primary.errs(message_id)
+    session = stage.memory.sessions[number]
+    assert session.delivered is not None
+    assert session.refused == ""

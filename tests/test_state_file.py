@@ -230,13 +230,19 @@ def test_what_cannot_be_understood_is_set_aside(
 def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
     """Whatever waits in it is delivered."""
     path = tmp_path / "state.db"
-    filled(path, "ALTER TABLE chargers DROP COLUMN seen; PRAGMA user_version = 1")
+    before = (
+        "ALTER TABLE chargers DROP COLUMN seen; UPDATE sessions SET delivered = begun, ended = begun + 600;"
+    )
+    filled(path, f"{before} PRAGMA user_version = 1")
     journal = p.Journal.open(path, p.current_instant)
     assert journal.file is not None
     try:
         assert unreadable(path) == []
-        assert [len(calls) for calls in journal.memories["CP1"].stored.values()] == [1]
-        assert journal.memories["CP1"].seen == 0
+        memory = journal.memories["CP1"]
+        assert [len(calls) for calls in memory.stored.values()] == [1]
+        (session,) = memory.sessions.values()
+        assert session.delivered is None  # Only its start was: the first version took that for it.
+        assert memory.seen == pytest.approx(1_800_001_000)  # When its session was last heard of.
     finally:
         journal.file.close()
 

@@ -331,27 +331,6 @@ async def test_a_page_sees_what_a_primary_has_against_a_session() -> None:
         assert session["words"] == "status Blocked"
 
 
-@pytest.mark.parametrize(
-    ("answer", "refused"),
-    [
-        ({}, ""),
-        ({"idTagInfo": {"status": "Expired"}}, ""),
-        (None, "CallError InternalError out of order"),
-    ],
-)
-def test_a_stop_is_refused_by_a_call_error_alone(answer: dict[str, Any] | None, refused: str) -> None:
-    """A badge that has expired meanwhile has been stopped all the same."""
-    stage = Stage()
-    number = stage.primary_session()
-    stage.charger.calls("e", "StopTransaction", transactionId=number, meterStop=1, timestamp="t")
-    if answer is None:
-        stage.primary.says('[4,"e","InternalError","out of order",{}]')
-    else:
-        stage.primary.answers("e", **answer)
-    session = stage.memory.sessions[number]
-    assert (session.refused, session.delivered is None) == (refused, bool(refused))
-
-
 async def test_a_page_shows_the_messages_that_were_refused() -> None:
     """Also those of a session that nobody here knows: kept, shown, and sent to nobody."""
     async with watched() as (status, *_, secondary), charger(status.proxy) as cp, viewer(status) as page:
