@@ -254,7 +254,7 @@ MUTATIONS = [
         'claimed it: {why}", claim=claim)',
     ),
     Mutation(
-        "a status goes to the owner of the session on its connector",
+        "a report on an EVSE goes to the owner of the session there",
         "if not said.facts.by_connector or said.connector is None:",
         "if said.connector is None:",
     ),

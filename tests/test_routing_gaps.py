@@ -825,3 +825,19 @@ def test_a_stop_that_is_accepted_once_is_accepted(accepted_first: bool) -> None:
     session = stage.memory.sessions[number]
     assert session.delivered is not None
     assert session.refused == ""
+
+
+def test_a_report_on_an_evse_does_not_belong_to_the_session_there() -> None:
+    """Only meter values and charging needs do."""
+    stage = Stage(version="ocpp2.0.1")
+    started = {
+        "eventType": "Started",
+        "seqNo": 0,
+        "transactionInfo": {"transactionId": "T"},
+        "evse": {"id": 1},
+    }
+    stage.charger.calls("1", "TransactionEvent", **started, idToken={"idToken": "SECO1", "type": "ISO14443"})
+    assert stage.memory.connectors[1].owner is p.Peer.SECONDARY
+    event = {"eventId": 1, "component": {"name": "EVSE", "evse": {"id": 1}}}
+    stage.charger.calls("2", "NotifyEvent", seqNo=0, generatedAt="t", eventData=[event])
+    assert stage.primary.hears_call()[1] == "NotifyEvent"
