@@ -89,9 +89,9 @@ import websockets
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake
-from websockets.frames import Frame, Opcode
+from websockets.frames import Frame, Opcode, apply_mask  # type: ignore[attr-defined]
 from websockets.http11 import Request, Response
-from websockets.protocol import SEND_EOF, State
+from websockets.protocol import SEND_EOF, Side, State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI, parse_uri
@@ -3865,6 +3865,59 @@ LIBRARY_LOG = logging.getLogger("proxy.websockets")
 LIBRARY_LOG.setLevel(logging.WARNING)
 
 
+# Nearly every frame is a text that comes whole and alone, and every text goes out in one frame. These take
+# half the time that the library's way takes, which is made for all frames (RFC 6455 5.2).
+
+TEXT_FRAME = 0x80 | Opcode.TEXT  # The first byte of a frame that holds a whole text.
+IS_MASKED = 0x80  # In the second byte; the rest of it is the length, or
+LENGTH_16, LENGTH_64 = 126, 127  # where that is written behind it.
+
+
+def lone_text(data: bytes, is_masked: bool) -> bytes | None:
+    """Return the text of the one frame that this is; None if it is anything else, or not all of a frame."""
+    if len(data) < 6 or data[0] != TEXT_FRAME:
+        return None
+    length, start = data[1] - is_masked * IS_MASKED, 2
+    if length == LENGTH_16:
+        length, start = int.from_bytes(data[2:4], "big"), 4
+    elif length >= LENGTH_64:
+        return None
+    start += 4 * is_masked
+    if start + length != len(data):
+        return None
+    return apply_mask(data[start:], data[start - 4 : start]) if is_masked else data[start:]
+
+
+def text_frame(data: bytes, is_masked: bool) -> bytes:
+    """Return the frame of a text."""
+    length, bit = len(data), is_masked * IS_MASKED
+    if length < LENGTH_16:
+        head = bytes((TEXT_FRAME, bit | length))
+    elif length < 2**16:
+        head = bytes((TEXT_FRAME, bit | LENGTH_16)) + length.to_bytes(2, "big")
+    else:
+        head = bytes((TEXT_FRAME, bit | LENGTH_64)) + length.to_bytes(8, "big")
+    if not is_masked:
+        return head + data
+    mask = next(MASKS)
+    return head + mask + apply_mask(data, mask)
+
+
+def frame_length(length: int, is_masked: bool) -> int:
+    """Return how long a frame of so many bytes is, in bytes."""
+    return length + 2 + (2 if length >= LENGTH_16 else 0) + (6 if length >= 2**16 else 0) + 4 * is_masked
+
+
+def masks() -> Iterator[bytes]:
+    """Yield what nobody can guess (RFC 6455 5.3), many out of one question to the system."""
+    while True:
+        page = secrets.token_bytes(4096)
+        yield from (page[at : at + 4] for at in range(0, len(page), 4))
+
+
+MASKS = masks()
+
+
 class DialError(Exception):
     """A server cannot be reached or does not want this connection."""
 
@@ -3921,6 +3974,7 @@ class Link(asyncio.BufferedProtocol):
         on_connected: Callable[[Link], None] | None = None,
     ) -> None:
         self.protocol = protocol
+        self.is_client = protocol.side is Side.CLIENT  # What it sends is masked, what it gets is not.
         self.on_connected = on_connected
         self.loop = asyncio.get_running_loop()
         self.handshake: asyncio.Future[Request | Response] = self.loop.create_future()
@@ -3928,6 +3982,7 @@ class Link(asyncio.BufferedProtocol):
         self.user: LinkUser | None = None  # Set by attach; texts that come before it wait in `early`.
         self.early: list[str] = []  # From MAX_EARLY on, reading is paused.
         self.early_bytes = 0  # All that has come in before it; from MAX_EARLY_BYTES on, too.
+        self.unparsed = 0  # Bytes that the library has got beyond whole frames; at 0 the next begins one.
         self.fragments: list[bytes] = []  # Of the message that comes in; MAX_FRAGMENTS, max_size.
         self.budget = FRAMES_AHEAD  # Frames that may come before reading is paused; grows with time.
         self.budget_at = self.loop.time()  # Monotonic seconds; when it was that.
@@ -4002,8 +4057,7 @@ class Link(asyncio.BufferedProtocol):
     def send(self, text: str) -> None:
         """Send a text, if the connection is open."""
         if self.protocol.state is State.OPEN:
-            self.protocol.send_text(text.encode())
-            self._flush()
+            self._write(text_frame(text.encode(), self.is_client))
 
     def keep_alive(self, now: float, interval: float) -> None:
         """Send a Ping if it is time for one."""
@@ -4095,9 +4149,17 @@ class Link(asyncio.BufferedProtocol):
         return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(RECEIVE_BUFFER[:nbytes])
         self.budget -= nbytes / BYTES_PER_FRAME
-        self.protocol.receive_data(bytes(RECEIVE_BUFFER[:nbytes]))
-        self._process()
+        is_between = self.protocol.state is State.OPEN and not (self.unparsed or self.fragments)
+        text = lone_text(data, not self.is_client) if is_between else None
+        if text is not None:
+            self._note_frame()
+            self._text(text)
+        else:
+            self.unparsed += nbytes
+            self.protocol.receive_data(data)
+            self._process(data)
         if self.budget < 0:
             self._slow_down()
         if self.user is None:
@@ -4129,11 +4191,11 @@ class Link(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         self.protocol.receive_eof()
-        self._process()
+        self._process(b"")
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.protocol.receive_eof()
-        self._process()
+        self._process(b"")
         self.ended.set_result(None)
         for timer in (self.cutter, self.slowed):
             if timer:
@@ -4147,12 +4209,15 @@ class Link(asyncio.BufferedProtocol):
 
     # What comes in and what goes out.
 
-    def _process(self) -> None:
+    def _process(self, data: bytes) -> None:
+        """Do what has come in whole with this data."""
         for event in self.protocol.events_received():
             if isinstance(event, Frame):
                 self._frame(event)
             elif self.protocol.handshake_exc is None and not self.handshake.done():
                 self.opened = self.loop.time()
+                if data.endswith(b"\r\n\r\n"):  # Else frames came with it: where one begins, nobody knows.
+                    self.unparsed = 0
                 self.handshake.set_result(event)
             elif isinstance(event, Response):
                 phrase = ascii(event.reason_phrase[:80]).strip("'")
@@ -4164,9 +4229,13 @@ class Link(asyncio.BufferedProtocol):
             self._fail_handshake(DialError(f"no HTTP: {self.protocol.handshake_exc}"))
         self._flush()
 
-    def _frame(self, frame: Frame) -> None:
+    def _note_frame(self) -> None:
         self.seen = self.loop.time()
         self.budget -= 1.0
+
+    def _frame(self, frame: Frame) -> None:
+        self._note_frame()
+        self.unparsed -= frame_length(len(frame.data), not self.is_client)
         if frame.opcode is Opcode.PONG:
             self.has_ponged = True
             waiters, self.pong_waiters = self.pong_waiters, []
@@ -4206,6 +4275,7 @@ class Link(asyncio.BufferedProtocol):
     def _fail(self, code: int, reason: str) -> None:
         if self.protocol.state is State.OPEN:
             self.protocol.fail(code, reason)
+            self._flush()
 
     def _flush(self) -> None:
         """Write what the protocol has to say; cut off a peer that does not read."""
@@ -4218,13 +4288,18 @@ class Link(asyncio.BufferedProtocol):
             self.abort("its handshake is unfit")
             return
         if data := b"".join(chunks):
-            self.transport.write(data)
-        if self.transport.get_write_buffer_size() - len(data) > MAX_WRITE_BUFFER:
-            self.abort("it does not read what it is sent")
-        elif SEND_EOF in chunks:
+            self._write(data)
+        if SEND_EOF in chunks and not self.transport.is_closing():
             self._end()
         if self.cutter is None and self.protocol.close_expected():
             self.cutter = self.loop.call_later(self.close_seconds, self.abort)
+
+    def _write(self, data: bytes) -> None:
+        """Write; cut off a peer that does not read."""
+        if self.transport and not self.transport.is_closing():
+            self.transport.write(data)
+            if self.transport.get_write_buffer_size() - len(data) > MAX_WRITE_BUFFER:
+                self.abort("it does not read what it is sent")
 
     def _end(self) -> None:
         assert self.transport is not None

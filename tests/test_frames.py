@@ -1,0 +1,235 @@
+"""Texts in frames of our own making: whatever comes, a link hears what the library alone would have heard."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
+
+import ocpp_2w_proxy as p
+from tests.fuzz import Pipe
+
+URI = parse_uri("ws://server.example/CP1")
+MAX_SIZE = 1024  # The least that the ini allows.
+EDGES = [0, 1, 125, 126, 127, 128, 1000, 2**16 - 1, 2**16, 2**16 + 1]
+
+texts = st.builds(
+    bytes.__mul__, st.sampled_from([b"", b"x", b"[2,", "ä€".encode(), b"\xff"]), st.integers(0, 400)
+)
+opcodes = st.sampled_from([Opcode.TEXT] * 6 + list(Opcode))
+
+
+@dataclass
+class Heard:
+    """What the user of a link hears, and what its peer is sent."""
+
+    texts: list[str] = field(default_factory=list)
+    closed: int = 0
+    written: list[bytes] = field(default_factory=list)
+    sent: bytes = b""  # All that was written before the peer hung up.
+    budget: float = 0.0
+    state: str = ""
+
+    def link_received(self, _link: p.Link, text: str) -> None:
+        self.texts.append(text)
+
+    def link_closed(self, _link: p.Link) -> None:
+        self.closed += 1
+
+
+class Recorder(Pipe):
+    """A transport that notes what is written."""
+
+    def __init__(self, heard: Heard) -> None:
+        super().__init__()
+        self.heard = heard
+
+    def write(self, data: Any) -> None:
+        super().write(data)
+        self.heard.written.append(bytes(data))
+
+
+def feed(link: p.Link, pieces: Iterable[bytes]) -> None:
+    """Let the bytes come in piece by piece, and no more at once than the buffer holds."""
+    most = len(p.RECEIVE_BUFFER)
+    for piece in pieces:
+        for part in (piece[at : at + most] for at in range(0, len(piece), most)):
+            link.get_buffer(-1)[: len(part)] = part
+            link.buffer_updated(len(part))
+
+
+@contextmanager
+def masked_with_zeros() -> Iterator[None]:
+    """Let the library's own masks be no difference between two plays."""
+    with mock.patch("secrets.token_bytes", bytes):
+        yield
+
+
+@contextmanager
+def only_the_library() -> Iterator[None]:
+    """Send all that comes in through the library's parser."""
+    with mock.patch.object(p, "lone_text", return_value=None):
+        yield
+
+
+async def heard(is_client: bool, pieces: list[bytes], early: int) -> Heard:
+    """Play a connection on which these bytes come; so many of the first piece with the handshake."""
+    result = Heard()
+    peer: Any
+    if is_client:
+        link = p.Link(ClientProtocol(URI, max_size=MAX_SIZE, logger=p.LIBRARY_LOG))
+        link.connection_made(Recorder(result))
+        assert isinstance(link.protocol, ClientProtocol)
+        link.request(link.protocol.connect())
+        peer = ServerProtocol()
+        peer.receive_data(b"".join(result.written))
+        peer.send_response(peer.accept(peer.events_received()[0]))
+        head = b"".join(peer.data_to_send())
+    else:
+        link = p.incoming_link(MAX_SIZE, lambda _: None)
+        link.connection_made(Recorder(result))
+        peer = ClientProtocol(URI)
+        peer.send_request(peer.connect())
+        head = b"".join(peer.data_to_send())
+    feed(link, [head + pieces[0][:early]])
+    request: Any = link.handshake.result()
+    if not is_client:
+        link.accept(link.answer_to(request), None)
+    result.written.clear()
+    link.attach(result)
+    feed(link, [pieces[0][early:], *pieces[1:]])
+    result.budget, result.state = link.budget, f"{link.protocol.state.name} {link.closed_by}"
+    result.sent = b"".join(result.written)
+    link.connection_lost(None)
+    return result
+
+
+@st.composite
+def frames(draw: st.DrawFn, is_masked: bool) -> bytes:
+    """A frame as a peer may send it, fit or not, now and then badly spelt."""
+    data, opcode = draw(texts), draw(opcodes)
+    if opcode >= Opcode.CLOSE:
+        data = data[:125]
+    is_fit = draw(st.integers(0, 9)) > 0
+    frame = Frame(opcode, data, draw(st.integers(0, 5)) > 0, rsv1=not is_fit and draw(st.booleans()))
+    with mock.patch.object(Frame, "check"):  # It would not let an unfit one go out.
+        spelt = frame.serialize(mask=is_masked is (is_fit or draw(st.booleans())))
+    if len(data) < 126 and draw(st.integers(0, 9)) == 0:  # A longer length than needed (RFC 6455 5.2).
+        spelt = spelt[:1] + bytes((spelt[1] & 0x80 | 126,)) + struct.pack("!H", len(data)) + spelt[2:]
+    return spelt
+
+
+@st.composite
+def pieces_of_frames(draw: st.DrawFn, is_masked: bool) -> list[bytes]:
+    """What comes in at once: most often a frame, else a part of one, or the end of one and the next."""
+    pieces = [b""]
+    for frame in draw(st.lists(frames(is_masked), min_size=1, max_size=8)):
+        cut = draw(st.just(len(frame)) | st.integers(0, len(frame)))
+        if draw(st.integers(0, 3)) == 0:
+            pieces[-1] += frame[:cut]
+        else:
+            pieces.append(frame[:cut])
+        pieces += filter(None, [frame[cut:]])
+    return pieces
+
+
+@given(st.data(), st.booleans(), st.just(0) | st.integers(0, 8))
+def test_a_link_hears_what_the_library_reads(data: st.DataObject, is_client: bool, early: int) -> None:
+    """Whole, in pieces, between Pings and fragments, fit or not: the short way and the library's agree."""
+    pieces = data.draw(pieces_of_frames(is_masked=not is_client))
+    with masked_with_zeros():
+        found = asyncio.run(heard(is_client, pieces, early))
+        with only_the_library():
+            assert found == asyncio.run(heard(is_client, pieces, early))
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+def test_texts_that_come_whole_skip_the_parser(is_client: bool) -> None:
+    """The library does not read a text that comes alone and whole, behind a Ping or a text in pieces, too."""
+    one, ping, two, three = (
+        Frame(opcode, data).serialize(mask=not is_client)
+        for opcode, data in (
+            (Opcode.TEXT, b"one"),
+            (Opcode.PING, b""),
+            (Opcode.TEXT, b"two"),
+            (Opcode.TEXT, b"three"),
+        )
+    )
+    with mock.patch.object(p, "lone_text", wraps=p.lone_text) as short_way:
+        found = asyncio.run(heard(is_client, [b"", one, ping, two[:2], two[2:], three], 0))
+    assert found.texts == ["one", "two", "three"]
+    assert [call.args[0] for call in short_way.call_args_list] == [one, ping, two[:2], three]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(b"\x81", id="a part of a head"),
+        pytest.param(b"\x81\x7e\x00", id="a part of a long head"),
+        pytest.param(b"\x81\x05four", id="a part of a text"),
+        pytest.param(b"\x81\x03four", id="a text and more"),
+        pytest.param(b"\x01\x04four", id="a fragment"),
+        pytest.param(b"\xc1\x04four", id="a compressed text"),
+        pytest.param(b"\x82\x04four", id="no text"),
+        pytest.param(b"\x81\x84\x00\x00\x00\x00four", id="a masked text"),
+        pytest.param(b"\x81\x7f" + (119).to_bytes(8, "big") + bytes(119), id="a length of eight bytes"),
+    ],
+)
+def test_all_else_is_left_to_the_library(frame: bytes) -> None:
+    """What is not one whole unmasked text of a server is not read the short way."""
+    assert p.lone_text(frame, is_masked=False) is None
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+def test_a_frame_that_began_with_the_handshake_ends_where_it_ends(is_client: bool) -> None:
+    """The rest of a text is no text, though it may look like one."""
+    with masked_with_zeros():
+        inner = Frame(Opcode.TEXT, b"inner").serialize(mask=not is_client)
+        outer = Frame(Opcode.TEXT, inner).serialize(mask=not is_client)
+        found = asyncio.run(heard(is_client, [outer], len(outer) - len(inner)))
+    assert found.texts == []
+    assert "is not UTF-8" in found.state, "it has been read as what it is"
+
+
+def test_a_text_between_fragments_is_a_mistake() -> None:
+    """A text that comes whole in the middle of another ends the connection (RFC 6455 5.4)."""
+    begun = Frame(Opcode.TEXT, b"begun", fin=False).serialize(mask=True)
+    found = asyncio.run(heard(False, [begun, Frame(Opcode.TEXT, b"whole").serialize(mask=True)], 0))
+    assert found.texts == []
+    assert "code 1002" in found.state
+
+
+@given(st.booleans(), st.sampled_from(EDGES) | st.integers(0, 2**17), st.binary(min_size=1, max_size=9))
+@example(is_client=True, length=0, pattern=b"x")
+def test_a_text_goes_out_in_one_frame_that_the_library_reads(
+    is_client: bool, length: int, pattern: bytes
+) -> None:
+    """What is sent is one whole text frame, masked where it goes to a server."""
+    data = (pattern * (length // len(pattern) + 1))[:length]
+    frame = p.text_frame(data, is_masked=is_client)
+    reader: Any = ServerProtocol(state=State.OPEN, max_size=2**20) if is_client else ClientProtocol(URI)
+    reader.parser = super(type(reader), reader).parse()
+    next(reader.parser)
+    reader.receive_data(frame)
+    (read,) = reader.events_received()
+    assert (read.opcode, bytes(read.data), read.fin) == (Opcode.TEXT, data, True)
+    assert len(frame) == p.frame_length(length, is_client)
+
+
+def test_masks_are_not_used_twice() -> None:
+    """Each frame to a server has a mask of its own (RFC 6455 5.3)."""
+    frames = [p.text_frame(b"", is_masked=True) for _ in range(3000)]
+    assert len(set(frames)) > 2990
