@@ -967,7 +967,7 @@ def has_more(text: str, path: TextPath) -> bool:
 
 def repeated(text: str, paths: Iterable[TextPath]) -> TextPath | None:
     """Return a path on which a key stands twice, so that two readers could see two different values."""
-    hides = ESCAPED_LETTER.search(text) is not None
+    hides = "\\u00" in text and ESCAPED_LETTER.search(text) is not None
     suspects = [path for path in paths if hides or has_more(text, path)]
     whole = DECODER_OF_PAIRS.decode(text) if suspects else None  # Rarely needed.
     for path in suspects:
@@ -1398,10 +1398,11 @@ class Content:
     @property
     def register(self) -> float | None:
         """The last reading of the energy register, in Wh."""
-        direct = value_at(self.payload, self.facts.meter)
-        samples = [{"value": direct}, *values_at(self.payload, self.facts.samples)]
-        readings = map(watt_hours, samples[: -MAX_SAMPLES - 1 : -1])
-        return next((reading for reading in readings if reading is not None), None)
+        for sample in values_at(self.payload, self.facts.samples)[: -MAX_SAMPLES - 1 : -1]:
+            reading = watt_hours(sample)
+            if reading is not None:
+                return reading
+        return watt_hours({"value": value_at(self.payload, self.facts.meter)})
 
     @property
     def reason(self) -> str:
@@ -1423,11 +1424,12 @@ MAX_SHORT = 200  # Characters of what is kept of what a charger says of itself.
 
 def watt_hours(sample: Any) -> float | None:
     """Return the reading of the energy register, if it is in this SampledValue (1.6 7.43, 2.0.1 2.45)."""
-    if type(sample) is not dict or sample.get("phase") or sample.get("measurand", REGISTER) != REGISTER:
+    if type(sample) is not dict or sample.get("measurand", REGISTER) != REGISTER or sample.get("phase"):
         return None
-    measure = sample.get("unitOfMeasure", {})  # 2.x; in 1.6 the unit stands in the sample, its value is text.
-    unit = value_at(measure, ("unit",)) or sample.get("unit", "Wh")
-    multiplier = integer(value_at(measure, ("multiplier",))) or 0
+    unit, multiplier = sample.get("unit", "Wh"), 0
+    if measure := sample.get("unitOfMeasure"):  # 2.x; 1.6 has the unit in the sample, and values as text.
+        unit = value_at(measure, ("unit",)) or unit
+        multiplier = integer(value_at(measure, ("multiplier",))) or 0
     if unit not in ("Wh", "kWh") or not -9 <= multiplier <= 9 or type(sample.get("value")) is bool:
         return None
     try:
@@ -4036,7 +4038,7 @@ class Link(asyncio.BufferedProtocol):
         self._forget_headers()
         early, self.early = self.early, []
         for text in early:
-            self._deliver(text)
+            user.link_received(self, text)
         if self.is_closed:
             user.link_closed(self)
         self._read_on()
@@ -4259,11 +4261,9 @@ class Link(asyncio.BufferedProtocol):
             text = data.decode()
         except UnicodeDecodeError:
             self._fail(1007, "text is not UTF-8")
-        else:
-            if text.strip():  # Some chargers send empty texts to keep the connection alive.
-                self._deliver(text)
-
-    def _deliver(self, text: str) -> None:
+            return
+        if not text or text.isspace():
+            return  # Some chargers send empty texts to keep the connection alive.
         if self.user:
             self.user.link_received(self, text)
             return
@@ -4715,7 +4715,7 @@ class Outbox:
         call.queued = now.seconds
         if call.kind is Kind.RELAYED and self._is_free():
             self._send(call, now)
-            self.owner.wake(self.due())
+            self.owner.wake(now.seconds + self._patience(call))
             return
         if self.stands_in:
             self._stand_in_where_due(now)  # Those that waited longer keep their place before this one.
@@ -4944,10 +4944,9 @@ class Outbox:
         if call is self.in_flight:
             self.in_flight = None
         if call.kind is Kind.RELAYED:
-            if call.action == "BootNotification":
-                self.boot_at = None  # The charger's own has taken the place of a repeated one.
-            self._count(outcome_of(message))
-            self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
+            self._relay(call, message, now)
+            if self._is_free() and self.is_wanted():
+                return  # Nothing waits, and nothing new is due.
         elif call.kind is Kind.NOTED:
             if words := self._learn(call, message, now):
                 log.warning("%s: answers %s to what the proxy accepted: %s", self.name, words, call.text)
@@ -4956,6 +4955,13 @@ class Outbox:
         elif call.action == "BootNotification" and call.kind is Kind.OWN:
             self._boot_answered(message, now)
         self._pump(now)
+
+    def _relay(self, call: Call, message: Message, now: Instant) -> None:
+        """Let the router decide on the answer to a relayed Call."""
+        if call.action == "BootNotification":
+            self.boot_at = None  # The charger's own has taken the place of a repeated one.
+        self._count(outcome_of(message))
+        self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
 
     def _count(self, outcome: Outcome) -> None:
         """Count a relayed Call of the charger."""
