@@ -21,13 +21,16 @@ from websockets.uri import parse_uri
 
 import ocpp_2w_proxy as p
 from tests.fuzz import Pipe
+from tests.peers import eventually
 
 URI = parse_uri("ws://server.example/CP1")
 MAX_SIZE = 1024  # The least that the ini allows.
 EDGES = [0, 1, 125, 126, 127, 128, 1000, 2**16 - 1, 2**16, 2**16 + 1]
 
 texts = st.builds(
-    bytes.__mul__, st.sampled_from([b"", b"x", b"[2,", "ä€".encode(), b"\xff"]), st.integers(0, 400)
+    bytes.__mul__,
+    st.sampled_from([b"", b"x", b"[2,", "ä€".encode(), b"\xff", b"\r\n\r\n"]),
+    st.integers(0, 400),
 )
 opcodes = st.sampled_from([Opcode.TEXT] * 6 + list(Opcode))
 
@@ -104,7 +107,7 @@ async def heard(is_client: bool, pieces: list[bytes], early: int) -> Heard:
         peer = ClientProtocol(URI)
         peer.send_request(peer.connect())
         head = b"".join(peer.data_to_send())
-    feed(link, [head + pieces[0][:early]])
+    feed(link, [head[:-2], head[-2:] + pieces[0][:early]])
     request: Any = link.handshake.result()
     if not is_client:
         link.accept(link.answer_to(request), None)
@@ -146,7 +149,7 @@ def pieces_of_frames(draw: st.DrawFn, is_masked: bool) -> list[bytes]:
     return pieces
 
 
-@given(st.data(), st.booleans(), st.just(0) | st.integers(0, 8))
+@given(st.data(), st.booleans(), st.just(0) | st.integers(0, 2000))
 def test_a_link_hears_what_the_library_reads(data: st.DataObject, is_client: bool, early: int) -> None:
     """Whole, in pieces, between Pings and fragments, fit or not: the short way and the library's agree."""
     pieces = data.draw(pieces_of_frames(is_masked=not is_client))
@@ -212,6 +215,54 @@ def test_a_text_between_fragments_is_a_mistake() -> None:
     assert "code 1002" in found.state
 
 
+class Answerer(Heard):
+    """Answers every text at once."""
+
+    def link_received(self, link: p.Link, text: str) -> None:
+        super().link_received(link, text)
+        link.send(f"answer to {text}")
+
+
+def opened(user: Heard) -> tuple[p.Link, Recorder]:
+    """Return the open link of a charger."""
+    link, transport = p.incoming_link(MAX_SIZE, lambda _: None), Recorder(user)
+    link.connection_made(transport)
+    peer = ClientProtocol(URI)
+    peer.send_request(peer.connect())
+    feed(link, peer.data_to_send())
+    request: Any = link.handshake.result()
+    link.accept(link.answer_to(request), None)
+    user.written.clear()
+    link.attach(user)
+    return link, transport
+
+
+async def test_a_pong_goes_out_before_the_answer_to_what_came_behind_its_ping() -> None:
+    """What the library has to say keeps its place."""
+    user = Answerer()
+    link, _ = opened(user)
+    texts = [Frame(opcode, b"1").serialize(mask=True) for opcode in (Opcode.PING, Opcode.TEXT)]
+    feed(link, [b"".join(texts)])
+    assert user.written == [
+        Frame(Opcode.PONG, b"1").serialize(mask=False),
+        Frame(Opcode.TEXT, b"answer to 1").serialize(mask=False),
+    ]
+
+
+@pytest.mark.parametrize("unread", [1, 2 * p.MAX_WRITE_BUFFER])
+async def test_a_peer_that_says_no_more_and_does_not_read_is_cut_off(
+    unread: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once where it has left too much unread, else after what a closing may take."""
+    monkeypatch.setattr(p, "CLOSE_SECONDS", 0.0)
+    link, transport = opened(Heard())
+    with mock.patch.object(Recorder, "get_write_buffer_size", return_value=unread):
+        link.eof_received()
+        assert transport.is_cut is (unread > 1)
+    await eventually(lambda: transport.is_cut)
+    link.connection_lost(None)
+
+
 @given(st.booleans(), st.sampled_from(EDGES) | st.integers(0, 2**17), st.binary(min_size=1, max_size=9))
 @example(is_client=True, length=0, pattern=b"x")
 def test_a_text_goes_out_in_one_frame_that_the_library_reads(
@@ -226,7 +277,6 @@ def test_a_text_goes_out_in_one_frame_that_the_library_reads(
     reader.receive_data(frame)
     (read,) = reader.events_received()
     assert (read.opcode, bytes(read.data), read.fin) == (Opcode.TEXT, data, True)
-    assert len(frame) == p.frame_length(length, is_client)
 
 
 def test_masks_are_not_used_twice() -> None:
