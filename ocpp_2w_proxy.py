@@ -738,10 +738,11 @@ MAX_MESSAGE_ID = 255  # Characters; OCPP-J allows 36, some peers use more.
 MAX_ACTION = 64  # Characters; the longest of OCPP 2.1 has 34.
 MAX_DESCRIPTION = 100  # Characters of a CallError's that are kept for people; it may have 255.
 MAX_DEPTH = 64  # Brackets in brackets; OCPP 2.1 needs 12.
-# What makes a message of 1 MiB costly is not its length: within these it holds the loop for less than 20 ms.
-# The stop of a night with ten readings a minute has 9,000 objects and 45,000 commas.
-MAX_CONTAINERS = 10_000  # Objects and arrays.
-MAX_COMMAS = 50_000
+# What makes a message of 1 MiB costly is not its length: within these it holds the loop for some 30 ms, and
+# as long again where a key might stand twice. But a stop of 1 MiB has to pass, for it must not be lost: with
+# nine values a reading it has 18,000 objects and 60,000 commas in OCPP 1.6, and 26,000 and 48,000 in 2.x.
+MAX_CONTAINERS = 30_000  # Objects and arrays.
+MAX_COMMAS = 65_000
 MAX_KEYS = 256  # Of one object; the largest of OCPP 2.1 has 15.
 MAX_DIGITS = 40  # Of a whole number; OCPP's have 10.
 
@@ -882,7 +883,7 @@ def _body(kind: MessageType, rest: list[Any], text: str) -> tuple[str, dict[str,
         action, payload = rest[0], rest[2] if len(rest) > 2 and type(rest[2]) is dict else {}
     if type(action) is not str or len(action) > MAX_ACTION:
         raise MessageError("the Action or error code is no string of up to 64 characters", text)
-    if payload is None:  # As good as {} (OCPP-J 1.6 4.2.1).
+    if payload is None or payload == []:  # As good as {} (OCPP-J 1.6 4.2.1); PHP writes nothing as [].
         payload = {}
     if type(payload) is not dict:
         raise MessageError("the payload is no JSON object", text)
@@ -961,16 +962,11 @@ DECODER_OF_PAIRS = decoder(object_pairs_hook=Pairs)
 ESCAPED_LETTER = re.compile(r"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")  # Only who hides something writes it.
 
 
-def has_more(text: str, path: TextPath) -> bool:
-    """Whether a key of the path is written more often in the text than the path itself names it."""
-    return any(text.count(f'"{key}"') > path.count(key) for key in path if type(key) is str)
-
-
 def repeated(text: str, paths: Iterable[TextPath]) -> TextPath | None:
     """Return a path on which a key stands twice, so that two readers could see two different values."""
-    hides = "\\u00" in text and ESCAPED_LETTER.search(text) is not None
-    suspects = [path for path in paths if hides or has_more(text, path)]
-    whole = DECODER_OF_PAIRS.decode(text) if suspects else None  # Rarely needed.
+    hides = ESCAPED_LETTER.search(text) is not None
+    suspects = [path for path in paths if hides or any(text.count(f'"{key}"') > 1 for key in path[1:])]
+    whole = DECODER_OF_PAIRS.decode(text) if suspects else None  # Only badges of OCPP 2.x often need it.
     for path in suspects:
         found: list[Any] = [whole]
         for step in path:
@@ -1079,7 +1075,7 @@ class Facts:
 
     def __post_init__(self) -> None:
         paths = (self.badge, self.transaction, self.reservation, self.remote_start, self.request)
-        single = tuple(path for path in paths if path and "*" not in path)
+        single = tuple(path for path in (*paths, self.badge_type) if path and "*" not in path)
         derived = {
             "single_paths": single,
             "single_places": tuple((3, *path) for path in single),
@@ -1624,8 +1620,11 @@ class Call:
 
     @property
     def is_reading(self) -> bool:
-        """Whether it neither begins nor ends a session."""
-        return self.action == "MeterValues" or self.content.payload.get("eventType") == "Updated"
+        """Whether it only tells how a session goes on: neither begins nor ends it, nor says whose it is."""
+        said = self.content
+        tells_whose = said.badge is not None or said.remote_start is not None
+        is_update = said.payload.get("eventType") == "Updated" and not tells_whose
+        return self.action == "MeterValues" or is_update
 
 
 @dataclass(slots=True, eq=False)
@@ -2016,14 +2015,18 @@ class Router:
         sessions = self.memory.sessions.values()
         opened = [session for session in sessions if session.ended is None]
         accepted = [s for s in opened if verdict(s.start_answer or {}) in (None, "Accepted")]
+        # Another one may have lost its stop, and with it its connector, to a power cut.
+        plugged = [s for s in accepted if s in self.memory.connectors.values()]
         badge = normalized(said.badge or "")
         stop = stop_fingerprint(said.payload)
         for found, why in (
             ([session for session in sessions if session.stop == stop], "it repeats a stop"),
             ([s for s in opened if badge and normalized(s.badge) == badge], "the open session of its badge"),
+            ([s for s in plugged if badge and normalized(s.badge) == badge], "the last session of its badge"),
             ([s for s in opened if s.start and not s.is_told], "the only one whose start was never answered"),
             (accepted, "the only open session"),
             (opened, "the only open session"),
+            (plugged, "the only open session on a connector"),
         ):
             if len(found) == 1 and found[0].owner:
                 return Route(found[0].owner, why, found[0])
@@ -2381,7 +2384,7 @@ class Router:
         payload = said.payload
         transaction_id = value_at(payload, said.facts.transaction)
         session = self.memory.sessions.get(transaction_id)
-        if session is None:
+        if session is None or self._is_another(session, said):
             session = Session(None, "", None, now.utc, now.seconds, transaction_id=transaction_id)
             session.server_id = transaction_id
             self._keep(session)
@@ -2404,6 +2407,13 @@ class Router:
         if payload.get("eventType") == "Ended" and session.ended is None:
             decisions.append(self._end(session, now))
         return decisions
+
+    def _is_another(self, session: Session, said: Content) -> bool:
+        """Whether an event begins another transaction under the id of one that has ended.
+
+        Some stations count from the start again when they reboot. A repeated Started has its time repeated.
+        """
+        return said.is_start and session.ended is not None and said.timestamp != session.started_at
 
     def _occupy(self, session: Session, evse: int | None) -> None:
         """Let the transaction take its EVSE; only its first events name it (2.0.1 E01.FR.16)."""

@@ -161,6 +161,17 @@ MUTATIONS = [
         "",
     ),
     Mutation(
+        "a stop without an id is that of a session of its badge whose stop was lost",
+        "            ([s for s in plugged if badge and normalized(s.badge) == badge], "
+        '"the last session of its badge"),\n',
+        "",
+    ),
+    Mutation(
+        "a stop without an id goes to the primary where a stop was lost",
+        '            (plugged, "the only open session on a connector"),\n',
+        "",
+    ),
+    Mutation(
         "a stop of -1 ends a session that has its id",
         '            ([s for s in opened if s.start and not s.is_told], "the only one whose start '
         'was never answered"),\n',
@@ -715,6 +726,21 @@ MUTATIONS = [
         "a 2.x transaction that sends events counts as silent",
         "        session.touched = now.seconds\n        self._occupy(",
         "        self._occupy(",
+    ),
+    Mutation(
+        "an event under the id of an ended transaction is always a repeat",
+        "if session is None or self._is_another(session, said):",
+        "if session is None:",
+    ),
+    Mutation(
+        "a Started that is repeated after the end begins another transaction",
+        "and session.ended is not None and said.timestamp != session.started_at",
+        "and session.ended is not None",
+    ),
+    Mutation(
+        "a Started with another time begins another transaction while the first one is open",
+        "and session.ended is not None and said.timestamp != session.started_at",
+        "and said.timestamp != session.started_at",
     ),
     Mutation(
         "a repeated event is stored twice",

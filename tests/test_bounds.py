@@ -92,6 +92,31 @@ def test_a_long_stop_reaches_its_server_whatever_its_readings_say(value: str) ->
     assert actions(stage.secondary.hears()) == ["StopTransaction"]
 
 
+@pytest.mark.parametrize("version", ["ocpp1.6", "ocpp2.0.1"])
+def test_the_longest_last_message_of_a_session_reaches_its_server(version: str) -> None:
+    """As long as `max_size` allows, with nine values a reading: what it says is not held against it."""
+    stage, unit = Stage(version=version), {"unitOfMeasure": {"unit": "V"}}
+    value = {"value": 231.4, "measurand": "Voltage", "phase": "L1", **unit}
+    if version == "ocpp1.6":
+        transaction_id = stage.secondary_session()
+        value |= {"value": "231.4", "unit": "V"}
+        del value["unitOfMeasure"]
+        action, readings = "StopTransaction", "transactionData"
+        payload: dict[str, Any] = {"transactionId": transaction_id, "meterStop": 9, "timestamp": "t"}
+    else:
+        payload = {"eventType": "Ended", "timestamp": "t", "triggerReason": "EVDeparted", "seqNo": 0}
+        payload |= {"transactionInfo": {"transactionId": "T1"}, "idToken": {"idToken": "SECO1", "type": "x"}}
+        action, readings = "TransactionEvent", "meterValue"
+    reading = {"timestamp": "2026-01-01T00:00:00Z", "sampledValue": [value] * 9}
+    room = 2**20 - len(p.call_text("9", action, payload)) - 30
+    payload[readings] = [reading] * (room // (len(p.dump(reading)) + 1))
+    text = p.call_text("9", action, payload)
+    assert 2**20 - 1000 < len(text) <= 2**20
+    stage.charger.says(text)
+    assert [answer[:2] for answer in stage.charger.hears()] == [[3, "9"]]
+    assert actions(stage.secondary.hears()) == [action]
+
+
 def test_a_long_last_event_reaches_its_server_with_its_badge() -> None:
     """In OCPP 2.x a badge stands at idToken.idToken: that this key is there twice means nothing."""
     stage = Stage(version="ocpp2.0.1")

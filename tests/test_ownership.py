@@ -292,6 +292,29 @@ def test_a_stop_without_an_id_finds_the_only_open_session() -> None:
     assert stage.primary.hears_call()[2]["transactionId"] == 8
 
 
+@pytest.mark.parametrize("badge", [{"idTag": "SECO1"}, {}])
+def test_a_stop_without_an_id_is_not_that_of_a_session_whose_stop_was_lost(badge: dict[str, str]) -> None:
+    """A power cut took the first one's stop; the second has its connector, so it is the one that stops."""
+    stage = Stage()
+    stage.secondary_session(server_id=7)
+    stage.starts("SECO1", "again", meter=5000)
+    stage.secondary.answers(stage.secondary.hears_call()[0], transactionId=71)
+    stage.charger.calls("e", "StopTransaction", transactionId=-1, meterStop=9000, timestamp="t", **badge)
+    assert stage.secondary.hears_call()[2]["transactionId"] == 71
+    assert stage.primary.hears() == []
+
+
+def test_a_stop_without_an_id_is_that_of_the_plugged_session_of_its_badge() -> None:
+    """Though its badge has another open one, and another badge is plugged in, too."""
+    stage = Stage()
+    stage.primary_session(connector=2)
+    stage.secondary_session(server_id=7)
+    stage.starts("SECO1", "again", meter=5000)
+    stage.secondary.answers(stage.secondary.hears_call()[0], transactionId=71)
+    stage.charger.calls("e", "StopTransaction", transactionId=-1, meterStop=9, timestamp="t", idTag="SECO1")
+    assert stage.secondary.hears_call()[2]["transactionId"] == 71
+
+
 def test_a_stop_without_an_id_or_candidates_goes_by_its_badge() -> None:
     """Two open sessions of other badges: neither is guessed."""
     stage = Stage()

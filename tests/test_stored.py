@@ -257,6 +257,19 @@ def test_a_start_that_the_primary_answers_with_an_error_is_sent_again_when_repea
     assert [message[1] for message in stage.primary.hears()] == ["1", "2"]
 
 
+def test_an_answer_that_is_written_as_an_empty_array_is_an_answer() -> None:
+    """PHP writes nothing so; the session goes on, and its stop is sent once."""
+    stage = Stage()
+    transaction_id = stage.secondary_session()
+    stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=transaction_id, meterValue=[])
+    stage.charger.calls("e", "StopTransaction", transactionId=transaction_id, meterStop=9, timestamp="t")
+    for action in ("MeterValues", "StopTransaction"):
+        message_id, sent, _ = stage.secondary.hears_call()
+        assert sent == action
+        stage.secondary.says(f'[3,"{message_id}",[]]')
+    assert stage.memory.stored[p.Peer.SECONDARY] == []
+
+
 def test_a_repeated_stored_stop_is_answered_again_and_not_stored_again() -> None:
     """The same transaction is stopped once."""
     stage = Stage()

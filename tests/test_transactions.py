@@ -20,7 +20,8 @@ def event(
     stage: Stage, number: int, kind: str = "Updated", badge: str | None = None, **info: Any
 ) -> list[list[Any]]:
     """Let the charger send a TransactionEvent of transaction T1; return what it hears."""
-    payload: dict[str, Any] = {"eventType": kind, "seqNo": number, "timestamp": "t", "triggerReason": "x"}
+    payload: dict[str, Any] = {"eventType": kind, "seqNo": number, "triggerReason": "x"}
+    payload["timestamp"] = info.pop("timestamp", "t")
     payload["transactionInfo"] = {"transactionId": info.pop("transaction", "T1"), **info}
     if badge is not None:
         payload["idToken"] = {"idToken": badge, "type": "NoAuthorization" if badge == "" else "ISO14443"}
@@ -113,6 +114,49 @@ def test_a_repeated_event_is_answered_again_and_not_stored_again(stage: Stage) -
     event(stage, 1, badge="SECO1")
     assert event(stage, 1, badge="SECO1") == [[3, "e1", {"idTokenInfo": {"status": "Accepted"}}]]
     assert numbers(stage.delivers()) == [0, 1]
+
+
+def test_an_id_that_is_used_again_names_a_new_transaction(stage: Stage) -> None:
+    """Some stations count from the start again when they reboot; each session is its badge's, and whole."""
+    for day, badge in enumerate(("SECO1", "SECO2", "PRIM1", "SECO1")):
+        heard: list[int] = []
+        for number, kind in enumerate(("Started", "Updated", "Ended")):
+            event(stage, number, kind, badge if number == 0 else None, timestamp=f"day {day}, {number}")
+            for message in stage.primary.hears():
+                heard.append(message[3]["seqNo"])
+                stage.primary.answers(message[1])
+        delivered = numbers(stage.delivers())
+        assert (delivered, heard) == (([], [0, 1, 2]) if badge == "PRIM1" else ([0, 1, 2], []))
+
+
+def test_a_started_that_is_repeated_after_the_end_is_no_new_transaction(stage: Stage) -> None:
+    """It says the time of the first one."""
+    for number, kind in enumerate(("Started", "Ended")):
+        event(stage, number, kind, "SECO1", timestamp=f"t{number}")
+    assert event(stage, 0, "Started", "SECO1", timestamp="t0")[0][:2] == [3, "e0"]
+    assert numbers(stage.delivers()) == [0, 1]
+
+
+def test_a_started_with_another_time_is_a_repeat_while_its_transaction_goes_on(stage: Stage) -> None:
+    """Its clock may have been set meanwhile."""
+    event(stage, 0, "Started", "SECO1", timestamp="1970-01-01T00:00:09Z")
+    event(stage, 0, "Started", "SECO1", timestamp="2026-01-01T00:00:09Z")
+    assert numbers(stage.delivers()) == [0]
+
+
+def test_a_full_store_keeps_the_event_that_says_whose_the_session_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The badge came behind the cable: without it, nobody could bill what is left."""
+    monkeypatch.setattr(p, "MAX_STORED", 4)
+    stage.secondary.lost()
+    event(stage, 0, "Started")
+    event(stage, 1, badge="SECO1")
+    for number in range(2, 9):
+        event(stage, number)
+    event(stage, 9, "Ended")
+    left = [call.content.payload["seqNo"] for call in stage.memory.stored[p.Peer.SECONDARY]]
+    assert left == [0, 1, 8, 9]
 
 
 def test_an_event_without_a_transaction_id_goes_by_its_badge(stage: Stage) -> None:
