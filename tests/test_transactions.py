@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ocpp_2w_proxy as p
+from tests.kills import killed
 from tests.plays import Stage, actions
 
 
@@ -127,6 +129,19 @@ def test_an_id_that_is_used_again_names_a_new_transaction(stage: Stage) -> None:
                 stage.primary.answers(message[1])
         delivered = numbers(stage.delivers())
         assert (delivered, heard) == (([], [0, 1, 2]) if badge == "PRIM1" else ([0, 1, 2], []))
+
+
+def test_an_id_that_is_used_again_is_two_sessions_after_a_kill(tmp_path: Path) -> None:
+    """What was left of both is delivered, and the events that follow belong to the second."""
+    stage = Stage(version="ocpp2.0.1", state=tmp_path / "state.db")
+    stage.secondary.lost()
+    for day in range(2):
+        for number, kind in enumerate(("Started", "Updated", "Ended")[: 3 - day]):
+            event(stage, number, kind, "SECO1" if number == 0 else None, timestamp=f"day {day}, {number}")
+    killed(stage)
+    event(stage, 2, "Ended", timestamp="day 1, 2")
+    delivered = [payload["timestamp"] for action, payload in stage.delivers() if action == "TransactionEvent"]
+    assert delivered == [f"day {day}, {number}" for day in range(2) for number in range(3)]
 
 
 def test_a_started_that_is_repeated_after_the_end_is_no_new_transaction(stage: Stage) -> None:
