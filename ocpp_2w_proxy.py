@@ -874,7 +874,7 @@ def is_too_deep(value: Any) -> bool:
 def _body(kind: MessageType, rest: list[Any], text: str) -> tuple[str, dict[str, Any]]:
     """Return the Action (or error code) and the payload (or error details) of a message."""
     if kind is MessageType.CALLRESULT:
-        action, payload = "", rest[0]
+        action, payload = "", {} if rest[0] == [] else rest[0]  # PHP writes an empty answer so.
     elif kind is MessageType.CALL or kind is MessageType.SEND:
         if len(rest) < 2:
             raise MessageError("a Call without a payload", text)
@@ -883,7 +883,7 @@ def _body(kind: MessageType, rest: list[Any], text: str) -> tuple[str, dict[str,
         action, payload = rest[0], rest[2] if len(rest) > 2 and type(rest[2]) is dict else {}
     if type(action) is not str or len(action) > MAX_ACTION:
         raise MessageError("the Action or error code is no string of up to 64 characters", text)
-    if payload is None or payload == []:  # As good as {} (OCPP-J 1.6 4.2.1); PHP writes nothing as [].
+    if payload is None:  # As good as {} (OCPP-J 1.6 4.2.1).
         payload = {}
     if type(payload) is not dict:
         raise MessageError("the payload is no JSON object", text)
