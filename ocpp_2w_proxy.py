@@ -44,7 +44,6 @@ import csv
 import difflib
 import gc
 import hashlib
-import heapq
 import hmac
 import io
 import ipaddress
@@ -52,6 +51,7 @@ import itertools
 import json
 import logging
 import math
+import operator
 import os
 import queue
 import random
@@ -68,9 +68,10 @@ import time
 import urllib.parse
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
@@ -78,7 +79,8 @@ from functools import lru_cache, partial
 from http import HTTPStatus
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, SupportsIndex
+from string import Template
+from typing import Any, NamedTuple, Protocol, Self
 
 try:
     import resource
@@ -184,6 +186,7 @@ class ChargerConfig:
     unknown_rfid: str  # "primary", "secondary" or "reject".
     secondary_replies: str  # "ignore" or "forward".
     secondary_copies: frozenset[str]  # Actions.
+    primary_copies: frozenset[str]  # Actions of the secondary's sessions: MeterValues, or none.
     secondary_refuse: frozenset[str]  # Actions.
     primary_grace: float  # Seconds.
     versions: tuple[str, ...]  # Subprotocols.
@@ -246,11 +249,15 @@ class Config:
 
 
 BLANKS = "".join(map(chr, range(33)))  # Some readers append control characters to a badge.
+IN_BRACKETS_OR_MARK = re.compile(r"(\[[^\]]*\])|[:-]")
 
 
 def normalized(badge: str) -> str:
-    """Return the badge as it is compared: without surrounding blanks and without case."""
-    return badge.strip(BLANKS).casefold()
+    """Return a badge or a pattern as it is compared: without case, surrounding blanks, `:` and `-`.
+
+    People write these, chargers do not; a `-` inside the brackets of a pattern stays.
+    """
+    return IN_BRACKETS_OR_MARK.sub(r"\1", badge.strip(BLANKS).casefold())
 
 
 def masked(badge: str) -> str:
@@ -326,6 +333,16 @@ def reader_of_choice(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def reader_of_words(*choices: str) -> Callable[[str], tuple[str, ...]]:
+    def read(value: str) -> tuple[str, ...]:
+        words = read_words(value)
+        if not set(words) <= set(choices):
+            raise ValueError(f"expected {' or '.join(choices)}, or nothing")
+        return words
+
+    return read
+
+
 def reader_of_number(low: int, high: int) -> Callable[[str], int]:
     def read(value: str) -> int:
         if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not low <= int(value) <= high:
@@ -384,6 +401,7 @@ SERVER_KEYS = {
     "primary_ca": FILE,
     "primary_cert": FILE,
     "primary_key": FILE,
+    "primary_copies": Key("", reader_of_words("MeterValues")),
     "primary_grace": Key("15", reader_of_seconds(0, 3600)),
     "secondary_server": Key("", read_url),
     "secondary_rfid": Key("", read_words),
@@ -607,6 +625,7 @@ class ConfigLoader:
             unknown_rfid=values["unknown_rfid"],
             secondary_replies=values["secondary_replies"],
             secondary_copies=frozenset(values["secondary_copies"]),
+            primary_copies=frozenset(values["primary_copies"]),
             secondary_refuse=frozenset(values["secondary_refuse"]),
             primary_grace=values["primary_grace"],
             versions=values["versions"],
@@ -731,21 +750,13 @@ def is_charger_id(text: str) -> bool:
 # Messages
 #
 # Text to Message, or one error type; and the few changes of a text that the proxy makes. A patch replaces
-# one value where it stands and leaves every other character as it came.
+# one value where it stands and leaves every other character as it came: signed meter values stay valid.
 # ---------------------------------------------------------------------------------------------------------
 
 MAX_MESSAGE_ID = 255  # Characters; OCPP-J allows 36, some peers use more.
-MAX_ACTION = 64  # Characters; the longest of OCPP 2.1 has 34.
-MAX_DESCRIPTION = 100  # Characters of a CallError's that are kept for people; it may have 255.
-MAX_DEPTH = 64  # Brackets in brackets; OCPP 2.1 needs 12.
-# What makes a message of 1 MiB costly is not its length: within these it holds the loop for some 30 ms, and
-# as long again where a key might stand twice. But a stop of 1 MiB has to pass, for it must not be lost: with
-# nine values a reading it has 18,000 objects and 60,000 commas in OCPP 1.6, and 26,000 and 48,000 in 2.x.
-MAX_CONTAINERS = 30_000  # Objects and arrays.
-MAX_COMMAS = 65_000
-MAX_KEYS = 256  # Of one object; the largest of OCPP 2.1 has 15.
-MAX_DIGITS = 40  # Of a whole number; OCPP's have 10.
+DEEP = 500  # Brackets; Python's json refuses some 1,000 levels of them.
 
+MessageId = str | int  # As its sender wrote it: some servers count in numbers (go-eCharger-API-v2#106).
 TextPath = tuple[str | int, ...]  # From the message's array down, as (3, "transactionId").
 
 
@@ -766,7 +777,7 @@ class Message(NamedTuple):
     """One OCPP-J message. Its text is what is forwarded."""
 
     type: MessageType
-    message_id: str
+    message_id: MessageId
     action: str  # Of a Call or a SEND; the error code of a CallError.
     payload: dict[str, Any]  # Of an error: its details.
     text: str
@@ -777,58 +788,19 @@ class MessageError(Exception):
 
     def __init__(self, what: str, text: str) -> None:
         super().__init__(what)
-        head = re.match(r'\s*\[\s*2\s*,\s*"([^"\\\x00-\x1f]{1,255})"', text)
-        self.message_id = head[1] if head else None
+        head = re.match(r'\s*\[\s*2\s*,\s*(?:"([^"\\\x00-\x1f]{1,255})"|(\d{1,20})\s*,)', text)
+        self.message_id: MessageId | None = head and (head[1] or int(head[2]))
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _whole_number(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of more than {MAX_DIGITS} digits")
-    return int(digits)
-
-
-class Fraction(str):
-    """A number with a fraction or an exponent, as it stands in the text: to read 45,000 took 30 ms."""
-
-    __slots__ = ()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MAX_KEYS:
-        raise ValueError(f"an object of more than {MAX_KEYS} keys")
-    return dict(pairs)
-
-
-# Lenient with control characters in strings: chargers append them to badges.
-decoder = partial(
-    json.JSONDecoder,
-    strict=False,
-    parse_constant=_no_constant,
-    parse_int=_whole_number,
-    parse_float=Fraction,
-)
-DECODER = decoder()
-DECODER_OF_LARGE = decoder(object_pairs_hook=_object)  # Slower; for texts that might have that many keys.
-
-
+# Lenient with control characters in strings: chargers append them to badges. Its scanner is called directly,
+# because `json.loads` takes as long again for a short text.
+DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)
 _scan: Callable[[str, int], tuple[Any, int]] = DECODER.scan_once  # type: ignore[attr-defined]
-_scan_large: Callable[[str, int], tuple[Any, int]] = DECODER_OF_LARGE.scan_once  # type: ignore[attr-defined]
 _blanks = re.compile(r"[ \t\n\r]*").match
-
-
-def decoded(text: str, scan: Callable[[str, int], tuple[Any, int]]) -> Any:
-    """Return what JSON says, without the detours of `json.loads`. Raises ValueError or RecursionError."""
-    try:
-        value, end = scan(text, 0 if text.startswith("[") else _skip(text, 0))
-    except StopIteration as stop:
-        raise ValueError(f"a value is expected at character {stop.value}") from None
-    if end != len(text) and _skip(text, end) != len(text):
-        raise ValueError(f"there is more behind character {end}")
-    return value
 
 
 def _skip(text: str, at: int) -> int:
@@ -838,62 +810,60 @@ def _skip(text: str, at: int) -> int:
     return match.end()
 
 
+def decoded(text: str) -> Any:
+    """Return what JSON says. Raises ValueError or RecursionError."""
+    try:
+        value, end = _scan(text, 0 if text.startswith("[") else _skip(text, 0))
+    except StopIteration as stop:
+        raise ValueError(f"a value is expected at character {stop.value}") from None
+    if end != len(text) and _skip(text, end) != len(text):
+        raise ValueError(f"there is more behind character {end}")
+    return value
+
+
+def _deeper(frames: int, text: str) -> Any:
+    return decoded(text) if frames == 0 else _deeper(frames - 1, text)
+
+
 def parse(text: str) -> Message:
     """Return the text as a Message. Raises MessageError, and nothing else, for any other text."""
-    commas, containers = text.count(","), text.count("[") + text.count("{")
-    if commas > MAX_COMMAS or containers > MAX_CONTAINERS:
-        raise MessageError(f"more than {MAX_CONTAINERS} objects or {MAX_COMMAS} commas", text)
     try:
-        parts = decoded(text, _scan if commas <= MAX_KEYS else _scan_large)
+        # What json refuses as too deep must be refused here, and not by a patch further down the stack.
+        is_large = text.count("[") + text.count("{") > DEEP
+        parts = _deeper(100, text) if is_large else decoded(text)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"no JSON: {error}"[:200], text) from None
-    if type(parts) is not list or not 3 <= len(parts) <= MAX_KEYS:
+    if type(parts) is not list or len(parts) < 3:
         raise MessageError("no JSON array of three or more elements", text)
-    if containers > MAX_DEPTH and is_too_deep(parts):
-        raise MessageError(f"nested more than {MAX_DEPTH} levels deep", text)
-    number, message_id, *rest = parts
-    kind = MESSAGE_TYPES.get(number) if type(number) is int else None
+    kind = MESSAGE_TYPES.get(parts[0]) if type(parts[0]) is int else None
     if kind is None:
-        shown = str(number)[:20] if type(number) in (int, str) else "none"  # Else it may be long.
-        raise MessageError(f"unknown message type {shown!a}", text)
-    if type(message_id) is not str or not 1 <= len(message_id) <= MAX_MESSAGE_ID:
-        raise MessageError("the message id is no string of 1 to 255 characters", text)
-    action, payload = _body(kind, rest, text)
+        raise MessageError("unknown message type", text)
+    message_id, action, payload = parts[1], parts[2], parts[3] if len(parts) > 3 else []
+    is_id = 1 <= len(message_id) <= MAX_MESSAGE_ID if type(message_id) is str else type(message_id) is int
+    if kind is MessageType.CALLRESULT:
+        payload = {} if parts[2] == [] else parts[2]  # PHP writes an empty answer so.
+        action = ""
+    elif kind is MessageType.CALLERROR or kind is MessageType.CALLRESULTERROR:
+        payload = parts[4] if len(parts) > 4 and type(parts[4]) is dict else {}
+    if payload is None:  # As good as {} (OCPP-J 1.6 4.2.1).
+        payload = {}
+    if not is_id or type(action) is not str or type(payload) is not dict:
+        raise MessageError("no id, Action (or error code) and payload as OCPP-J has them", text)
     return Message(kind, message_id, action, payload, text)
 
 
-def is_too_deep(value: Any) -> bool:
-    """Whether arrays and objects are nested more than MAX_DEPTH levels deep."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inside = (outer.values() if type(outer) is dict else outer for outer in level)
-        level = [child for children in inside for child in children if type(child) in (list, dict)]
-    return bool(level)
-
-
-def _body(kind: MessageType, rest: list[Any], text: str) -> tuple[str, dict[str, Any]]:
-    """Return the Action (or error code) and the payload (or error details) of a message."""
-    if kind is MessageType.CALLRESULT:
-        action, payload = "", {} if rest[0] == [] else rest[0]  # PHP writes an empty answer so.
-    elif kind is MessageType.CALL or kind is MessageType.SEND:
-        if len(rest) < 2:
-            raise MessageError("a Call without a payload", text)
-        action, payload = rest[:2]
-    else:
-        action, payload = rest[0], rest[2] if len(rest) > 2 and type(rest[2]) is dict else {}
-    if type(action) is not str or len(action) > MAX_ACTION:
-        raise MessageError("the Action or error code is no string of up to 64 characters", text)
-    if payload is None:  # As good as {} (OCPP-J 1.6 4.2.1).
-        payload = {}
-    if type(payload) is not dict:
-        raise MessageError("the payload is no JSON object", text)
-    return action, payload
-
-
 def description_of(message: Message) -> str:
-    """Return the beginning of a CallError's description."""
-    _, _, _, *rest = decoded(message.text, _scan)
-    return rest[0][:MAX_DESCRIPTION] if rest and type(rest[0]) is str else ""
+    """Return the description of a CallError, for people."""
+    rest = decoded(message.text)[3:4]
+    return rest[0][:100] if rest and type(rest[0]) is str else ""
+
+
+def has_repeated_key(text: str) -> bool:
+    """Whether a key stands twice in any object of the text, so that two readers could see two values."""
+    repeated: list[int] = []  # Of each object.
+    count = lambda pairs: repeated.append(len(pairs) - len(dict(pairs)))  # noqa: E731
+    json.JSONDecoder(strict=False, object_pairs_hook=count).decode(text)
+    return any(repeated)
 
 
 def dump(value: Any) -> str:
@@ -901,17 +871,17 @@ def dump(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def call_text(message_id: str, action: str, payload: dict[str, Any]) -> str:
-    """Return a Call."""
-    return dump([MessageType.CALL, message_id, action, payload])
+def call_text(message_id: MessageId, action: str, payload: str) -> str:
+    """Return a Call; its payload is JSON already."""
+    return f"[2,{dump(message_id)},{dump(action)},{payload}]"
 
 
-def result_text(message_id: str, payload: dict[str, Any]) -> str:
-    """Return a CallResult."""
-    return dump([MessageType.CALLRESULT, message_id, payload])
+def result_text(message_id: MessageId, payload: str) -> str:
+    """Return a CallResult; its payload is JSON already."""
+    return f"[3,{dump(message_id)},{payload}]"
 
 
-def error_text(message_id: str, code: str, description: str) -> str:
+def error_text(message_id: MessageId, code: str, description: str) -> str:
     """Return a CallError; its description has at most 255 characters (OCPP 2.0.1 part 4, 4.2.3)."""
     return dump([MessageType.CALLERROR, message_id, code, description[:255], {}])
 
@@ -924,88 +894,57 @@ def new_message_id() -> str:
 # Where a value stands in a text. The text has been parsed before, so it is known to be JSON.
 
 
-def _starts(text: str, at: int, step: str | int) -> Iterator[int]:
-    """Yield where the values begin that have this key or index in the object or array at `at`."""
+def _start(text: str, at: int, step: str | int) -> int | None:
+    """Return where the value of this key or index begins in the object or array at `at`."""
     if text[at] not in "{[":
-        return
-    is_object = text[at] == "{"
-    key: str | int = -1
+        return None
+    is_object, found = text[at] == "{", None
+    key: str | int
     at = _skip(text, at + 1)
-    while text[at] not in "}]":
-        if isinstance(key, int) and not is_object:
-            key += 1
-        else:
+    for key in itertools.count():
+        if text[at] in "}]" or (found and not is_object):
+            break  # What comes behind it in an array is not read: it may be long.
+        if is_object:
             key, at = scanstring(text, at + 1, False)
             at = _skip(text, _skip(text, at) + 1)
         if key == step:
-            yield at
-            if not is_object:
-                return  # What comes behind it in an array is not read: it may be long.
+            found = at  # Of keys that stand twice the last counts, as for json.loads.
         at = _skip(text, _scan(text, at)[1])
-        if text[at] == ",":
-            at = _skip(text, at + 1)
-
-
-def starts(text: str, path: TextPath) -> list[int]:
-    """Return where every value at the path begins; several where a key stands twice in an object."""
-    found = [_skip(text, 0)]
-    for step in path:
-        found = [start for at in found for start in _starts(text, at, step)]
+        at = _skip(text, at + 1) if text[at] == "," else at
     return found
 
 
-class Pairs(list[tuple[str, Any]]):
-    """A JSON object as it stands in the text, with the keys that stand twice."""
+def start_of(text: str, path: TextPath) -> int | None:
+    """Return where the value at the path begins; None if there is none."""
+    at: int | None = _skip(text, 0)
+    for step in path:
+        at = None if at is None else _start(text, at, step)
+    return at
 
 
-DECODER_OF_PAIRS = decoder(object_pairs_hook=Pairs)
-ESCAPED_LETTER = re.compile(r"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")  # Only who hides something writes it.
-
-
-def repeated(text: str, paths: Iterable[TextPath]) -> TextPath | None:
-    """Return a path on which a key stands twice, so that two readers could see two different values."""
-    hides = ESCAPED_LETTER.search(text) is not None
-    suspects = [path for path in paths if hides or any(text.count(f'"{key}"') > 1 for key in path[1:])]
-    whole = DECODER_OF_PAIRS.decode(text) if suspects else None  # Only badges of OCPP 2.x often need it.
-    for path in suspects:
-        found: list[Any] = [whole]
-        for step in path:
-            inside = (value for value in found if isinstance(value, list))
-            pairs = (value if type(value) is Pairs else enumerate(value) for value in inside)
-            found = [value for children in pairs for key, value in children if key == step]
-            if len(found) > 1:
-                return path
-    return None
-
-
-def repeats_anywhere(text: str) -> bool:
-    """Whether in any object of the text a key stands twice."""
-    is_repeated = False
-
-    def note(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal is_repeated
-        is_repeated = is_repeated or len({key for key, _ in pairs}) < len(pairs)
-
-    decoder(object_pairs_hook=note).decode(text)
-    return is_repeated
+def value_text(text: str, path: TextPath) -> str:
+    """Return the value at the path as it stands in the text; "" if there is none."""
+    start = start_of(text, path)
+    return "" if start is None else text[start : _scan(text, start)[1]]
 
 
 def patch(text: str, path: TextPath, value: str | int) -> str:
     """Return the text with the value at the path replaced, or added as its object's first key."""
-    found = starts(text, path)
-    if found:
-        start = found[-1]  # Of repeated keys the last counts, as for json.loads.
+    start = start_of(text, path)
+    if start is not None:
         return text[:start] + dump(value) + text[_scan(text, start)[1] :]
-    (start,) = starts(text, path[:-1])
+    start = start_of(text, path[:-1])
+    assert start is not None, "what a value is added to is there"
     if text[start] != "{":  # A payload of null is as good as {}.
         return text[:start] + dump({path[-1]: value}) + text[_scan(text, start)[1] :]
     comma = "" if text[_skip(text, start + 1)] == "}" else ","
     return f"{text[: start + 1]}{dump(path[-1])}:{dump(value)}{comma}{text[start + 1 :]}"
 
 
-def with_message_id(text: str, message_id: str) -> str:
-    """Return the text under another message id."""
-    return patch(text, (1,), message_id)
+def under_id(message: Message, message_id: MessageId) -> str:
+    """Return the text of a message under this id; as it came where it has it."""
+    is_same = message.message_id == message_id and type(message.message_id) is type(message_id)
+    return message.text if is_same else patch(message.text, (1,), message_id)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -1021,41 +960,35 @@ class Role(Enum):
     """Actions that the router treats in a way of their own."""
 
     PLAIN = "plain"
+    AUTHORIZE = "authorize"
     BOOT = "boot"
     STATUS = "status"
+    METER = "meter"
     START = "start"  # 1.6: the server picks the transaction id.
     STOP = "stop"
     EVENT = "event"  # 2.x: the station picks it.
     REMOTE_START = "remote-start"
     RESERVE = "reserve"
     CANCEL = "cancel"
+    TRIGGER = "trigger"
     COMMAND = "command"  # Worth a line in the story of the day.
-
-
-class Fill(Enum):
-    """Places in an answer that are filled in when it is given."""
-
-    NOW = "current time"
-    STATUS = "Accepted or Invalid"
-    TRANSACTION = "transaction id"
-    VAT_NUMBER = "vatNumber of the Call"
-    MODEL = "charger id"
 
 
 HEARTBEAT_INTERVAL = 300  # Seconds; given to chargers where the proxy itself is the server.
 
-FieldPath = tuple[str, ...]  # From the payload down.
+FieldPath = tuple[str, ...]  # From the payload down; "*" stands for the elements of an array.
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Where one Action carries what (paths; "*" stands for the elements of an array), and its answer."""
+    """Where one Action carries what, and its answer."""
 
     role: Role = Role.PLAIN
+    is_16: bool = False  # A row of OCPP 1.6, whose transaction ids are whole numbers.
     badge: FieldPath = ()
     badge_type: FieldPath = ()
     transaction: FieldPath = ()
-    connector: FieldPath = ()  # 2.x: the EVSE.
+    connector: FieldPath = ()  # 2.x: the EVSE. Only where the routing asks for it.
     request: FieldPath = ()
     reservation: FieldPath = ()
     remote_start: FieldPath = ()
@@ -1065,88 +998,69 @@ class Facts:
     reason: FieldPath = ()  # Why a session ended.
     asked_by: str = ""  # The Action that this one reports on where no request id says so.
     by_connector: bool = False  # Belongs to the session on its connector, if there is one.
-    answer: dict[str, Any] = field(default_factory=dict)  # The smallest that the schema allows.
-    badge_answer: dict[str, Any] | None = None  # Instead, where the Call carries a badge.
+    answer: str = "{}"  # The smallest that the schema allows, as JSON with $places.
+    badge_answer: str = ""  # Instead, where the Call carries a badge.
+    certificate_answer: str = ""  # Instead, where it carries a certificate, which only the server can check.
     rejects: bool = False  # A server's Action: the schema of its answer has a status Rejected.
-    # What follows from these.
-    single_paths: tuple[FieldPath, ...] = field(init=False)  # Whose value the routing takes for the only one.
-    single_places: tuple[TextPath, ...] = field(init=False)  # The same, from a Call's array down.
-    is_stations: bool = field(init=False)  # Nothing in such a Call can tell of an owner.
-
-    def __post_init__(self) -> None:
-        paths = (self.badge, self.transaction, self.reservation, self.remote_start, self.request)
-        single = tuple(path for path in (*paths, self.badge_type) if path and "*" not in path)
-        derived = {
-            "single_paths": single,
-            "single_places": tuple((3, *path) for path in single),
-            "is_stations": not (any(paths) or self.by_connector or self.asked_by),
-        }
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)  # The class is frozen, but for these.
+    is_stations: bool = True  # Nothing in such a Call can tell of an owner.
 
 
 PLAIN = Facts()
-STATUS_REJECTED = {"status": "Rejected"}
-STATUS_OF_VARIABLE = {"attributeStatus": "Rejected"}
-BADGE_ANSWER_16 = {"idTagInfo": {"status": Fill.STATUS}}
-BADGE_ANSWER_2X = {"idTokenInfo": {"status": Fill.STATUS}}
-HASH_DATA = {"hashAlgorithm": "SHA256", "issuerNameHash": "", "issuerKeyHash": "", "serialNumber": ""}
-CHAIN_STATUS = {
-    "certificateHashData": HASH_DATA,
-    "source": "OCSP",
-    "status": "Failed",
-    "nextUpdate": Fill.NOW,
-}
-ANSWERS: dict[str, dict[str, Any]] = {  # The names that the tables below use.
-    "accepted": {"status": "Accepted"},
-    "badge-1.6": BADGE_ANSWER_16,
-    "badge-2.x": BADGE_ANSWER_2X,
-    "boot": {"currentTime": Fill.NOW, "interval": HEARTBEAT_INTERVAL, "status": "Accepted"},
-    "chain-status": {"certificateStatus": [CHAIN_STATUS]},
-    "failed": {"status": "Failed"},
-    "no-certificate": {"status": "Failed", "exiResponse": ""},
-    "processing": {"status": "Processing"},
+TELLS = {"badge", "transaction", "reservation", "request", "by_connector", "asked_by"}  # Of an owner.
+STATUS_REJECTED = '{"status":"Rejected"}'
+ANSWERS = {  # The names that the tables below use.
+    "accepted": '{"status":"Accepted"}',
+    "badge-1.6": '{"idTagInfo":{"status":"$verdict"}}',
+    "badge-2.x": '{"idTokenInfo":{"status":"$verdict"}}',
+    "boot": f'{{"currentTime":"$now","interval":{HEARTBEAT_INTERVAL},"status":"Accepted"}}',
+    "chain-status": '{"certificateStatus":[{"certificateHashData":{"hashAlgorithm":"SHA256","issuerNameHash":'
+    '"","issuerKeyHash":"","serialNumber":""},"source":"OCSP","status":"Failed","nextUpdate":"$now"}]}',
+    "failed": '{"status":"Failed"}',
+    "no-certificate": '{"status":"Failed","exiResponse":""}',
+    "no-contract": '{"idTokenInfo":{"status":"Invalid"},"certificateStatus":"NoCertificateAvailable"}',
+    "processing": '{"status":"Processing"}',
     "rejected": STATUS_REJECTED,
-    "start": {**BADGE_ANSWER_16, "transactionId": Fill.TRANSACTION},
-    "time": {"currentTime": Fill.NOW},
-    "unknown-vendor": {"status": "UnknownVendorId"},
-    "vat-rejected": {"vatNumber": Fill.VAT_NUMBER, "status": "Rejected"},
+    "start": '{"idTagInfo":{"status":"$verdict"},"transactionId":$transaction}',
+    "time": '{"currentTime":"$now"}',
+    "unknown-vendor": '{"status":"UnknownVendorId"}',
+    "vat-rejected": '{"vatNumber":$vat_number,"status":"Rejected"}',
 }
 
 
-def table(text: str) -> dict[str, Facts]:
-    """Read a table: an Action and `name=value` for each of its Facts; indented lines go on with an Action."""
-    readers: dict[str, Callable[[str], Any]] = {
-        "role": Role,
-        "asked_by": str,
-        "answer": ANSWERS.__getitem__,
-        "badge_answer": ANSWERS.__getitem__,
-    }
+def table(text: str, is_16: bool = False) -> dict[str, Facts]:
+    """Read a table: Actions, with commas between, and `name=value` for each of their Facts.
+
+    Indented lines go on with the Action above.
+    """
     rows: dict[str, Facts] = {}
     for line in re.sub(r"\n +", " ", textwrap.dedent(text)).strip().splitlines():
-        action, *words = line.split()
-        values: dict[str, Any] = {}
+        actions, *words = line.split()
+        values: dict[str, Any] = {"is_16": is_16}
         for name, equals, value in (word.partition("=") for word in words):
-            read = readers.get(name, _field_path)
-            values[name] = read(value) if equals else True
-        rows[action] = Facts(**values)
+            if name == "role":
+                values[name] = Role(value)
+            elif name.endswith("answer"):
+                values[name] = ANSWERS[value]
+            else:
+                is_path = equals and name != "asked_by"
+                values[name] = tuple(value.split(".")) if is_path else value or True
+        facts = Facts(**values, is_stations=TELLS.isdisjoint(values))
+        rows.update(dict.fromkeys(actions.split(","), facts))
     return rows
 
 
-def _field_path(value: str) -> FieldPath:
-    return tuple(value.split("."))
-
-
-CHARGER_16 = table("""
-    Authorize                        badge=idTag connector=connectorId answer=badge-1.6
+CHARGER_16 = table(
+    """
+    Authorize                        role=authorize badge=idTag connector=connectorId answer=badge-1.6
     BootNotification                 role=boot answer=boot
     DataTransfer                     answer=unknown-vendor
     DiagnosticsStatusNotification    asked_by=GetDiagnostics
     FirmwareStatusNotification       asked_by=UpdateFirmware
     Heartbeat                        answer=time
     LogStatusNotification            request=requestId asked_by=GetLog
-    MeterValues                      transaction=transactionId connector=connectorId by_connector
+    MeterValues                      role=meter transaction=transactionId connector=connectorId by_connector
                                      samples=meterValue.*.sampledValue.*
+    SecurityEventNotification
     SignCertificate                  answer=rejected
     SignedFirmwareStatusNotification request=requestId asked_by=SignedUpdateFirmware
     StartTransaction                 role=start badge=idTag connector=connectorId
@@ -1154,56 +1068,49 @@ CHARGER_16 = table("""
     StatusNotification               role=status connector=connectorId state=status
     StopTransaction                  role=stop badge=idTag transaction=transactionId
                                      meter=meterStop reason=reason
-""")
-SERVER_16 = table("""
+    """,
+    is_16=True,
+)
+SERVER_16 = table(
+    """
     CancelReservation                role=cancel reservation=reservationId rejects
-    CertificateSigned                rejects
-    ChangeAvailability               role=command connector=connectorId rejects
-    ChangeConfiguration              role=command rejects
-    ClearCache                       rejects
-    ClearChargingProfile             connector=connectorId
-    DataTransfer                     rejects
-    ExtendedTriggerMessage           connector=connectorId rejects
-    GetCompositeSchedule             connector=connectorId rejects
-    GetLog                           request=requestId rejects
-    InstallCertificate               rejects
+    ChangeAvailability,ChangeConfiguration,Reset role=command rejects
+    CertificateSigned,ClearCache,DataTransfer,GetCompositeSchedule,InstallCertificate rejects
+    ClearChargingProfile,GetConfiguration,GetDiagnostics,GetInstalledCertificateIds,GetLocalListVersion
+    DeleteCertificate,UpdateFirmware
+    ExtendedTriggerMessage,TriggerMessage role=trigger rejects
+    GetLog,SignedUpdateFirmware      request=requestId rejects
     RemoteStartTransaction           role=remote-start badge=idTag connector=connectorId
                                      transaction=chargingProfile.transactionId rejects
     RemoteStopTransaction            role=command transaction=transactionId rejects
     ReserveNow                       role=reserve badge=idTag connector=connectorId
                                      reservation=reservationId rejects
-    Reset                            role=command rejects
     SendLocalList                    badge=localAuthorizationList.*.idTag
-    SetChargingProfile               transaction=csChargingProfiles.transactionId
-                                     connector=connectorId rejects
-    SignedUpdateFirmware             request=requestId rejects
-    TriggerMessage                   connector=connectorId rejects
-    UnlockConnector                  role=command connector=connectorId
-""")
+    SetChargingProfile               transaction=csChargingProfiles.transactionId rejects
+    UnlockConnector                  role=command
+    """,
+    is_16=True,
+)
 CHARGER_201 = table("""
-    Authorize                        badge=idToken.idToken badge_type=idToken.type answer=badge-2.x
+    Authorize                        role=authorize badge=idToken.idToken badge_type=idToken.type
+                                     answer=badge-2.x certificate_answer=no-contract
     BootNotification                 role=boot answer=boot
-    ClearedChargingLimit             connector=evseId
     DataTransfer                     answer=unknown-vendor
     FirmwareStatusNotification       request=requestId asked_by=UpdateFirmware
+    ClearedChargingLimit,NotifyChargingLimit
     Get15118EVCertificate            answer=no-certificate
     GetCertificateStatus             answer=failed
     Heartbeat                        answer=time
     LogStatusNotification            request=requestId asked_by=GetLog
-    MeterValues                      connector=evseId
-    NotifyChargingLimit              connector=evseId
-    NotifyCustomerInformation        request=requestId
+    MeterValues                      role=meter connector=evseId by_connector
+                                     samples=meterValue.*.sampledValue.*
+    NotifyCustomerInformation,NotifyMonitoringReport,NotifyReport request=requestId
     NotifyDisplayMessages            request=requestId transaction=messageInfo.*.transactionId
-                                     connector=messageInfo.*.display.evse.id
     NotifyEVChargingNeeds            connector=evseId by_connector answer=processing
     NotifyEVChargingSchedule         connector=evseId by_connector answer=accepted
     NotifyEvent                      transaction=eventData.*.transactionId
-                                     connector=eventData.*.component.evse.id
-    NotifyMonitoringReport           request=requestId connector=monitor.*.component.evse.id
-    NotifyReport                     request=requestId connector=reportData.*.component.evse.id
     PublishFirmwareStatusNotification request=requestId asked_by=PublishFirmware
     ReportChargingProfiles           request=requestId transaction=chargingProfile.*.transactionId
-                                     connector=evseId
     ReservationStatusUpdate          reservation=reservationId
     SignCertificate                  answer=rejected
     StatusNotification               role=status connector=evseId state=connectorStatus
@@ -1214,110 +1121,80 @@ CHARGER_201 = table("""
                                      state=transactionInfo.chargingState badge_answer=badge-2.x
                                      samples=meterValue.*.sampledValue.*
                                      reason=transactionInfo.stoppedReason
-""")
+    """)
 SERVER_201 = table("""
     CancelReservation                role=cancel reservation=reservationId rejects
-    CertificateSigned                rejects
-    ChangeAvailability               role=command connector=evse.id rejects
-    ClearCache                       rejects
-    ClearChargingProfile             connector=chargingProfileCriteria.evseId
-    CostUpdated                      transaction=transactionId
+    ChangeAvailability,Reset         role=command rejects
+    CertificateSigned,ClearCache,DataTransfer,GetCompositeSchedule,InstallCertificate rejects
+    ClearDisplayMessage,ClearVariableMonitoring,GetVariables,SetVariableMonitoring,SetVariables
+    UnpublishFirmware
+    CostUpdated,GetTransactionStatus transaction=transactionId
     CustomerInformation              badge=idToken.idToken request=requestId rejects
-    DataTransfer                     rejects
-    GetBaseReport                    request=requestId rejects
-    GetChargingProfiles              connector=evseId request=requestId
-    GetCompositeSchedule             connector=evseId rejects
-    GetDisplayMessages               request=requestId
-    GetLog                           request=requestId rejects
-    GetMonitoringReport              connector=componentVariable.*.component.evse.id
-                                     request=requestId rejects
-    GetReport                        connector=componentVariable.*.component.evse.id
-                                     request=requestId rejects
-    GetTransactionStatus             transaction=transactionId
-    GetVariables                     connector=getVariableData.*.component.evse.id
-    InstallCertificate               rejects
-    PublishFirmware                  request=requestId rejects
+    GetBaseReport,GetLog,GetMonitoringReport,GetReport request=requestId rejects
+    PublishFirmware,UpdateFirmware   request=requestId rejects
+    GetChargingProfiles,GetDisplayMessages request=requestId
     RequestStartTransaction          role=remote-start badge=idToken.idToken connector=evseId
                                      remote_start=remoteStartId
                                      transaction=chargingProfile.transactionId rejects
     RequestStopTransaction           role=command transaction=transactionId rejects
     ReserveNow                       role=reserve badge=idToken.idToken connector=evseId
                                      reservation=id rejects
-    Reset                            role=command connector=evseId rejects
     SendLocalList                    badge=localAuthorizationList.*.idToken.idToken
-    SetChargingProfile               transaction=chargingProfile.transactionId connector=evseId rejects
-    SetDisplayMessage                transaction=message.transactionId
-                                     connector=message.display.evse.id rejects
-    SetMonitoringBase                rejects
-    SetMonitoringLevel               rejects
-    SetNetworkProfile                rejects
-    SetVariableMonitoring            connector=setMonitoringData.*.component.evse.id
-    SetVariables                     connector=setVariableData.*.component.evse.id
-    TriggerMessage                   connector=evse.id rejects
-    UnlockConnector                  role=command connector=evseId
-    UpdateFirmware                   request=requestId rejects
-""")
+    SetChargingProfile               transaction=chargingProfile.transactionId rejects
+    SetDisplayMessage                transaction=message.transactionId rejects
+    SetMonitoringBase,SetMonitoringLevel,SetNetworkProfile rejects
+    TriggerMessage                   role=trigger rejects
+    UnlockConnector                  role=command
+    """)
 CHARGER_21 = table("""
-    BatterySwap                      badge=idToken.idToken connector=batteryData.*.evseId request=requestId
+    BatterySwap                      badge=idToken.idToken request=requestId
     GetCertificateChainStatus        answer=chain-status
-    NotifyPriorityCharging           transaction=transactionId
-    NotifySettlement                 transaction=transactionId
-    NotifyWebPaymentStarted          connector=evseId
-    OpenPeriodicEventStream          answer=rejected
-    PullDynamicScheduleUpdate        answer=rejected
+    ClosePeriodicEventStream,NotifyDERAlarm,NotifyDERStartStop,NotifyPeriodicEventStream
+    NotifyWebPaymentStarted
+    NotifyPriorityCharging,NotifySettlement transaction=transactionId
+    OpenPeriodicEventStream,PullDynamicScheduleUpdate answer=rejected
     ReportDERControl                 request=requestId
-    VatNumberValidation              connector=evseId answer=vat-rejected
-""")
+    VatNumberValidation              answer=vat-rejected
+    """)
 SERVER_21 = table("""
-    AFRRSignal                       rejects
-    AdjustPeriodicEventStream        rejects
-    ChangeTransactionTariff          transaction=transactionId rejects
-    ClearDERControl                  rejects
-    ClearDisplayMessage              rejects
-    ClearTariffs                     connector=evseId
+    AFRRSignal,AdjustPeriodicEventStream,ClearDERControl,ClearDisplayMessage,GetTariffs rejects
+    ClearTariffs,GetPeriodicEventStream
+    ChangeTransactionTariff,NotifyAllowedEnergyTransfer,UsePriorityCharging transaction=transactionId rejects
     GetDERControl                    request=requestId rejects
-    GetTariffs                       connector=evseId rejects
-    NotifyAllowedEnergyTransfer      transaction=transactionId rejects
     RequestBatterySwap               badge=idToken.idToken request=requestId rejects
-    SetDERControl                    rejects
-    SetDefaultTariff                 connector=evseId rejects
-    UpdateDynamicSchedule            rejects
-    UsePriorityCharging              transaction=transactionId rejects
-""")
+    SetDERControl,SetDefaultTariff,UpdateDynamicSchedule rejects
+    """)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """The tables of one OCPP version."""
 
-    charger: dict[str, Facts]  # The charger's Actions.
-    server: dict[str, Facts]  # The servers' Actions.
+    charger: dict[str, Facts]  # The charger's Actions; those of 1.6 that have no newer row, too.
+    server: dict[str, Facts]  # The servers' Actions, likewise.
     malformed: str  # The error code for a Call that cannot be read.
-    boot: dict[str, Any]  # The BootNotification of a charger that never sent one.
+    boot: str  # The BootNotification of a charger that never sent one.
 
 
-BOOT_16 = {"chargePointVendor": "unknown", "chargePointModel": Fill.MODEL}
-BOOT_2X = {"reason": "Unknown", "chargingStation": {"vendorName": "unknown", "model": Fill.MODEL}}
-
-# The 2.x tables hold the older Actions, too: a FoxESS sends 1.6 messages over ocpp2.0.1 (lbbrhzn/ocpp).
-CHARGER_2X = {**CHARGER_16, **CHARGER_201}
+BOOT_16 = '{"chargePointVendor":"unknown","chargePointModel":$model}'
+BOOT_2X = '{"reason":"Unknown","chargingStation":{"vendorName":"unknown","model":$model}}'
+CHARGER_2X, SERVER_2X = {**CHARGER_16, **CHARGER_201}, {**SERVER_16, **SERVER_201}
 VOCABULARIES = {
     "ocpp1.6": Vocabulary(CHARGER_16, SERVER_16, "FormationViolation", BOOT_16),  # Spelt like that in 1.6.
-    "ocpp2.0.1": Vocabulary(CHARGER_2X, SERVER_201, "FormatViolation", BOOT_2X),
+    "ocpp2.0.1": Vocabulary(CHARGER_2X, SERVER_2X, "FormatViolation", BOOT_2X),
     "ocpp2.1": Vocabulary(
-        {**CHARGER_2X, **CHARGER_21}, {**SERVER_201, **SERVER_21}, "FormatViolation", BOOT_2X
+        {**CHARGER_2X, **CHARGER_21}, {**SERVER_2X, **SERVER_21}, "FormatViolation", BOOT_2X
     ),
 }
-
-
-ASKED_BY = {row.asked_by for rows in VOCABULARIES.values() for row in rows.charger.values()} - {""}
+# What only messages of 1.6 carry beside their Action: a FoxESS sends them over ocpp2.0.1 (lbbrhzn/ocpp#2050).
+SHAPE_16 = {"idTag", "transactionId", "connectorId", "chargePointVendor", "errorCode"}
+SHAPE_2X = {"evseId", "evse"}
+ASKED_BY = {row.asked_by for words in VOCABULARIES.values() for row in words.charger.values()} - {""}
 
 
 def values_at(payload: Any, path: FieldPath) -> list[Any]:
     """Return all values at the path; none where it ends early."""
-    if not path:
-        return []
-    found = [payload]
+    found = [payload] if path else []
     for step in path:
         if step == "*":
             found = [element for value in found if type(value) is list for element in value]
@@ -1328,16 +1205,14 @@ def values_at(payload: Any, path: FieldPath) -> list[Any]:
 
 def value_at(payload: Any, path: FieldPath) -> Any:
     """Return the first value at the path, or None."""
-    if not path:
-        return None
     if len(path) == 1 and type(payload) is dict:
         return payload.get(path[0])
     return next(iter(values_at(payload, path)), None)
 
 
 def integer(value: Any) -> int | None:
-    """Return the value if it is a whole number; true and 1.0 are none."""
-    return value if type(value) is int else None
+    """Return the value if it is a whole number of 64 bits; true and 1.0 are none."""
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -1351,11 +1226,18 @@ class Content:
     def badge(self) -> str | None:
         """The RFID; None also where none is needed."""
         value = value_at(self.payload, self.facts.badge)
-        if value_at(self.payload, self.facts.badge_type) == "NoAuthorization":
+        if value is None or value_at(self.payload, self.facts.badge_type) == "NoAuthorization":
             return None
-        if type(value) is int:
-            return str(value)
-        return value if type(value) is str else None
+        return value if type(value) is str else str(value) if type(value) is int else None
+
+    @property
+    def transactions(self) -> list[TransactionId]:
+        """The usable transaction ids that it names."""
+        return [
+            usable
+            for value in values_at(self.payload, self.facts.transaction)
+            if (usable := usable_id(value, self.facts.is_16)) is not None
+        ]
 
     @property
     def connector(self) -> int | None:
@@ -1368,21 +1250,6 @@ class Content:
         return integer(value_at(self.payload, self.facts.request))
 
     @property
-    def reservation(self) -> int | None:
-        """The id of a reservation."""
-        return integer(value_at(self.payload, self.facts.reservation))
-
-    @property
-    def remote_start(self) -> int | None:
-        """The remoteStartId of 2.x."""
-        return integer(value_at(self.payload, self.facts.remote_start))
-
-    @property
-    def state(self) -> Any:
-        """The connector's status, or the charging state."""
-        return value_at(self.payload, self.facts.state)
-
-    @property
     def is_start(self) -> bool:
         """Whether it begins a session."""
         return self.facts.role is Role.START or self.payload.get("eventType") == "Started"
@@ -1393,30 +1260,87 @@ class Content:
         return self.facts.role is Role.STOP or self.payload.get("eventType") == "Ended"
 
     @property
-    def register(self) -> float | None:
-        """The last reading of the energy register, in Wh."""
-        for sample in values_at(self.payload, self.facts.samples)[: -MAX_SAMPLES - 1 : -1]:
-            reading = watt_hours(sample)
-            if reading is not None:
-                return reading
-        return watt_hours({"value": value_at(self.payload, self.facts.meter)})
+    def is_reading(self) -> bool:
+        """Whether it only tells how a session goes on: neither begins nor ends it, nor says whose it is."""
+        is_update = self.payload.get("eventType") == "Updated" and self.badge is None
+        tells = value_at(self.payload, self.facts.remote_start) or self.payload.get("reservationId")
+        return self.facts.role is Role.METER or (is_update and tells is None)
 
     @property
-    def reason(self) -> str:
-        """Why the session ended; "" = it does not say."""
-        return short(value_at(self.payload, self.facts.reason))
+    def is_triggered(self) -> bool:
+        """Whether it holds a reading that a server has asked for with TriggerMessage."""
+        is_asked = self.payload.get("triggerReason") == "Trigger"
+        samples = values_at(self.payload, self.facts.samples)
+        return is_asked or any(value_at(sample, ("context",)) == "Trigger" for sample in samples)
+
+    @property
+    def mark(self) -> str:
+        """What a Call of a session has in common with its repeat; "" = it is never one."""
+        if self.facts.role is Role.EVENT:
+            kind, number = self.payload.get("eventType"), integer(self.payload.get("seqNo"))
+            when = self.timestamp or fingerprint([self.payload])
+            return "" if number is None else f"{short(kind)} {number} {when}"
+        return self.facts.role.value if self.facts.role in (Role.START, Role.STOP) else ""
+
+    @property
+    def stop(self) -> str:
+        """What a StopTransaction and its repeats have in common."""
+        names = ("transactionId", "idTag", "meterStop", "timestamp")
+        return fingerprint([self.payload.get(name) for name in names])
+
+    @property
+    def register(self) -> float | None:
+        """The last reading of the energy register, in Wh."""
+        samples = reversed(values_at(self.payload, self.facts.samples))
+        reading = next((wh for wh in map(watt_hours, samples) if wh is not None), None)
+        return watt_hours({"value": value_at(self.payload, self.facts.meter)}) if reading is None else reading
 
     @property
     def timestamp(self) -> str:
         """The time by the charger's clock, as it writes it; "" = it does not say."""
         return short(self.payload.get("timestamp"))
 
+    def answer(self, verdict: str, now: str, transaction: TransactionId | None) -> str:
+        """Return the smallest answer that the schema allows, as JSON."""
+        facts = self.facts
+        if self.needs_server:
+            return facts.certificate_answer
+        has_badge = facts.badge_answer and value_at(self.payload, facts.badge) is not None
+        vat_number = dump(short(self.payload.get("vatNumber")))
+        answer = Template(facts.badge_answer if has_badge else facts.answer)
+        return answer.substitute(verdict=verdict, now=now, transaction=transaction, vat_number=vat_number)
 
-NOTHING = Content(PLAIN, {})
-REGISTER = "Energy.Active.Import.Register"
+    @property
+    def needs_server(self) -> bool:
+        """Whether it carries a certificate of Plug & Charge, which only the server can check (2.0.1 C07)."""
+        keys = {"certificate", "iso15118CertificateHashData"}
+        return bool(self.facts.certificate_answer) and not keys.isdisjoint(self.payload)
+
+
+def content_of(rows: dict[str, Facts], message: Message) -> Content:
+    """Return a Call read by the row of its Action; by that of 1.6 where it has the shape of 1.6."""
+    action, payload = message.action, message.payload
+    facts = rows.get(action, PLAIN)
+    if not facts.is_16 and payload.keys() & SHAPE_16 and not payload.keys() & SHAPE_2X:
+        facts = CHARGER_16.get(action) or SERVER_16.get(action) or facts
+    return Content(facts, payload)
+
+
+MAX_ID = 2**31 - 1  # The largest transaction id that chargers and servers agree on (SteVe, MicroOcpp).
+MAX_SHORT = 200  # Characters of what is kept of what a peer says of itself.
 MAX_WATT_HOURS = 1e15  # More than any register shows, and still exact to the Wh.
-MAX_SAMPLES = 1000  # Sampled values, the last of a message, among which the register is looked for.
-MAX_SHORT = 200  # Characters of what is kept of what a charger says of itself.
+REGISTER = "Energy.Active.Import.Register"
+NOTHING = Content(PLAIN, {})
+TransactionId = int | str
+
+
+def usable_id(value: Any, is_16: bool) -> TransactionId | None:
+    """Return a usable transaction id as it is kept in tables; None for null, 0 and the like."""
+    if is_16 and type(value) is str and re.fullmatch(r"\d{1,10}", value, re.ASCII):
+        value = int(value)
+    if type(value) is int:
+        return value if 1 <= value <= MAX_ID else None
+    return value if type(value) is str and value else None
 
 
 def watt_hours(sample: Any) -> float | None:
@@ -1436,40 +1360,34 @@ def watt_hours(sample: Any) -> float | None:
     return round(reading, 3) if abs(reading) <= MAX_WATT_HOURS else None
 
 
+def verdict_of(payload: dict[str, Any]) -> Any:
+    """Return the status that an answer gives to a badge; None = it says nothing of one."""
+    return value_at(payload, ("idTagInfo", "status")) or value_at(payload, ("idTokenInfo", "status"))
+
+
+def fingerprint(values: list[Any]) -> str:
+    """Return a text of bounded length that equal values have in common, and others do not."""
+    text = dump(values)
+    return text if len(text) <= MAX_SHORT else hashlib.sha256(text.encode()).hexdigest()
+
+
 def short(value: Any) -> str:
     """Return the beginning of a text; "" for what is none."""
     return value[:MAX_SHORT] if type(value) is str else ""
 
 
-def filled(answer: Any, values: dict[Fill, Any]) -> Any:
-    """Return a copy of a table's answer with its places filled in."""
-    if isinstance(answer, Fill):
-        return values[answer]
-    if isinstance(answer, dict):
-        return {key: filled(value, values) for key, value in answer.items()}
-    if isinstance(answer, list):
-        return [filled(value, values) for value in answer]
-    return answer
-
-
 # What would move a charger to another server, cut it off from its own, or change its name or login is the
-# primary's alone. Names of configuration keys (1.6) and variables (2.x) as shell patterns, without case.
-GUARDED_ACTIONS = {"SetNetworkProfile"}
-GUARDED_SETTINGS = (
-    *("authorizationkey", "securityprofile*", "identity", "*passw*"),  # Of OCPP itself.
-    *("network*profile*", "networkconfiguration*", "activenetworkprofile"),  # Likewise; Alfen, Amina.
-    *("*url", "url-*", "*uri", "*endpoint*", "*server*", "*backend*", "*centralsystem*", "*csms*"),
-    *("*backoffice*", "protocolversion"),  # Alfen.
-    *("*chargebox*", "*chargepointidenti*", "*chargepointid", "*chargepointname", "*chargerid", "*ocppid"),
-    *("com_prot*", "com_options", "com_ocppinfo"),  # Ecotap.
-    *("evb_serialas*", "g_authentication"),  # EVBox, Growatt.
-    *("hostname", "verifycsms*"),  # EVerest.
-    *("hostconnectortype", "*portal*", "*proxy*", "*chargepointaddress", "*chargepointport"),  # KEBA.
-    *("*secureoutgoing*", "*certificatevalidation", "*hostnameverification"),  # KEBA.
-    *("*ocppversion", "*websocketsettings*", "*websocketuser"),  # Vestel, XCharge, Wallbox.
-    *("*apn*", "*gsm*", "*cellular*", "*wifi*", "*ethernet*", "eth_*", "*vpn*", "*firewall*"),
-    *("g_4g*", "g_*net*"),  # Growatt.
-)
+# primary's alone. Names of configuration keys (1.6) and variables (2.x) as shell patterns, without case: of
+# OCPP itself, then of Alfen and Amina, Ecotap, EVBox, Growatt, EVerest, KEBA, Vestel, XCharge and Wallbox.
+GUARDED_SETTINGS = """
+    authorizationkey securityprofile* identity *passw* network*profile* networkconfiguration*
+    activenetworkprofile *url url-* *uri *endpoint* *server* *backend* *centralsystem* *csms* *backoffice*
+    protocolversion *chargebox* *chargepointidenti* *chargepointid *chargepointname *chargerid *ocppid
+    com_prot* com_options com_ocppinfo evb_serialas* g_authentication hostname verifycsms* hostconnectortype
+    *portal* *proxy* *chargepointaddress *chargepointport *secureoutgoing* *certificatevalidation
+    *hostnameverification *ocppversion *websocketsettings* *websocketuser *apn* *gsm* *cellular* *wifi*
+    *ethernet* eth_* *vpn* *firewall* g_4g* g_*net*
+""".split()  # noqa: SIM905
 GUARDED_COMPONENTS = {"networkconfiguration"}  # Of OCPP 2.1.
 SETTING_ACTIONS = {"ChangeConfiguration", "SetVariables"}
 # Certificates are logins, too (security profile 3), but for those of the car.
@@ -1482,100 +1400,83 @@ def guarded_by(action: str, payload: dict[str, Any]) -> str:
     if action in CERTIFICATE_ACTIONS:
         kind = value_at(payload, ("certificateType",))
         return "" if kind in CAR_CERTIFICATES else short(kind) or "a certificate"
-    if action in GUARDED_ACTIONS or action not in SETTING_ACTIONS:
-        return action if action in GUARDED_ACTIONS else ""
+    if action not in SETTING_ACTIONS:
+        return action if action == "SetNetworkProfile" else ""
     settings = [("", key) for key in values_at(payload, ("key",))]
     settings += [
         (value_at(change, ("component", "name")), value_at(change, ("variable", "name")))
         for change in values_at(payload, ("setVariableData", "*"))
     ]
-    if len(settings) > MAX_KEYS:
-        return f"a change of more than {MAX_KEYS} settings at once"
     for component, name in settings:
-        key = normalized(str(name)[: MAX_SHORT + 1])
+        key = str(name)[: MAX_SHORT + 1].strip(BLANKS).casefold()
         is_guarded = any(fnmatchcase(key, pattern) for pattern in GUARDED_SETTINGS)
         is_odd = len(key) > MAX_SHORT or not key.isprintable() or not key.isascii()
-        if is_guarded or is_odd or normalized(str(component)) in GUARDED_COMPONENTS:
+        if is_guarded or is_odd or str(component).strip(BLANKS).casefold() in GUARDED_COMPONENTS:
             return short(str(name)) or short(str(component))
     return ""
 
 
-def rejection_of(facts: Facts, payload: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the Rejected that the schema of the answer to a server's Call has; None = it has none."""
-    changes = values_at(payload, ("setVariableData", "*"))
+def rejection_of(facts: Facts, payload: dict[str, Any]) -> str:
+    """Return the Rejected that the schema of the answer to a server's Call has, as JSON; "" = none."""
+    names = ("component", "variable")
     results = [
-        {**STATUS_OF_VARIABLE, **{name: value_at(change, (name,)) for name in ("component", "variable")}}
-        for change in changes
+        {"attributeStatus": "Rejected", **{name: value_at(change, (name,)) for name in names}}
+        for change in values_at(payload, ("setVariableData", "*"))
     ]
-    return {"setVariableResult": results} if results else STATUS_REJECTED if facts.rejects else None
-
-
-OTHER_ACTIONS = {  # Those that no table needs to name.
-    *("ClearDisplayMessage", "ClearVariableMonitoring", "ClosePeriodicEventStream", "DeleteCertificate"),
-    *("GetConfiguration", "GetDiagnostics", "GetInstalledCertificateIds", "GetLocalListVersion"),
-    *("GetPeriodicEventStream", "NotifyDERAlarm", "NotifyDERStartStop", "NotifyPeriodicEventStream"),
-    *("SecurityEventNotification", "UnpublishFirmware", "UpdateFirmware"),
-}
+    return dump({"setVariableResult": results}) if results else STATUS_REJECTED if facts.rejects else ""
 
 
 def concern_of(action: str) -> str:
     """Return whether an Action is about the "station", in some version about a "session", or "unknown"."""
-    tables = [table for words in VOCABULARIES.values() for table in (words.charger, words.server)]
-    rows = [words.charger.get(action, PLAIN) for words in VOCABULARIES.values()]
-    if any(row.badge or row.transaction for row in rows):
-        return "session"
-    return "station" if action in OTHER_ACTIONS or any(action in table for table in tables) else "unknown"
+    words = VOCABULARIES.values()
+    rows = [table[action] for word in words for table in (word.charger, word.server) if action in table]
+    is_sessions = any(
+        word.charger.get(action, PLAIN).badge or word.charger.get(action, PLAIN).transaction for word in words
+    )
+    return "session" if is_sessions else "station" if rows else "unknown"
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Routing
 #
 # Whose a message is. A message goes in, decisions with their reasons come out; the sections below carry
-# them out. Pure: no socket, no clock, no log. Time is passed in.
+# them out. Pure: no socket, no clock, no log. Time is passed in. Three classes of one job each: whose a Call
+# of the charger is (Router), the servers' Calls and claims (Commands), what servers' answers tell (Answers).
 # ---------------------------------------------------------------------------------------------------------
 
-MAX_ID = 2**31 - 1  # The largest transaction id that chargers and servers agree on (SteVe, MicroOcpp).
 FIRST_PROXY_ID = 2_000_000_000  # From here on, transaction ids are the proxy's; Unix time gets there in 2033.
-SESSION_SECONDS = 7 * DAY  # An ended session can still be named for so long; a silent one counts as ended.
-CLAIM_SECONDS = 300.0  # A remote start that no session followed.
-RESERVATION_SECONDS = 300.0  # For the charger to report that a reservation has expired.
-REQUEST_SECONDS = DAY  # Reports on a request may come for so long.
-ACCEPTED_SECONDS = 3600.0  # A server's last word on a badge stands in for it for so long.
-SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
-
-OF_ITS_STOP = "its stop: "  # What a server's words against the stop of a session begin with.
-MAX_FIELD = 255  # Characters of a badge or an id; those of OCPP 2.1 have at most so many.
-MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot or start's answer, or of all statuses, that are kept.
+SESSION_SECONDS = 7 * DAY  # An ended session can still be named for so long.
+SILENT_SECONDS = 30 * DAY  # A session that nothing was heard of for so long counts as ended.
+CLAIM_SECONDS = 300.0  # A remote start that no session followed; a report that a reservation has expired.
+TRIGGER_SECONDS = 60.0  # A reading that a server has asked for comes within so long.
+READING_SECONDS = 60.0  # How often the readings of a relayed session are saved.
+RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call that met a CallError.
+REFUSED_SECONDS = 30 * DAY  # What CallErrors refused is tried once more a day for so long.
 
 # The most of each kind that one charger may have; beyond it the oldest goes.
 MAX_SESSIONS = 1000
 MAX_CLAIMS = 32
-MAX_REQUESTS = 64
-MAX_ACCEPTED = 256
+MAX_ASKED = 64  # Requests that the charger may report on.
 MAX_STATUSES = 64
-MAX_OWNERLESS = 16  # 2.x transactions; one more is given to the primary.
-MAX_KEPT_EVENTS = 100  # Of one transaction without an owner; the last gives it to the primary.
-MAX_KEPT_TEXT = 2**18  # Characters of them; likewise.
-MAX_SEEN_EVENTS = 256  # Sequence numbers of a transaction, to know a repeat by.
-# Undelivered Calls of one charger; beyond it the oldest readings go, and where there are none to go, nothing
-# more is stored or answered, so that the charger keeps it.
-MAX_STORED = 10_000
-MAX_STORED_TEXT = 2**26  # Characters of them; beyond it likewise nothing.
-MAX_WAITING = 64  # Calls of one server for the charger, or the reverse.
-MAX_WAITING_TEXT = 2**20  # Characters of them; a single one may be longer.
+MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot, of an answer, or of all statuses, that are kept.
+MAX_ANSWERS = 32  # That a 2.x transaction was given, to know a repeat by.
+MAX_OWNERLESS = 100  # Stored Calls of one transaction whose owner is not known yet.
+MAX_STORED = 10_000  # Calls of one charger;
+MAX_STORED_TEXT = 2**26  # characters of them. Where no reading can go, nothing more is stored or answered.
+MAX_REFUSED = 1000  # Refused Calls of one charger that are kept to be shown.
+MAX_COMMANDS = 64  # Calls of one server for the charger;
+MAX_COMMANDS_TEXT = 2**20  # characters of them; a single one may be longer.
 MAX_SPENT_IDS = 16  # Calls given up, whose late answers must not be taken for others'.
 
-# Of OCPP, with room for vendors: a charger's parser might end an Action at the first odd character.
-ACTION = re.compile(r"[A-Za-z0-9_.:-]+")
-
-TransactionId = int | str
+ACTION = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # A charger's parser might end it at the first odd character.
+UNKEPT = {"kept": False}  # Marks the attributes that the state file does not hold.
 
 
 class Instant(NamedTuple):
     """A point in time, on both clocks."""
 
-    seconds: float  # Monotonic. All deadlines are measured on this one.
-    utc: float  # Seconds since 1970, for people and other machines; may jump.
+    seconds: float  # Monotonic. Deadlines are measured on this one.
+    utc: float  # Seconds since 1970, for what outlives the process; may jump.
 
     @property
     def text(self) -> str:
@@ -1584,47 +1485,37 @@ class Instant(NamedTuple):
 
 
 class Kind(Enum):
-    """What becomes of a Call on its way to a server."""
+    """What becomes of a Call on its way to a server. Nothing changes it on the way."""
 
-    RELAYED = "relayed"  # Its answer goes to the charger.
-    STORED = "stored"  # The charger has its answer; delivered until the server has answered.
-    NOTED = "noted"  # The charger has its answer; the server gets it soon or not at all.
-    COPY = "copy"  # The other server's matter; dropped with the connection.
-    OWN = "own"  # The proxy's: boot, heartbeat.
-    SEND = "send"  # A message that nobody answers (OCPP 2.1 part 4, 4.2.5).
+    RELAYED = "relayed"  # Its server's answer is the charger's answer.
+    STORED = "stored"  # On disk until its server has answered; the proxy answers the charger.
+    PASSING = "passing"  # Gone with the connection: copies, notes, what is the proxy's own.
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A Call on its way to a server. Its text stands under its message id, for life."""
+    """A Call on its way to a server. Its text stands under its message id."""
 
-    kind: Kind
-    action: str
-    message_id: str
+    kind: Kind = field(metadata=UNKEPT)
+    action: str = field(metadata=UNKEPT)
+    message_id: MessageId = field(metadata=UNKEPT)  # Towards its server.
     text: str
-    content: Content
-    reply_to: str | None = None  # The charger's message id that waits for the answer.
+    content: Content = field(metadata=UNKEPT)
+    peer: Peer | None = None  # None: a stored Call whose server is not known yet.
     session: Session | None = None
-    is_vouched: bool = False  # A list or a claim speaks for its badge.
-    is_kept: bool = False  # A 2.x event that waited for its transaction's owner.
-    is_pending: bool = True  # Until it is answered, given up or dropped.
-    queued: float = 0.0  # Monotonic seconds.
-    sent: float | None = None  # Monotonic seconds; None = not on this connection.
-    tries: int = 0  # CallErrors that a stored Call met.
-    not_before: float = 0.0  # Monotonic seconds; the next try of a stored Call.
-    server: str = ""  # The address that it is bound to; "" = any.
-    version: str = ""  # The subprotocol that it is written in; "" = any.
-    since: float = 0.0  # UTC seconds; when it was stored.
-    number: int = 0  # Its place among all stored Calls in the state file; 0 = none yet.
-    is_on_disk: bool = False
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether it only tells how a session goes on: neither begins nor ends it, nor says whose it is."""
-        said = self.content
-        tells_whose = said.badge is not None or said.remote_start is not None
-        is_update = said.payload.get("eventType") == "Updated" and not tells_whose
-        return self.action == "MeterValues" or is_update
+    server: str = ""  # The address that it is bound to; "" = not known yet.
+    version: str = ""  # The subprotocol that it is written in.
+    since: float = 0.0  # UTC seconds; when it came.
+    tries: int = 0  # CallErrors that it met; at most three.
+    refused: str = ""  # Its server's words; "" = it waits.
+    has_error: bool = False  # CallErrors refused it, or its session: it is tried again.
+    number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
+    reply_to: MessageId | None = field(default=None, metadata=UNKEPT)  # The charger's id that waits.
+    own_answer: str = field(default="", metadata=UNKEPT)  # JSON; the proxy's own, until it is given.
+    queued: float = field(default=0.0, metadata=UNKEPT)  # Monotonic seconds; 0 = before the process.
+    was_kept: bool = field(default=False, metadata=UNKEPT)  # For the owner of its transaction.
+    sent: float | None = field(default=None, metadata=UNKEPT)  # Monotonic; None = not on this connection.
+    not_before: float = field(default=0.0, metadata=UNKEPT)  # Monotonic seconds; its next try.
 
 
 @dataclass(slots=True, eq=False)
@@ -1635,17 +1526,16 @@ class Session:
     badge: str  # As it came; "" = none.
     connector: int | None  # 2.x: the EVSE.
     begun: float  # UTC seconds.
-    touched: float  # Monotonic seconds of its last message.
+    touched: float  # UTC seconds of its last message.
     server: str = ""  # Its owner's address as it stood when the session began; "" = not known.
-    transaction_id: TransactionId | None = None  # As the charger knows it; None until it was told.
+    transaction_id: TransactionId | None = None  # As the charger knows it; None until there is one.
     server_id: TransactionId | None = None  # As its owner knows it, usable or not; None until it has told.
     start: str = ""  # 1.6: what a repeated StartTransaction has in common with this one's.
-    start_call: Call | None = None  # 1.6: the relayed StartTransaction.
-    start_answer: dict[str, Any] | None = None  # 1.6: what the charger is told.
-    is_told: bool = False  # 1.6: the charger knows the transaction id.
-    is_vouched: bool = False  # A list or a claim speaks for its badge.
-    has_verdict: bool = False  # 1.6: what the charger is told is its owner's own word.
-    ended: float | None = None  # Monotonic seconds.
+    stop: str = ""  # 1.6: what a repeated StopTransaction has in common with this one's.
+    is_told: bool = False  # 1.6: the charger was told the transaction id,
+    is_used: bool = False  # and has named it since.
+    ended: float | None = None  # UTC seconds; by its stop, or because it can have none any more.
+    has_stop: bool = False  # Its stop has come. Ended without: a label, a late stop completes it.
     started_at: str = ""  # By the charger's clock, as it wrote it; "" = not said.
     stopped_at: str = ""  # Likewise.
     meter_start: float | None = None  # Wh; the first reading.
@@ -1653,15 +1543,17 @@ class Session:
     reason: str = ""  # Why it ended, in the charger's words.
     delivered: float | None = None  # UTC seconds; when its owner accepted its stop.
     is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
-    refused: str = ""  # The owner's words, when it refused the start; or the stop, with a CallError.
-    is_undeliverable: bool = False  # The owner refused the start and knows no id for the rest.
-    has_error: bool = False  # The refusal was a CallError: it is tried once more when the proxy starts again.
-    stop: str = ""  # 1.6: what a repeated StopTransaction has in common with this one's.
-    is_stop_stored: bool = False  # 1.6: a repeated StopTransaction is answered here.
-    kept: list[Call] = field(default_factory=list)  # 2.x: events without an owner, at most MAX_KEPT_EVENTS.
-    seen: deque[Any] = field(default_factory=lambda: deque(maxlen=MAX_SEEN_EVENTS))  # 2.x: answered here.
-    remote_start: tuple[int, int] | None = None  # 2.x: its remoteStartId at the charger, at the server.
-    number: int = 0  # Its row in the state file; 0 = none yet.
+    refused: str = ""  # The owner's words against its start.
+    is_refused: bool = False  # The owner knows nothing of it: the rest is kept and not sent.
+    answers: dict[str, str] = field(default_factory=dict)  # JSON by Content.mark; MAX_ANSWERS.
+    number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
+    saved: float = field(default=0.0, metadata=UNKEPT)  # UTC seconds; when its readings were noted last.
+
+    @property
+    def is_turned_away(self) -> bool:
+        """Whether there is no stop to wait for: rejected, or the charger knows that its owner refused it."""
+        told = self.answers.get(Role.START.value) if self.refused and self.is_told else None
+        return self.is_rejected or (told is not None and verdict_of(json.loads(told)) != "Accepted")
 
     @property
     def key(self) -> TransactionId:
@@ -1677,134 +1569,223 @@ class Claim:
     server: str  # Its address.
     badge: str  # Normalized.
     connector: int | None  # None = any.
-    until: float  # Monotonic seconds.
+    until: float  # UTC seconds.
     reservation: int | None = None
-    remote_start: tuple[int, int] | None = None  # The remoteStartId at the charger, at the server.
+    remote_start: int | None = None
+    transaction: str = ""  # 2.x: as the charger's answer names it.
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A server's request that the charger reports on later."""
-
-    peer: Peer
-    server: str  # Its address.
-    request_id: int  # As the server knows it.
-    until: float  # Monotonic seconds.
-
-
-class Refusal(NamedTuple):
-    """A stored Call that its server has refused."""
-
-    peer: Peer
-    call: Call
-    words: str  # The server's.
-    is_error: bool  # They were CallErrors: it is tried once more when the proxy starts again.
+Row = Call | Session  # What has a number; the Memory is a row of its own.
 
 
 @dataclass(slots=True, eq=False)
 class Memory:
     """What is remembered of one charger from one connection to the next."""
 
-    charger_id: str = ""
+    charger_id: str = field(default="", metadata=UNKEPT)
     version: str = ""  # The subprotocol of its last connection; "" = never connected.
     user_agent: str = ""  # What it called itself in its last handshake.
-    seen: float = (
-        0.0  # UTC seconds; when something was last seen of it, to the watchdog_interval; 0 = not known.
-    )
-    sessions: dict[TransactionId, Session] = field(default_factory=dict)  # By Session.key; MAX_SESSIONS.
-    connectors: dict[int, Session] = field(default_factory=dict)  # The open session on each.
-    claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_CLAIMS.
-    requests: dict[int, Asked] = field(default_factory=dict)  # By request id at the charger; MAX_REQUESTS.
-    askers: dict[str, Asked] = field(default_factory=dict)  # The last of each Action of Facts.asked_by.
-    accepted: dict[tuple[Peer, str], float] = field(default_factory=dict)  # When; MAX_ACCEPTED.
+    seen: float = 0.0  # UTC seconds; when something was last seen of it; 0 = not known.
     boot: str = ""  # The text of the last BootNotification; "" = none seen.
     heartbeat_interval: int = HEARTBEAT_INTERVAL  # Seconds; what the charger was told.
-    statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_STATUSES.
-    stored: dict[Peer, list[Call]] = field(default_factory=dict)  # Undelivered, in order; MAX_STORED.
-    refused: list[Refusal] = field(default_factory=list)  # The oldest first; MAX_REFUSED.
-    stored_text: int = 0  # Characters of them; MAX_STORED_TEXT.
-    is_full: bool = False  # Nothing more can be stored until something of it is delivered.
     dropped: int = 0  # Stored readings that had to go, since it is known.
-    unsaved: dict[Session, None] = field(default_factory=dict)  # Sessions that the disk does not know so.
-    is_unsaved: bool = False  # The disk does not know the rest so: all but sessions and Calls.
-    saved_with: int = 0  # The last save that something of it went into.
-    is_in_use: bool = False  # A Relay holds it.
-
-    @property
-    def is_owed(self) -> bool:
-        """Whether a server is still to get something."""
-        return any(self.stored.values()) or any(session.kept for session in self.sessions.values())
+    statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_STATUSES.
+    claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_CLAIMS.
+    # By Session.key; MAX_SESSIONS.
+    sessions: dict[TransactionId, Session] = field(default_factory=dict, metadata=UNKEPT)
+    stored: dict[Call, None] = field(default_factory=dict, metadata=UNKEPT)  # In order; MAX_STORED.
+    stored_text: int = field(default=0, metadata=UNKEPT)  # Characters of them; MAX_STORED_TEXT.
+    refused: list[Call] = field(default_factory=list, metadata=UNKEPT)  # The oldest first; MAX_REFUSED.
+    # Who has asked last for a report: by request id, or by Action where there is none; MAX_ASKED.
+    asked: dict[int | str, ServerCall] = field(default_factory=dict, metadata=UNKEPT)
+    # Until when a reading may be the answer to a TriggerMessage, in monotonic seconds.
+    triggers: dict[Peer, float] = field(default_factory=dict, metadata=UNKEPT)
+    # The Journal's: rows that the disk does not know so, with their Memory; None = the row is gone.
+    changed: dict[Row | Memory, Memory | None] = field(default_factory=dict, metadata=UNKEPT)
+    is_in_use: bool = field(default=False, metadata=UNKEPT)  # A Relay holds it.
 
     @property
     def is_needed(self) -> bool:
         """Whether somebody uses it, or something is open or undelivered."""
-        is_open = any(session.ended is None for session in self.sessions.values())
-        return self.is_in_use or is_open or any(self.stored.values())
+        return self.is_in_use or bool(self.stored) or any(s.ended is None for s in self.sessions.values())
+
+    def note(self, row: Row | Memory, is_there: bool = True) -> None:
+        """Let the disk know how a row stands now, or that it is gone."""
+        self.changed[row] = self if is_there else None
+
+    # Sessions.
+
+    def add(self, session: Session, transaction_id: TransactionId | None = None) -> None:
+        """Let a session be found, by the id that the charger is told; beyond the bound the oldest goes."""
+        if transaction_id is not None:
+            self.forget(session)
+            session.transaction_id = transaction_id
+        self.sessions[session.key] = session
+        if len(self.sessions) > MAX_SESSIONS:
+            ended = (key for key, old in self.sessions.items() if old.ended is not None)
+            del self.sessions[next(ended, next(iter(self.sessions)))]
+
+    def forget(self, session: Session) -> None:
+        """Let a session be found no more."""
+        if self.sessions.get(session.key) is session:
+            del self.sessions[session.key]
+
+    def on_connector(self, connector: int | None) -> Session | None:
+        """Return the open session on a connector; 0 is the whole station."""
+        found = [s for s in self.sessions.values() if s.connector == connector and s.ended is None]
+        return found[-1] if found and connector else None
+
+    def take_connector(self, session: Session, connector: int | None, utc: float) -> None:
+        """Let a session have its connector; whatever was open there can have no stop any more."""
+        before = self.on_connector(connector)
+        if before and before is not session:
+            self.end(before, utc)
+        session.connector = connector
+
+    def end(self, session: Session, utc: float) -> None:
+        """Take note that nothing more is charged in a session."""
+        session.ended = utc
+        self.note(session)
+
+    def repeated_start(self, start: str) -> Session | None:
+        """Return the session that a StartTransaction repeats: the charger has not used its id yet."""
+        for session in reversed(self.sessions.values()):
+            if session.start == start and not (session.has_stop or session.is_used):
+                # What its owner has refused may be tried again.
+                return session if session.is_rejected or not session.is_turned_away else None
+        return None
+
+    def stopped_by(self, said: Content) -> tuple[Session, str] | None:
+        """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
+        stop, badge = said.stop, normalized(said.badge or "")
+        sessions = [session for session in self.sessions.values() if session.owner]
+        waiting = [session for session in sessions if not (session.has_stop or session.is_turned_away)]
+        for fits, why in (
+            ([s for s in sessions if s.stop == stop][:1], "it repeats a stop"),
+            ([s for s in waiting if badge and normalized(s.badge) == badge], "the open session of its badge"),
+            ([s for s in waiting if s.start and not s.is_told], "the only one whose start was not answered"),
+            (waiting, "the only open session"),
+        ):
+            found = [session for session in fits if session.ended is None] or fits
+            if len(found) > 1:
+                last = {session.connector: session for session in sessions}  # Who holds each connector.
+                found = [session for session in found if last[session.connector] is session]
+            if fits:
+                return (found[0], why) if len(found) == 1 else None
+        return None
+
+    def known_as(self, peer: Peer, server: str, server_id: Any) -> Session | None:
+        """Return the session that a server knows by this id; of several an open one, the newest."""
+        found = [
+            session
+            for session in self.sessions.values()
+            if session.owner is peer and session.server == server and not session.is_rejected
+            if None not in (server_id, session.server_id) and str(session.server_id) == str(server_id)
+        ]
+        return max(found, key=lambda session: (session.ended is None, session.begun), default=None)
+
+    def drop_claims(self, is_over: Callable[[Claim], bool]) -> None:
+        """Forget the claims that are over."""
+        left = [claim for claim in self.claims if not is_over(claim)]
+        if len(left) < len(self.claims):
+            self.claims = left
+            self.note(self)
+
+    # Stored Calls.
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more is stored than may be."""
+        return len(self.stored) > MAX_STORED or self.stored_text > MAX_STORED_TEXT
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more can be stored, because no reading can go for it."""
+        is_at_bound = self.is_over or len(self.stored) == MAX_STORED
+        return is_at_bound and oldest_reading(self.stored) is None
+
+    def keep(self, call: Call) -> None:
+        """Take a stored Call, as the last."""
+        self.stored[call] = None
+        self.stored_text += len(call.text)
+
+    def store(self, call: Call) -> list[Call]:
+        """Keep a Call until its server has answered it; return the readings that had to go for it."""
+        self.keep(call)
+        self.note(call)
+        is_ownerless = call.session is not None and call.session.owner is None
+        mine = [other for other in self.stored if is_ownerless and other.session is call.session]
+        gone: list[Call] = []
+        surplus = mine if len(mine) > MAX_OWNERLESS else []
+        while reading := oldest_reading(surplus) or oldest_reading(self.stored if self.is_over else ()):
+            gone.append(reading)
+            self.remove(reading)
+            surplus = []
+        if gone:
+            self.dropped += len(gone)
+            self.note(self)
+        return gone
+
+    def remove(self, call: Call) -> None:
+        """Forget a Call that its server has answered, or that goes nowhere."""
+        if call in self.stored:
+            del self.stored[call]
+            self.stored_text -= len(call.text)
+            self.note(call, is_there=False)
+
+    def refuse(self, call: Call, words: str, has_error: bool) -> None:
+        """Keep a Call as refused by its server."""
+        self.remove(call)
+        call.refused, call.has_error = words, has_error
+        self.refused.append(call)
+        self.note(call)
+        while len(self.refused) > MAX_REFUSED or sum(len(old.text) for old in self.refused) > MAX_STORED_TEXT:
+            self.note(self.refused.pop(0), is_there=False)
+
+    def retry(self, utc: float) -> None:
+        """Let what CallErrors refused be tried once more, with the rest of its session."""
+        for call in [c for c in self.refused if c.has_error and utc - c.since < REFUSED_SECONDS]:
+            self.refused.remove(call)
+            call.refused, call.has_error, call.sent = "", False, None
+            call.message_id = new_message_id()  # The last one met a CallError.
+            call.text = patch(call.text, (1,), call.message_id)
+            if call.session and call.session.is_refused:
+                call.session.refused, call.session.is_refused = "", False
+                self.note(call.session)
+            self.store(call)
+        self.stored = dict.fromkeys(sorted(self.stored, key=lambda call: call.number or math.inf))
 
 
-def follow_addresses(memory: Memory, config: ChargerConfig) -> None:
-    """Let all that is bound to a server's address follow it where the ini has changed the two places."""
-    addresses = {peer: server.url for peer in SERVERS if (server := config.server(peer))}
-
-    def place(peer: Peer, address: str) -> Peer | None:
-        return next((place for place in (peer, *SERVERS) if addresses.get(place) == address), None)
-
-    def followed(table: dict[Any, Asked]) -> dict[Any, Asked]:
-        moves = ((key, asked, place(asked.peer, asked.server)) for key, asked in table.items())
-        return {key: replace(asked, peer=peer) for key, asked, peer in moves if peer}
-
-    stored = [(peer, call) for peer, calls in memory.stored.items() for call in calls]
-    for session in [*memory.sessions.values(), *(call.session for _, call in stored if call.session)]:
-        owner = place(session.owner, session.server) if session.owner else None
-        if owner and owner is not session.owner:
-            session.owner = owner
-            memory.unsaved[session] = None
-    memory.stored = {}
-    for peer, call in sorted(stored, key=lambda kept: (kept[1].number == 0, kept[1].number)):
-        memory.stored.setdefault(place(peer, call.server) or peer, []).append(call)
-    # What a server has asked for ends with it.
-    memory.claims = [
-        replace(claim, peer=there)
-        for claim in memory.claims
-        if (there := place(claim.peer, claim.server)) is not None
-    ]
-    memory.requests, memory.askers = followed(memory.requests), followed(memory.askers)
-
-
-def by_address(memory: Memory) -> dict[str, list[Call]]:
-    """Return what servers are still to get, by their addresses."""
-    found: dict[str, list[Call]] = {}
-    for call in itertools.chain(*memory.stored.values()):
-        found.setdefault(call.server, []).append(call)
-    return found
+def oldest_reading(calls: Iterable[Call]) -> Call | None:
+    """Return the first reading among stored Calls that is not on its way."""
+    return next((call for call in calls if call.content.is_reading and call.sent is None), None)
 
 
 # Decisions. Each carries its reason.
 
 
 class ToServer(NamedTuple):
-    """Put the Call into the queue of this server."""
+    """Put the Call into the queue of its server; a copy only while it is connected."""
 
-    peer: Peer
     call: Call
     why: str
-
-
-class After(Enum):
-    """What a text for the charger waits for."""
-
-    NOTHING = "nothing"
-    SAVE = "what has been decided is on disk; where the disk fails, nothing"
-    SAVED = "what has been decided is on disk"
+    is_copy: bool = False
 
 
 class ToCharger(NamedTuple):
-    """Send the text to the charger."""
+    """Send the text to the charger: now, or once the rows are on disk."""
 
     text: str
     why: str
-    after: After = After.NOTHING
-    instead_of: Peer | None = None  # The server in whose place the proxy answers.
+    rows: tuple[Row | Memory, ...] = ()
+    needs_disk: bool = True  # False: where the disk fails, it goes all the same.
+
+
+class OwnAnswer(NamedTuple):
+    """Give the charger the proxy's own answer to a Call, once all that was stored for it is on disk."""
+
+    call: Call
+    why: str
 
 
 class Outcome(Enum):
@@ -1838,6 +1819,7 @@ class Dropped(NamedTuple):
 
     why: str
     is_grave: bool = False  # A person should know.
+    call: Call | None = None  # The stored reading that it was.
 
 
 class Told(NamedTuple):
@@ -1848,68 +1830,33 @@ class Told(NamedTuple):
     is_unlisted: bool = False  # The badge is on no list, and no claim speaks for it.
 
 
-FULL = Dropped("too much waits for its server; no more is taken", is_grave=True)
-Decision = ToServer | ToCharger | Answer | Dropped | Told
+Decision = ToServer | ToCharger | OwnAnswer | Answer | Dropped | Told
 
 
 class Route(NamedTuple):
     """Whose a Call is, and by which rule."""
 
-    owner: Peer
+    owner: Peer | None
     why: str
     session: Session | None = None
     claim: Claim | None = None
     is_vouched: bool = False  # A list or a claim speaks for the badge.
     is_rejected: bool = False  # On neither list, and the ini says reject.
     is_station: bool = False  # Nobody's in particular: the other server may have a copy.
+    is_lost: bool = False  # It names an id of the proxy's whose session is forgotten.
+
+    @property
+    def whose(self) -> str:
+        """The owner in a word."""
+        return "rejected" if self.is_rejected else self.owner.value if self.owner else "nobody yet"
 
 
 STATION = Route(Peer.PRIMARY, "concerns the station", is_station=True)
 
 
-@dataclass(slots=True, eq=False)
-class ServerCall:
-    """A Call of a server for the charger."""
-
-    peer: Peer
-    message_id: str  # As the server knows it.
-    wire_id: str  # As the charger knows it.
-    action: str
-    content: Content
-    text: str  # As the charger gets it.
-    queued: float  # Monotonic seconds.
-    sent: float = 0.0  # Monotonic seconds.
-    claim: Claim | None = None
-    request_id: int | None = None  # At the charger.
-    asked: Asked | None = None  # What was noted of its request.
-    asked_before: Asked | None = None  # The request that this one's id has taken the place of.
-    is_abandoned: bool = False  # Its server is gone; nobody waits for the answer.
-
-
 def is_proxy_id(value: object) -> bool:
     """Whether a transaction id is one that only the proxy hands out."""
     return type(value) is int and FIRST_PROXY_ID <= value <= MAX_ID
-
-
-def owner_of_proxy_id(transaction_id: int) -> Peer:
-    """Return the owner that a transaction id of the proxy names in its lowest bit."""
-    return Peer.SECONDARY if transaction_id & 1 else Peer.PRIMARY
-
-
-def answered_kind(content: Content, session: Session | None) -> Kind:
-    """Return what a Call is that the proxy answers: what belongs to a session must not be lost."""
-    return Kind.STORED if session or content.facts.role is Role.STOP else Kind.NOTED
-
-
-def fingerprint(values: list[Any]) -> str:
-    """Return a text of bounded length that equal values have in common, and others do not."""
-    text = dump(values)
-    return text if len(text) <= MAX_FIELD else hashlib.sha256(text.encode()).hexdigest()
-
-
-def stop_fingerprint(payload: dict[str, Any]) -> str:
-    """Return what a StopTransaction and its repeats have in common."""
-    return fingerprint([payload.get(name) for name in ("transactionId", "idTag", "meterStop", "timestamp")])
 
 
 def trim(table: dict[Any, Any], most: int) -> None:
@@ -1918,143 +1865,105 @@ def trim(table: dict[Any, Any], most: int) -> None:
         del table[next(iter(table))]
 
 
-def verdict(payload: dict[str, Any]) -> Any:
-    """Return the status that an answer gives to a badge; None = it says nothing of one."""
-    for name in ("idTagInfo", "idTokenInfo"):
-        if name in payload and (status := value_at(payload, (name, "status"))) is not None:
-            return status
-    return None
-
-
 class Router:
-    """Decides for one charger. Owns the Calls of the servers that wait for it; the rest is in its Memory."""
+    """Whose a Call of the charger is (rule 1), and what becomes of it. Owns nothing but who waits."""
 
-    def __init__(self, config: ChargerConfig, memory: Memory, version: str, call_timeout: float) -> None:
+    def __init__(self, config: ChargerConfig, memory: Memory, version: str) -> None:
         self.config = config
         self.memory = memory
         self.version = version  # The subprotocol.
         self.vocabulary = VOCABULARIES[version]
-        self.call_timeout = call_timeout  # Seconds.
-        self.waiting: dict[Peer, deque[ServerCall]] = {}  # For the charger, unsent; MAX_WAITING each.
-        self.outstanding: ServerCall | None = None  # The one Call that the charger has to answer.
-        self.last_served = Peer.SECONDARY  # Whose Call the charger got last; the others come first.
-        self.spent: dict[str, ServerCall] = {}  # Given up, by wire id; MAX_SPENT_IDS.
-        # For a CallResultError: the server whose Call was answered last, its message id there, and here;
-        self.last_answered: tuple[Peer, str, str] | None = None
-        # likewise the server that has answered last, and the Call's message id there and at the charger.
-        self.last_relayed: tuple[Peer, str, str] | None = None
-        self.next_sweep = 0.0  # Monotonic seconds.
-
-    # Calls of the charger: whose they are (rule 1).
+        # By session and Content.mark: the Call whose answer the charger waits for, for its repeats.
+        self.waiting: dict[tuple[Session, str], Call] = {}
 
     def charger_call(self, message: Message, now: Instant) -> list[Decision]:
-        """Decide on a Call of the charger. Raises MessageError if it can be read in two ways."""
-        said = self._content(self.vocabulary.charger, message)
-        if said.facts.role is Role.START:
-            return self._start(message, said, now)
-        if said.facts.role is Role.EVENT and type(value_at(said.payload, said.facts.transaction)) is str:
-            return self._event(message, said, now)
-        route = self._route(said, now)
-        decisions = self._remembered(message, said, route, now)
-        return decisions + self._dispatched(message, said, route, now) + self._copies(message, said, route)
+        """Decide on a Call of the charger."""
+        said, told = content_of(self.vocabulary.charger, message), list[Decision]()
+        facts = said.facts
+        if facts.role is Role.START:
+            route = self._route_of_start(said, now, told)
+        elif facts.role is Role.EVENT and said.transactions:
+            route = self._route_of_event(said, now, told)
+        else:
+            route = self._route(said, now)
+            if said.badge is not None and not route.session:
+                what = f"{message.action} is for {route.whose}: {route.why}"
+                told.append(self._told(what, said.badge, route))
+        if facts.role in (Role.BOOT, Role.STATUS) and len(message.text) <= MAX_SELF_DESCRIPTION:
+            self._remember(message, said, now)
+        return told + self._dispatched(message, said, route, now)
 
-    def charger_send(self, message: Message) -> list[Decision]:
-        """Decide on a message of the charger that nobody answers."""
-        call = Call(Kind.SEND, message.action, message.message_id, message.text, NOTHING)
-        return [ToServer(Peer.PRIMARY, call, "is a SEND")]
+    def _remember(self, message: Message, said: Content, now: Instant) -> None:
+        """Keep what the charger says of itself and of its connectors."""
+        memory, statuses = self.memory, self.memory.statuses
+        memory.note(memory)
+        if said.facts.role is Role.BOOT:
+            memory.boot = message.text
+            return
+        where = fingerprint([said.connector, said.payload.get("connectorId")])
+        statuses.pop(where, None)
+        statuses[where] = message.text
+        while len(statuses) > MAX_STATUSES or sum(map(len, statuses.values())) > MAX_SELF_DESCRIPTION:
+            del statuses[next(iter(statuses))]
+        session = memory.on_connector(said.connector)
+        if session and value_at(said.payload, said.facts.state) == "Available":
+            memory.end(session, now.utc)
 
-    def _content(self, table: dict[str, Facts], message: Message) -> Content:
-        facts = table.get(message.action, PLAIN)
-        if facts.single_places and (twice := repeated(message.text, facts.single_places)):
-            raise MessageError(f"{'.'.join(map(str, twice[1:]))} stands twice", message.text)
-        for path in facts.single_paths:
-            if len(str(value_at(message.payload, path))) > MAX_FIELD:
-                raise MessageError(f"{'.'.join(path)} is longer than {MAX_FIELD} characters", message.text)
-        return Content(facts, message.payload)
+    # Whose it is. The first rule that matches wins.
 
     def _route(self, said: Content, now: Instant) -> Route:
-        """Return the owner. The first rule that matches wins."""
         if said.facts.is_stations:
             return STATION  # As below, in one step: it is the most frequent.
         return (
             self._by_transaction(said)
-            or self._by_claim(said, now)
+            or self._by_claim(said, said.connector, now)
             or self._by_badge(said)
             or self._by_connector(said)
-            or self._by_request(said, now)
+            or self._by_request(said)
             or STATION
         )
 
     def _by_transaction(self, said: Content) -> Route | None:
-        named = [self._transaction_id(value) for value in values_at(said.payload, said.facts.transaction)]
-        usable = [value for value in named if value is not None]
-        sessions = [self.memory.sessions[value] for value in usable if value in self.memory.sessions]
-        owners = {session.owner for session in sessions if session.owner}
-        if len(owners) > 1:
+        named = said.transactions
+        sessions = [self.memory.sessions[value] for value in named if value in self.memory.sessions]
+        owned = {session.owner: session for session in sessions if session.owner}
+        if len(owned) > 1:
             return Route(Peer.PRIMARY, "names transactions of both servers")
-        for session in sessions:
-            if session.owner:
-                return Route(session.owner, "its transaction", session)
-        if usable and not sessions:
-            return self._by_lost_id(usable[0])
-        if said.facts.role is Role.STOP:
-            return self._by_only_session(said)
+        for owner, session in owned.items():
+            return Route(owner, "its transaction", session)
+        if named and not sessions:
+            if not is_proxy_id(named[0]):
+                return Route(Peer.PRIMARY, "an unknown transaction")
+            owner = Peer.SECONDARY if int(named[0]) & 1 else Peer.PRIMARY  # The lowest bit names it.
+            return Route(owner, "a transaction id of the proxy, whose session is forgotten", is_lost=True)
+        if said.facts.role is Role.STOP and (found := self.memory.stopped_by(said)):
+            return Route(found[0].owner, found[1], found[0])
         return None
 
-    def _by_lost_id(self, transaction_id: TransactionId) -> Route:
-        """Return the route of a transaction that nobody here remembers."""
-        if type(transaction_id) is not int or not is_proxy_id(transaction_id):
-            return Route(Peer.PRIMARY, "an unknown transaction")
-        owner = owner_of_proxy_id(transaction_id)
-        session = Session(owner, "", None, 0.0, 0.0, transaction_id=transaction_id)
-        session.refused, session.is_undeliverable = "its start is not known here", True
-        return Route(owner, "a transaction id of the proxy, whose session is forgotten", session)
+    def _by_claim(self, said: Content, connector: int | None, now: Instant) -> Route | None:
+        """Find the server that asked for a session with this badge, or under these ids."""
+        badge = None if said.badge is None else normalized(said.badge)
+        reservation = value_at(said.payload, said.facts.reservation)
+        remote_start = value_at(said.payload, said.facts.remote_start)
 
-    def _by_only_session(self, said: Content) -> Route | None:
-        """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
-        sessions = self.memory.sessions.values()
-        opened = [session for session in sessions if session.ended is None]
-        accepted = [s for s in opened if verdict(s.start_answer or {}) in (None, "Accepted")]
-        # Another one may have lost its stop, and with it its connector, to a power cut.
-        plugged = [s for s in accepted if s in self.memory.connectors.values()]
-        badge = normalized(said.badge or "")
-        stop = stop_fingerprint(said.payload)
-        for found, why in (
-            ([session for session in sessions if session.stop == stop], "it repeats a stop"),
-            ([s for s in opened if badge and normalized(s.badge) == badge], "the open session of its badge"),
-            ([s for s in plugged if badge and normalized(s.badge) == badge], "the last session of its badge"),
-            ([s for s in opened if s.start and not s.is_told], "the only one whose start was never answered"),
-            (accepted, "the only open session"),
-            (opened, "the only open session"),
-            (plugged, "the only open session on a connector"),
-        ):
-            if len(found) == 1 and found[0].owner:
-                return Route(found[0].owner, why, found[0])
-        return None
+        def fit(claim: Claim) -> int:
+            """Return how well a claim fits: 0 = not. Servers that count from 1 use the same remoteStartId."""
+            is_named = type(reservation) is int and reservation == claim.reservation
+            is_named = is_named or claim.transaction in said.transactions
+            is_numbered = type(remote_start) is int and remote_start == claim.remote_start
+            is_here = None in (connector, claim.connector) or connector == claim.connector
+            is_fit = is_named or (badge == claim.badge and is_here) or (is_numbered and badge is None)
+            return is_fit + 2 * (is_named or is_numbered) if is_fit else 0
 
-    def _by_claim(self, said: Content, now: Instant) -> Route | None:
-        badge, connector = said.badge, said.connector
-
-        def is_named(claim: Claim) -> bool:
-            by_reservation = said.reservation is not None and claim.reservation == said.reservation
-            return by_reservation or (
-                claim.remote_start is not None and claim.remote_start[0] == said.remote_start
-            )
-
-        def matches(claim: Claim) -> bool:
-            if badge is None or (said.reservation is not None and claim.reservation == said.reservation):
-                return is_named(claim)
-            return claim.badge == normalized(badge) and (
-                connector is None or claim.connector in (None, connector)
-            )
-
-        reports = badge is None and said.reservation is not None
-        seconds = now.seconds - (RESERVATION_SECONDS if reports else 0.0)
-        live = [claim for claim in reversed(self.memory.claims) if seconds < claim.until and matches(claim)]
-        for claim in sorted(live, key=is_named, reverse=True):
-            why = "its reservation" if claim.reservation is not None else "its remote start"
-            return Route(claim.peer, f"{claim.peer.value} claimed it: {why}", claim=claim, is_vouched=True)
-        return None
+        # A report on a reservation comes after its end.
+        utc = now.utc - (CLAIM_SECONDS if badge is None else 0.0)
+        named = {(peer, server.url) for peer in SERVERS if (server := self.config.server(peer))}
+        claims = [claim for claim in reversed(self.memory.claims) if (claim.peer, claim.server) in named]
+        claim = max((c for c in claims if utc < c.until and fit(c)), key=fit, default=None)  # Or the newest.
+        if claim is None:
+            return None
+        why = "its reservation" if claim.reservation is not None else "its remote start"
+        return Route(claim.peer, f"{claim.peer.value} claimed it: {why}", claim=claim, is_vouched=True)
 
     def _by_badge(self, said: Content) -> Route | None:
         return None if said.badge is None else self.route_of_badge(said.badge)
@@ -2064,862 +1973,490 @@ class Router:
         peer = self.config.badges.find(badge)
         if peer is Peer.PRIMARY or (peer and self.config.secondary):
             return Route(peer, f"its badge is on {peer.value}_rfid", is_vouched=True)
-        if self.config.unknown_rfid == "reject":
-            return Route(Peer.PRIMARY, "its badge is on no list", is_rejected=True)
-        if self.config.unknown_rfid == "secondary" and self.config.secondary:
-            return Route(Peer.SECONDARY, "its badge is on no list: unknown_rfid = secondary")
-        return Route(Peer.PRIMARY, "its badge is on no list: unknown_rfid = primary")
+        unknown = self.config.unknown_rfid
+        owner = Peer.SECONDARY if unknown == "secondary" and self.config.secondary else Peer.PRIMARY
+        why = f"its badge is on no list: unknown_rfid = {unknown}"
+        return Route(owner, why, is_rejected=unknown == "reject")
 
     def _by_connector(self, said: Content) -> Route | None:
-        if not said.facts.by_connector or said.connector is None:
-            return None
-        session = self.memory.connectors.get(said.connector)
+        session = self.memory.on_connector(said.connector) if said.facts.by_connector else None
         if session is None or session.owner is None:
             return None
         return Route(session.owner, f"the session on its connector {said.connector}", session)
 
-    def _by_request(self, said: Content, now: Instant) -> Route | None:
-        asked = self._asked(said)
-        if asked and now.seconds < asked.until:
-            return Route(asked.peer, f"{asked.peer.value} asked for it")
-        last = self.memory.askers.get(said.facts.asked_by)
-        if last and said.request is None:
-            return Route(last.peer, f"{last.peer.value} sent the last {said.facts.asked_by}")
-        return None
+    def _by_request(self, said: Content) -> Route | None:
+        asked = self.memory.asked.get(said.facts.asked_by if said.request is None else said.request)
+        return Route(asked.peer, f"{asked.peer.value} asked for it") if asked else None
 
-    def _asked(self, said: Content) -> Asked | None:
-        """Return the request that a Call reports on by its id."""
-        return None if said.request is None else self.memory.requests.get(said.request)
+    # Sessions. Each tells of a new one in `told`.
 
-    def _transaction_id(self, value: Any) -> TransactionId | None:
-        """Return a usable transaction id as it is kept in tables, or None."""
-        if self.version == "ocpp1.6" and type(value) is str and re.fullmatch(r"\d{1,10}", value, re.ASCII):
-            value = int(value)
-        if type(value) is int:
-            return value if 1 <= value <= MAX_ID else None
-        return value if type(value) is str and value else None
-
-    # Calls of the charger: what becomes of them.
-
-    def _is_relayed(self, route: Route) -> bool:
-        """Whether the owner itself answers. Otherwise the proxy does."""
-        session = route.session
-        if route.is_rejected or self._address(route.owner) in ("", LOCAL):
-            return False
-        if session and (session.is_rejected or not self._is_here(session)):
-            return False
-        if session and session.is_undeliverable and is_proxy_id(session.transaction_id):
-            return False
-        return route.owner is Peer.PRIMARY or self.config.secondary_replies == "forward"
-
-    def _is_delivered(self, route: Route) -> bool:
-        """Whether the owner gets what the proxy answered, or would, if the ini still named it."""
-        session = route.session
-        if route.is_rejected or (session and session.is_rejected):
-            return False
-        address = session.server if session and session.server else self._address(route.owner)
-        return address not in ("", LOCAL)
-
-    def _address(self, peer: Peer) -> str:
-        """Return the address of a server; "" if there is none."""
-        server = self.config.server(peer)
-        return server.url if server else ""
-
-    def _is_here(self, session: Session) -> bool:
-        """Whether the session's owner still has the address that it began at."""
-        return session.owner is None or session.server in ("", self._address(session.owner))
-
-    def _dispatched(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
-        """Relay the Call, or answer it and deliver it."""
-        session = route.session
-        is_rejected = route.is_rejected or (session is not None and session.is_rejected)
-        if session and session.is_stop_stored and said.facts.role is Role.STOP:
-            text = result_text(message.message_id, {})
-            return [ToCharger(text, "repeats a stop", After.SAVED, route.owner)]
-        if session:
-            self._note(session, said)
-        if self._is_relayed(route):
-            call = self._call(Kind.RELAYED, message, said, route)
-            if session and said.facts.role is Role.START:
-                session.start_call = call
-            return [ToServer(route.owner, call, route.why)]
-        kind = answered_kind(said, session)
-        if kind is Kind.STORED and self.memory.is_full:
-            return [FULL]
-        decisions: list[Decision] = []
-        if self._is_delivered(route):
-            decisions.append(ToServer(route.owner, self._call(kind, message, said, route), route.why))
-        answer = self._answer(said, session, not is_rejected, now)
-        text = result_text(message.message_id, answer)
-        after = After.SAVED if kind is Kind.STORED else After.NOTHING
-        return [*decisions, ToCharger(text, route.why, after, route.owner)]
-
-    def _note(self, session: Session, said: Content) -> None:
-        """Keep what people want to know of a session: its times and readings."""
-        register = said.register
-        if register is not None:
-            session.meter_start = register if session.meter_start is None else session.meter_start
-            session.meter_stop = register
-        if said.is_start:
-            session.started_at = said.timestamp
-        elif said.is_stop:
-            session.stopped_at, session.reason = said.timestamp, said.reason
-
-    def _call(self, kind: Kind, message: Message, said: Content, route: Route) -> Call:
-        """Return the charger's Call as its server gets it."""
-        text = message.text
-        asked = self._asked(said)
-        if asked and asked.request_id != said.request:
-            text = patch(text, (3, *said.facts.request), asked.request_id)
-        call = Call(kind, message.action, message.message_id, text, said)
-        call.session, call.is_vouched = route.session, route.is_vouched
-        call.server = (route.session and route.session.server) or self._address(route.owner)
-        call.version = self.version
-        if kind is Kind.RELAYED:
-            call.reply_to = message.message_id
-        else:
-            call.message_id = new_message_id()
-            call.text = with_message_id(text, call.message_id)
-        return self._restored(call)
-
-    def _answer(self, said: Content, session: Session | None, accepted: bool, now: Instant) -> dict[str, Any]:
-        """Return the smallest answer that the schema allows; note in the session what the charger is told."""
-        facts = said.facts
-        if session and facts.role is Role.START:
-            self._name(session, self._new_transaction_id(session.owner))
-        has_badge = facts.badge_answer is not None and value_at(said.payload, facts.badge) is not None
-        values = {
-            Fill.NOW: now.text,
-            Fill.STATUS: "Accepted" if accepted else "Invalid",
-            Fill.TRANSACTION: session.transaction_id if session else None,
-            Fill.VAT_NUMBER: str(said.payload.get("vatNumber", "")),
-        }
-        answer: dict[str, Any] = filled(facts.badge_answer if has_badge else facts.answer, values)
-        if session and facts.role is Role.START:
-            session.start_answer, session.is_told = answer, True
-        elif session and facts.role is Role.STOP:
-            session.is_stop_stored = True
-        elif session and facts.role is Role.EVENT:
-            number = integer(said.payload.get("seqNo"))
-            session.seen.extend(() if number is None else (number,))
-        if session and facts.role is not Role.PLAIN:
-            self._save(session)
-        return answer
-
-    def _remembered(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
-        """Keep what the Call says about the station and its sessions."""
-        session, role = route.session, said.facts.role
-        if session:
-            session.touched = now.seconds
-        is_short = len(message.text) <= MAX_SELF_DESCRIPTION
-        if role is Role.BOOT and is_short:
-            self.memory.boot, self.memory.is_unsaved = message.text, True
-        elif role is Role.STATUS and is_short:
-            self._remember_status(message, said)
-        elif role is Role.STOP and session and session.ended is None:
-            session.stop = stop_fingerprint(message.payload)
-            return [self._end(session, now)]
-        elif said.badge is not None and not session:
-            whose = "is rejected" if route.is_rejected else f"belongs to {route.owner.value}"
-            return [self._told_of(f"{message.action} {whose}: {route.why}", said.badge, route)]
-        return []
-
-    def _told_of(self, what: str, badge: str, route: Route) -> Told:
-        is_listed = route.is_vouched or self.config.badges.find(badge) is not None
-        return Told(what, badge, is_unlisted=bool(badge) and not is_listed)
-
-    def _remember_status(self, message: Message, said: Content) -> None:
-        where = fingerprint([said.connector, said.payload.get("connectorId")])
-        statuses = self.memory.statuses
-        statuses.pop(where, None)
-        statuses[where], self.memory.is_unsaved = message.text, True
-        while len(statuses) > MAX_STATUSES or sum(map(len, statuses.values())) > MAX_SELF_DESCRIPTION:
-            del statuses[next(iter(statuses))]
-        if said.connector in self.memory.connectors and said.state == "Available":
-            self._leave_connector(self.memory.connectors[said.connector])
-
-    def _copies(self, message: Message, said: Content, route: Route) -> list[Decision]:
-        """Let the secondary see what concerns the station."""
-        secondary = self.config.secondary
-        if not route.is_station or secondary is None or secondary.is_local:
-            return []
-        if said.facts.role is Role.BOOT:
-            return [ToServer(Peer.SECONDARY, self._call(Kind.OWN, message, said, route), "is a boot")]
-        if message.action in self.config.secondary_copies:
-            return [ToServer(Peer.SECONDARY, self._call(Kind.COPY, message, said, route), "is to be copied")]
-        return []
-
-    # Sessions of OCPP 1.6: StartTransaction, whose answer names the transaction.
-
-    def _start(self, message: Message, said: Content, now: Instant) -> list[Decision]:
+    def _route_of_start(self, said: Content, now: Instant, told: list[Decision]) -> Route:
+        """Find or begin the session of a StartTransaction (1.6), whose answer names the transaction."""
         badge = said.badge or ""
         reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
         start = fingerprint([said.connector, normalized(badge), *reading])
-        for session in self.memory.sessions.values():
-            if session.start == start and session.ended is None and session.owner:
-                if not self._is_refused(session):
-                    return self._repeated_start(message, said, session, now)
-                self._end(session, now)  # Tried again; this one has no stop to wait for.
-        route = (
-            self._by_claim(said, now) or self._by_badge(said) or Route(Peer.PRIMARY, "it carries no badge")
-        )
-        if self.memory.is_full and not self._is_relayed(route):
-            return [FULL]
-        session = Session(route.owner, badge, said.connector, now.utc, now.seconds, start=start)
-        session.is_rejected, session.server = route.is_rejected, self._address(route.owner)
-        session.is_vouched = route.is_vouched
-        self._keep(session)
-        told = self._begin(session, route)
-        return [told, *self._dispatched(message, said, route._replace(session=session), now)]
+        if session := self.memory.repeated_start(start):
+            return Route(session.owner, "repeats a start that was not answered", session, is_vouched=True)
+        unknown = Route(Peer.PRIMARY, "it carries no badge")
+        route = self._by_claim(said, said.connector, now) or self._by_badge(said) or unknown
+        session = Session(None, "", said.connector, now.utc, now.utc, start=start)
+        self.memory.take_connector(session, said.connector, now.utc)
+        self.memory.add(session)
+        told += self.settle(session, route, badge)
+        return route._replace(session=session)
 
-    def _is_refused(self, session: Session) -> bool:
-        """Whether the owner itself has refused the start, and the charger knows."""
-        return session.has_verdict and verdict(session.start_answer or {}) not in (None, "Accepted")
-
-    def _repeated_start(
-        self, message: Message, said: Content, session: Session, now: Instant
-    ) -> list[Decision]:
-        """Join the session that the StartTransaction repeats: one Call at its owner, one answer."""
-        session.touched = now.seconds
-        if session.start_answer is not None:
-            session.is_told = True
-            self._save(session)
-            text = result_text(message.message_id, session.start_answer)
-            after = After.SAVE if session.has_verdict else After.SAVED
-            return [ToCharger(text, "repeats a start", after, session.owner)]
-        if session.start_call and session.start_call.is_pending:
-            session.start_call.reply_to = message.message_id
-            return [Told("a repeated StartTransaction joins the one that waits for its answer")]
-        assert session.owner is not None, "only sessions with an owner are repeated"
-        why = "repeats a start that was never answered"
-        route = Route(session.owner, why, session, is_vouched=session.is_vouched)
-        return self._dispatched(message, said, route, now)
-
-    def _begin(self, session: Session, route: Route) -> Told:
-        """Let the session take its connector and its claim."""
-        if session.start:
-            self._take_connector(session)
-        if route.claim in self.memory.claims:
-            self.memory.claims.remove(route.claim)
-            self.memory.is_unsaved = True
-        where = f"on connector {session.connector}: {route.why}"
-        whose = "is rejected" if route.is_rejected else f"of {route.owner.value} begins"
-        return self._told_of(f"a session {whose} {where}", session.badge, route)
-
-    def _end(self, session: Session, now: Instant) -> Told:
-        session.ended = now.seconds
-        self._leave_connector(session)
-        self._save(session)
-        owner = session.owner.value if session.owner else "nobody"
-        is_translated = session.server_id not in (None, session.transaction_id)
-        there = f" (there: {session.server_id})" if is_translated else ""
-        where = f"on connector {session.connector}"
-        return Told(f"session {session.transaction_id} of {owner}{there} ends {where}", session.badge)
-
-    def _keep(self, session: Session) -> None:
-        self.memory.sessions[session.key] = session
-        self._save(session)
-        if len(self.memory.sessions) > MAX_SESSIONS:
-            ended = (key for key, old in self.memory.sessions.items() if old.ended is not None)
-            self._forget(self.memory.sessions[next(ended, next(iter(self.memory.sessions)))])
-
-    def _forget(self, session: Session) -> None:
-        self.memory.sessions.pop(session.key, None)
-        self._leave_connector(session)
-
-    def _save(self, session: Session) -> None:
-        """Let the disk know how the session stands; a stand-in for a forgotten one has no place there."""
-        if session.number or self.memory.sessions.get(session.key) is session:
-            self.memory.unsaved[session] = None
-
-    def _take_connector(self, session: Session) -> None:
-        if session.connector is not None and session.connector > 0:
-            before = self.memory.connectors.get(session.connector)
-            if before:
-                self._leave_connector(before)
-            self.memory.connectors[session.connector] = session
-            self._save(session)
-
-    def _leave_connector(self, session: Session) -> None:
-        if session.connector is not None and self.memory.connectors.get(session.connector) is session:
-            del self.memory.connectors[session.connector]
-            self._save(session)
-
-    def _name(self, session: Session, transaction_id: TransactionId) -> None:
-        """Let the session be found by the id that the charger is told."""
-        self.memory.sessions.pop(session.key, None)
-        session.transaction_id = transaction_id
-        self._keep(session)
-
-    def _new_transaction_id(self, owner: Peer | None) -> int:
-        """Return an id that is not in use and names its owner in the lowest bit."""
-        bit = int(owner is Peer.SECONDARY)
-        while True:
-            transaction_id = random.randrange(FIRST_PROXY_ID, MAX_ID, 2) + bit
-            if transaction_id not in self.memory.sessions:
-                return transaction_id
-
-    def _learn_start(self, session: Session, payload: dict[str, Any]) -> None:
-        """Take the owner's transaction id, and choose the one that the charger is told."""
-        self._save(session)
-        if session.server_id is not None:
-            return  # A start that was sent twice is answered twice; the charger goes by the first that came.
-        raw = payload.get("transactionId")
-        server_id = self._transaction_id(raw)
-        session.server_id = raw if type(raw) is int or type(raw) is str else None
-        if session.transaction_id is None:
-            is_free = server_id not in self.memory.sessions and not is_proxy_id(server_id)
-            named = (
-                server_id if server_id is not None and is_free else self._new_transaction_id(session.owner)
-            )
-            self._name(session, named)
-        if not session.is_told:
-            is_long = len(dump(payload)) > MAX_SELF_DESCRIPTION
-            kept = {"idTagInfo": {"status": str(verdict(payload))[:MAX_ACTION]}} if is_long else payload
-            session.start_answer = {**kept, "transactionId": session.transaction_id}
-
-    # Transactions of OCPP 2.x: TransactionEvent, whose badge may come late.
-
-    def _event(self, message: Message, said: Content, now: Instant) -> list[Decision]:
-        payload = said.payload
-        transaction_id = value_at(payload, said.facts.transaction)
-        session = self.memory.sessions.get(transaction_id)
-        if session is None or self._is_another(session, said):
-            session = Session(None, "", None, now.utc, now.seconds, transaction_id=transaction_id)
+    def _route_of_event(self, said: Content, now: Instant, told: list[Decision]) -> Route:
+        """Find or begin the transaction of a TransactionEvent (2.x), whose badge may come late."""
+        memory, transaction_id = self.memory, said.transactions[0]
+        session = memory.sessions.get(transaction_id)
+        if session and said.is_start and session.started_at not in ("", said.timestamp):
+            memory.end(session, now.utc)  # The station counts from the start again.
+            session = None
+        if session is None:
+            session = Session(None, "", None, now.utc, now.utc, transaction_id=transaction_id)
             session.server_id = transaction_id
-            self._keep(session)
-        session.touched = now.seconds
-        self._occupy(session, said.connector)
-        if integer(payload.get("seqNo")) is not None and payload["seqNo"] in session.seen:
-            answer = self._answer(said, None, not session.is_rejected, now)
-            text = result_text(message.message_id, answer)
-            return [ToCharger(text, "repeats an event", After.SAVED, session.owner)]
-        decisions: list[Decision] = []
+            memory.add(session)
+        route = Route(session.owner, "its transaction", session, is_vouched=True)
+        if self._is_repeated(said, session):
+            return route
+        if said.connector and session.connector is None and session.ended is None:
+            memory.take_connector(session, said.connector, now.utc)  # Only the first names it (E01.FR.16).
         if session.owner is None:
             settled = self._settled(session, said, now)
-            if settled is None:
-                return self._kept(message, said, session, now)
-            decisions = self._own(session, settled, said.badge or "")
-            route = settled._replace(session=session)
-        else:
-            route = Route(session.owner, "its transaction", session, is_vouched=True)
-        decisions += self._dispatched(message, said, route, now)
-        if payload.get("eventType") == "Ended" and session.ended is None:
-            decisions.append(self._end(session, now))
-        return decisions
-
-    def _is_another(self, session: Session, said: Content) -> bool:
-        """Whether an event begins another transaction under the id of one that has ended.
-
-        Some stations count from the start again when they reboot. A repeated Started has its time repeated.
-        """
-        return said.is_start and session.ended is not None and said.timestamp != session.started_at
-
-    def _occupy(self, session: Session, evse: int | None) -> None:
-        """Let the transaction take its EVSE; only its first events name it (2.0.1 E01.FR.16)."""
-        if evse is not None and evse > 0 and session.connector is None and session.ended is None:
-            session.connector = evse
-            self._take_connector(session)
+            told += self.settle(session, settled, said.badge or "") if settled else []
+            route = (settled or Route(None, "its transaction has no owner yet"))._replace(session=session)
+        return route
 
     def _settled(self, session: Session, said: Content, now: Instant) -> Route | None:
         """Return whose a transaction without an owner is, once this event tells."""
-        if said.connector is None and session.connector is not None:  # Claims may name the EVSE.
-            said = Content(said.facts, {**said.payload, "evse": {"id": session.connector}})
-        route = self._by_claim(said, now) or self._by_badge(said)
-        if route:
+        if route := self._by_claim(said, session.connector, now) or self._by_badge(said):
             return route
-        badge_type = value_at(said.payload, said.facts.badge_type)
         for is_settled, why in (
-            (badge_type == "NoAuthorization", "it needs no authorization"),
-            (said.state == "Charging", "it charges without a badge"),
-            (said.payload.get("eventType") == "Ended", "it ends without a badge"),
-            (len(session.kept) + 1 >= MAX_KEPT_EVENTS, f"{MAX_KEPT_EVENTS} events without a badge"),
-            (sum(len(call.text) for call in session.kept) > MAX_KEPT_TEXT, "long events without a badge"),
-            (self._ownerless() > MAX_OWNERLESS, f"more than {MAX_OWNERLESS} transactions without a badge"),
+            (value_at(said.payload, said.facts.badge_type) == "NoAuthorization", "it needs no authorization"),
+            (value_at(said.payload, said.facts.state) == "Charging", "it charges without a badge"),
+            (said.is_stop, "it ends without a badge"),
         ):
             if is_settled:
                 return Route(Peer.PRIMARY, why)
         return None
 
-    def _ownerless(self) -> int:
-        return sum(session.owner is None for session in self.memory.sessions.values())
-
-    def _kept(self, message: Message, said: Content, session: Session, now: Instant) -> list[Decision]:
-        """Answer an event that nobody owns yet, and keep it for whom it will belong to."""
-        if self.memory.is_full:
-            return [FULL]
-        route = Route(Peer.PRIMARY, "its transaction has no owner yet", session)
-        self._note(session, said)
-        call = self._call(Kind.STORED, message, said, route)
-        call.is_kept = True
-        session.kept.append(call)
-        answer = self._answer(said, session, True, now)
-        return [ToCharger(result_text(message.message_id, answer), route.why, After.SAVED)]
-
-    def _own(self, session: Session, route: Route, badge: str) -> list[Decision]:
-        """Give the transaction its owner, and the owner what was kept for it."""
+    def settle(self, session: Session, route: Route, badge: str) -> list[Decision]:
+        """Give a session its owner, and the owner what was stored for it."""
         session.owner, session.badge, session.is_rejected = route.owner, badge, route.is_rejected
-        session.server = self._address(route.owner)
-        self._save(session)
-        if route.claim:
-            session.remote_start = route.claim.remote_start
-        told = self._begin(session, route)
-        kept, session.kept = session.kept, []
-        for call in kept:
-            call.server, call.version = session.server, self.version
-        if not self._is_delivered(route._replace(session=session)):
-            return [told]
-        return [
-            told,
-            *(ToServer(route.owner, self._restored(call), "was kept for its owner") for call in kept),
-        ]
+        session.server = self._address(route)
+        self.memory.drop_claims(lambda claim: claim is route.claim)
+        if session.transaction_id is not None:  # A start is saved with its answer.
+            self.memory.note(session)
+        what = f"a session of {route.whose} begins on connector {session.connector}: {route.why}"
+        decisions: list[Decision] = [self._told(what, badge, route)]
+        for call in [call for call in self.memory.stored if call.session is session]:
+            call.peer, call.server, call.was_kept = session.owner, session.server, True
+            if session.server in ("", LOCAL):
+                self.memory.remove(call)
+            else:
+                self.memory.note(call)
+                decisions.append(ToServer(call, "was kept for its owner"))
+        return decisions
 
-    def _restored(self, call: Call) -> Call:
-        """Give an event the remoteStartId that its owner knows."""
-        session = call.session
-        if session and session.remote_start:
-            at_charger, at_server = session.remote_start
-            if at_charger != at_server and call.content.remote_start == at_charger:
-                call.text = patch(call.text, (3, *call.content.facts.remote_start), at_server)
-        return call
+    def _told(self, what: str, badge: str, route: Route) -> Told:
+        is_listed = route.is_vouched or self.config.badges.find(badge) is not None
+        return Told(what, badge, is_unlisted=bool(badge) and not is_listed)
 
-    # Answers of the servers (rules 2 and 3).
+    # What becomes of it.
 
-    def text_for_server(self, call: Call) -> str:
-        """Return the Call's text with the transaction id that its owner knows by now."""
-        session, path = call.session, call.content.facts.transaction
-        if session is None or session.server_id is None or not path or "*" in path:
-            return call.text
-        if value_at(call.content.payload, path) == session.server_id:
-            return call.text
-        return patch(call.text, (3, *path), session.server_id)
-
-    def server_answer(self, peer: Peer, call: Call, message: Message, now: Instant) -> list[Decision]:
-        """Decide on a server's answer to a Call of the charger that is still waited for."""
-        call.is_pending = False
-        words = self.learn(peer, call, message, now)
-        self._note_refusal(call, message, words)
-        badge = call.content.badge if words else None
-        told = [Told(f"{peer.value} answers {call.action} with {words}", badge)] if badge else []
-        if call.reply_to is None:
-            return [*told, Dropped("the charger has its answer from the proxy")]
-        self.last_relayed = (peer, call.message_id, call.reply_to)
-        if call.content.facts.role is Role.BOOT:
-            self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
-            self.memory.is_unsaved = True
-        session, text = call.session, message.text
-        if call.content.facts.role is Role.START and session and message.type is MessageType.CALLRESULT:
-            session.is_told = True
-            self._save(session)
-            if message.payload.get("transactionId") != session.server_id and session.start_answer:
-                other = str(message.payload.get("transactionId"))[:40]
-                again = (
-                    f"{peer.value} answers a start twice: {session.server_id} counts, {other} gets no stop"
-                )
-                text = result_text(call.reply_to, session.start_answer)
-                return [Told(again), ToCharger(text, again, After.SAVE)]
-            text = self._as_told(message, session)
-        if call.reply_to != message.message_id:
-            text = with_message_id(text, call.reply_to)
-        # The charger must not know of a transaction whose owner a restart would forget.
-        is_first_word = session is not None and call.content.facts.role in (Role.START, Role.EVENT)
-        after = After.SAVE if is_first_word else After.NOTHING
-        return [*told, ToCharger(text, f"{peer.value} answers", after)]
-
-    def _note_refusal(self, call: Call, message: Message, words: str) -> None:
-        """Keep for people what a server has against a session; a badge that it blocks at a stop is none."""
-        session, is_error = call.session, message.type is MessageType.CALLERROR
-        if session and call.content.is_start:
-            session.refused = words
-            self._save(session)
-        elif session and call.content.is_stop and is_error and not (session.delivered or session.refused):
-            session.refused = f"{OF_ITS_STOP}{words}"
-            self._save(session)
-
-    def _as_told(self, message: Message, session: Session) -> str:
-        """Return the answer to a start with the transaction id that the charger is told."""
-        text = message.text
-        if repeated(text, [(2, "transactionId")]):
-            text = result_text(message.message_id, message.payload)  # One reading for everybody.
-        if message.payload.get("transactionId") != session.transaction_id:
-            assert session.transaction_id is not None, "an answered start names its session"
-            text = patch(text, (2, "transactionId"), session.transaction_id)
-        return text
-
-    def learn(self, peer: Peer, call: Call, message: Message, now: Instant) -> str:
-        """Take what a server's answer tells, late or not. Return its words if it is a refusal, else ""."""
-        if message.type is MessageType.CALLERROR:
-            return f"CallError {message.action} {description_of(message)}".strip()
-        if call.session:
-            self._learn_of(call.session, call, message, now)
-        status = verdict(message.payload)
-        badge = None if status is None else call.content.badge
-        if badge is None:
+    def _address(self, route: Route) -> str:
+        """Return the address of a Call's server; "" or LOCAL = it goes nowhere."""
+        session = route.session
+        if route.is_rejected or route.owner is None or (session and session.is_rejected):
             return ""
-        self.memory.accepted.pop((peer, normalized(badge)), None)
-        if status != "Accepted":
-            return f"status {str(status)[:MAX_ACTION]}"
-        self.memory.accepted[peer, normalized(badge)] = now.seconds
-        trim(self.memory.accepted, MAX_ACCEPTED)
-        return ""
+        server = self.config.server(route.owner)
+        return session.server if session else server.url if server else ""
 
-    def _learn_of(self, session: Session, call: Call, message: Message, now: Instant) -> None:
-        """Note what its owner says to a Call of a session."""
-        if call.content.facts.role is Role.START:
-            session.has_verdict = session.has_verdict or call.kind is Kind.RELAYED
-            self._learn_start(session, message.payload)
-        if call.content.is_stop:
-            if session.refused.startswith(OF_ITS_STOP):
-                session.refused = ""  # It was sent again, and accepted.
-            session.delivered = now.utc
-            self._save(session)
+    def _is_repeated(self, said: Content, session: Session) -> bool:
+        """Whether the charger waits for the answer already, or was answered."""
+        return (session, said.mark) in self.waiting or said.mark in session.answers
 
-    def stand_in(self, peer: Peer, call: Call, now: Instant) -> list[Decision]:
-        """Answer the charger in the place of a server that cannot; the Call is delivered to it later."""
-        session, reply_to = call.session, call.reply_to
-        if self.memory.is_full and answered_kind(call.content, session) is Kind.STORED:
-            call.kind, call.is_pending, call.reply_to = Kind.NOTED, False, None
-            return [FULL]
-        is_repeat = session is not None and self._is_stored_already(session, call.content)
-        if is_repeat or (reply_to is None and call.action == "MeterValues"):
-            call.is_pending = False  # Stored before; or its charger is gone, and sends it again.
-        call.kind = answered_kind(call.content, session) if call.is_pending else Kind.NOTED
-        call.reply_to = None
-        if not call.is_pending and reply_to is None:
-            return []
-        accepted = self._is_trusted(peer, call, now)
-        answer = self._answer(call.content, None if is_repeat else session, accepted, now)
-        if reply_to is None:
-            if session:
-                session.is_told = False  # Its charger is gone, and hears the answer when it repeats the Call.
-            return []
-        why = f"{peer.value} cannot answer: the proxy stands in for it"
-        after = After.SAVED if call.kind is Kind.STORED or is_repeat else After.NOTHING
-        return [ToCharger(result_text(reply_to, answer), why, after, peer), Told(why)]
-
-    def _is_stored_already(self, session: Session, said: Content) -> bool:
-        """Whether a StopTransaction or TransactionEvent repeats one that the proxy has answered."""
-        if said.facts.role is Role.STOP:
-            return session.is_stop_stored
-        number = integer(said.payload.get("seqNo"))
-        return said.facts.role is Role.EVENT and number is not None and number in session.seen
-
-    def _is_trusted(self, peer: Peer, call: Call, now: Instant) -> bool:
-        """Whether the proxy accepts a badge in the place of a server whose verdict counts."""
-        badge = call.content.badge
-        accepted = self.memory.accepted.get((peer, normalized(badge or "")))
-        return (
-            badge is None
-            or call.is_vouched
-            or (accepted is not None and now.seconds - accepted <= ACCEPTED_SECONDS)
+    def _dispatched(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
+        """Relay the Call, or answer and store it; others get copies."""
+        session, is_reading = route.session, said.facts.role is Role.METER
+        if session and self._is_repeated(said, session):
+            return self._repeated(message, said.mark, session)
+        until = self.memory.triggers.get
+        askers = {peer for peer in SERVERS if now.seconds < until(peer, 0.0) and said.is_triggered}
+        if is_reading and route.is_station and askers == {Peer.SECONDARY}:
+            route = Route(Peer.SECONDARY, "secondary asked for it")
+        call = Call(
+            Kind.PASSING, message.action, message.message_id, message.text, said, route.owner, session
         )
+        call.server, call.version, call.since = self._address(route), self.version, now.utc
+        call.reply_to = message.message_id
+        call.kind = self._kind(call, route)
+        if call.kind is Kind.STORED and self.memory.is_full:
+            return [Dropped("too much waits for its server; no more is taken", is_grave=True)]
+        decisions = self._noted(session, said, now) if session else []
+        decisions += self._copies(message, said, route, askers)
+        if is_reading and route.owner is Peer.SECONDARY and askers == {Peer.PRIMARY}:
+            text = result_text(message.message_id, said.answer("Accepted", now.text, None))
+            return [*decisions, ToCharger(text, "primary asked for it")]
+        if session and said.mark:
+            self.waiting[session, said.mark] = call
+        if call.kind is Kind.RELAYED:
+            return [*decisions, ToServer(call, route.why)]
+        call.message_id = new_message_id()
+        call.text = under_id(message, call.message_id)
+        return decisions + self._answered_here(call, route, now)
 
-    def refuse(self, call: Call, words: str, is_error: bool) -> None:
-        """Note that its owner refused a stored Call; a refused start may refuse the rest of its session."""
+    def _kind(self, call: Call, route: Route) -> Kind:
+        is_primarys = route.owner is Peer.PRIMARY and not route.is_lost
+        if is_primarys and call.server == self.config.primary.url != LOCAL:
+            return Kind.RELAYED
+        must_stay = call.session is not None or call.content.facts.role is Role.STOP
+        return Kind.STORED if must_stay else Kind.PASSING
+
+    def _repeated(self, message: Message, mark: str, session: Session) -> list[Decision]:
+        """Answer what the charger was answered before, once, or let it join what waits for its answer."""
+        if waiting := self.waiting.get((session, mark)):
+            waiting.reply_to = message.message_id
+            return [Told(f"a repeated {message.action} joins the one that waits for its answer")]
+        if not session.is_told:
+            session.is_told = True
+            self.memory.note(session)
+        text = result_text(message.message_id, session.answers[mark])
+        return [ToCharger(text, f"repeats a {message.action}", (session,))]
+
+    def _answered_here(self, call: Call, route: Route, now: Instant) -> list[Decision]:
+        """Give a Call the proxy's own answer, and its server the Call."""
+        said, session, memory = call.content, call.session, self.memory
+        if session and said.facts.role is Role.START and session.transaction_id is None:
+            memory.add(session, self.new_transaction_id(session.owner))
+        refused = session.refused if session and session.is_refused else ""
+        refused = "its start is not known here" if route.is_lost else refused
+        goes = call.server not in ("", LOCAL) and not refused
+        waits = goes and self.is_awaited(call)
+        is_rejected = route.is_rejected or (session is not None and session.is_rejected)
+        verdict = "Accepted" if not is_rejected and (route.is_vouched or not waits) else "Invalid"
+        call.own_answer = said.answer(verdict, now.text, session.transaction_id if session else None)
+        decisions: list[Decision] = []
+        if session:
+            session.is_told = session.is_told or not waits
+            session.answers.update({said.mark: call.own_answer} if said.mark else {})
+            trim(session.answers, MAX_ANSWERS)
+            memory.note(session)
+        if route.is_lost and said.is_reading:
+            decisions = [Dropped(f"a {call.action} of a session that is forgotten")]
+        elif refused:
+            has_error = any(other.has_error for other in memory.refused if other.session is session)
+            memory.refuse(call, refused, has_error and not route.is_lost)
+            why = refused if route.is_lost else f"its session is refused: {refused}"
+            decisions = [Told(f"{call.action} is kept and not sent: {why}")]
+        elif call.kind is Kind.STORED and (goes or route.owner is None):
+            decisions = [Dropped("too many Calls wait", call=reading) for reading in memory.store(call)]
+        decisions += [ToServer(call, route.why)] if goes else []
+        return decisions if waits else [*decisions, OwnAnswer(call, route.why)]
+
+    def is_awaited(self, call: Call) -> bool:
+        """Whether the charger's answer waits for the secondary's."""
+        secondary = self.config.secondary
+        is_here = call.peer is Peer.SECONDARY and secondary is not None and call.server == secondary.url
+        return is_here and (self.config.secondary_replies == "forward" or call.content.needs_server)
+
+    def new_transaction_id(self, owner: Peer | None) -> int:
+        """Return an id that is not in use and names its owner in the lowest bit."""
+        while True:
+            transaction_id = random.randrange(FIRST_PROXY_ID, MAX_ID, 2) + (owner is Peer.SECONDARY)
+            if transaction_id not in self.memory.sessions:
+                return transaction_id
+
+    def _noted(self, session: Session, said: Content, now: Instant) -> list[Decision]:
+        """Keep what people want to know of a session: its times and readings."""
+        register, is_start = said.register, said.facts.role is Role.START
+        session.touched = now.utc
+        is_new = bool(said.transactions) and not (is_start or session.is_used)
+        session.is_used = session.is_used or is_new
+        if register is not None:
+            session.meter_start = register if session.meter_start is None else session.meter_start
+            session.meter_stop = register
+        if said.is_start:
+            session.started_at = session.started_at or said.timestamp
+        is_due = is_new or not said.is_reading or now.utc - session.saved >= READING_SECONDS
+        if is_due and not is_start:
+            session.saved = now.utc
+            self.memory.note(session)
+        if not said.is_stop:
+            return []
+        session.stopped_at, session.reason = said.timestamp, short(value_at(said.payload, said.facts.reason))
+        if session.has_stop:
+            return []
+        session.has_stop, session.stop = True, said.stop
+        self.memory.end(session, now.utc)
+        owner = session.owner.value if session.owner else "nobody"
+        there = session.server_id if session.server_id not in (None, session.transaction_id) else ""
+        what = f"session {session.transaction_id} of {owner}{there and f' (there: {there})'} ends"
+        return [Told(f"{what} on connector {session.connector}", session.badge)]
+
+    def _copies(self, message: Message, said: Content, route: Route, askers: set[Peer]) -> list[Decision]:
+        """Return what the other server sees of a Call: a message of its own, without a transaction."""
+        copies, session, action, config = list[Decision](), route.session, message.action, self.config
+        is_reading = said.facts.role in (Role.METER, Role.EVENT)
+        for other in SERVERS:
+            server = config.server(other)
+            if other is route.owner or server is None or server.is_local:
+                continue
+            if is_reading:
+                is_foreign = other is Peer.PRIMARY and route.owner is Peer.SECONDARY
+                is_wanted = other in askers or (is_foreign and "MeterValues" in config.primary_copies)
+            else:
+                is_named = said.facts.role is Role.BOOT or action in config.secondary_copies
+                is_wanted = is_named and route.is_station
+            payload = value_text(message.text, (3, "meterValue") if is_reading else (3,)) if is_wanted else ""
+            if is_reading and payload:
+                connector = said.connector or (session and session.connector) or 0
+                key = "connectorId" if said.facts.is_16 else "evseId"
+                action, payload = "MeterValues", f'{{"{key}":{connector},"meterValue":{payload}}}'
+            if payload:
+                message_id = new_message_id()
+                text = call_text(message_id, action, payload)
+                call = Call(Kind.PASSING, action, message_id, text, NOTHING, other)
+                copies.append(ToServer(call, "is to be copied", is_copy=True))
+        return copies
+
+    # What time and lost connections do.
+
+    def lost(self, call: Call) -> None:
+        """Let go of a Call that will not be answered any more; a start that was not forgets its session."""
+        self.stop_waiting(call)
         session = call.session
-        if session and call.content.is_start:
-            self._save(session)
-            session.refused, session.has_error = words, is_error
-            session.is_undeliverable = is_error or self._transaction_id(session.server_id) is None
+        is_start = call.kind is Kind.RELAYED and call.content.facts.role is Role.START
+        is_repeated = session is not None and (session, call.content.mark) in self.waiting
+        if session and is_start and session.transaction_id is None and not is_repeated:
+            self.memory.forget(session)
+            self.memory.note(session, is_there=False)
 
-    # Calls of the servers (rule 4).
+    def stop_waiting(self, call: Call) -> None:
+        """Take note that the charger does not wait for a Call any more."""
+        call.reply_to = None
+        if call.session and self.waiting.get((call.session, call.content.mark)) is call:
+            del self.waiting[call.session, call.content.mark]
+
+    def charger_gone(self) -> None:
+        """Take note that nobody waits any more."""
+        for call in list(self.waiting.values()):
+            call.reply_to = None  # What is stored may be joined by its repeat.
+            if call.kind is Kind.RELAYED:
+                self.stop_waiting(call)
+
+    def sweep(self, now: Instant) -> list[Decision]:
+        """Remove what has expired."""
+        memory, told = self.memory, list[Decision]()
+        memory.drop_claims(lambda claim: now.utc >= claim.until + CLAIM_SECONDS)
+        for session in list(memory.sessions.values()):
+            if session.ended is None and now.utc - session.touched > SILENT_SECONDS:
+                told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
+                memory.end(session, now.utc)
+                if session.owner is None:
+                    told += self.settle(session, Route(Peer.PRIMARY, "a month without a badge"), "")
+            elif session.ended is not None and now.utc - session.ended > SESSION_SECONDS:
+                memory.forget(session)
+        return told
+
+
+@dataclass(slots=True, eq=False)
+class ServerCall:
+    """A Call of a server for the charger."""
+
+    peer: Peer
+    message_id: MessageId  # As the server knows it.
+    wire_id: MessageId  # As the charger knows it.
+    action: str
+    content: Content
+    text: str  # As the charger gets it.
+    queued: float  # Monotonic seconds.
+    sent: float = 0.0  # Monotonic seconds.
+    claim: Claim | None = None
+    is_abandoned: bool = False  # Its server is gone; nobody waits for the answer.
+
+    @property
+    def report(self) -> int | str | None:
+        """What the charger's report on it is found by (Memory.asked); None = there is none."""
+        named = self.content.request
+        return named if named is not None or self.action not in ASKED_BY else self.action
+
+
+class Commands:
+    """The servers' Calls to the charger, and its answers (rules 4 and 5). Owns the Calls that wait for it."""
+
+    def __init__(self, router: Router, call_timeout: float) -> None:
+        self.router = router
+        self.memory = router.memory
+        self.call_timeout = call_timeout  # Seconds.
+        self.waiting: dict[Peer, deque[ServerCall]] = {}  # Unsent; MAX_COMMANDS each.
+        self.outstanding: ServerCall | None = None  # The one Call that the charger has to answer.
+        self.last_served = Peer.SECONDARY  # Whose Call the charger got last; the other comes first.
+        self.spent: dict[str, ServerCall] = {}  # Given up, by wire id; MAX_SPENT_IDS.
 
     def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
-        """Decide on a Call of a server. Raises MessageError if it can be read in two ways."""
-        if not ACTION.fullmatch(message.action):
-            raise MessageError("the Action has characters that no Action has", message.text)
-        said = self._content(self.vocabulary.server, message)
-        if why := self._forbidden(message) if peer is Peer.SECONDARY else "":
-            return [self._refusal(peer, message, said, why)]
-        call = ServerCall(
-            peer, message.message_id, message.message_id, message.action, said, message.text, now.seconds
-        )
-        for value in values_at(said.payload, said.facts.transaction):
-            why = self._translated(call, value)
-            if why:
-                return [self._refusal(peer, message, said, why)]
-        self._translate_request(call, now)
-        self._claim(call, now)
-        if call.message_id in self._wire_ids():
-            call.wire_id = new_message_id()
-            call.text = with_message_id(call.text, call.wire_id)
-        return self._queued(call, now)
-
-    def proxy_call(self, action: str, payload: dict[str, Any], now: Instant) -> list[Decision]:
-        """Ask the charger something in the proxy's own name; its answer is dropped."""
-        message_id = new_message_id()
-        text = call_text(message_id, action, payload)
-        said = Content(self.vocabulary.server.get(action, PLAIN), payload)
-        call = ServerCall(Peer.PROXY, message_id, message_id, action, said, text, now.seconds)
-        return self._queued(call, now)
-
-    def _queued(self, call: ServerCall, now: Instant) -> list[Decision]:
-        waiting = self.waiting.setdefault(call.peer, deque())
-        if len(waiting) >= MAX_WAITING or sum(len(other.text) for other in waiting) > MAX_WAITING_TEXT:
+        """Decide on a Call of a server."""
+        said, message_id = content_of(self.router.vocabulary.server, message), message.message_id
+        call = ServerCall(peer, message_id, message_id, message.action, said, message.text, now.seconds)
+        if why := self._forbidden(message, peer) or self._translated(call):
+            rejection = rejection_of(said.facts, message.payload)
+            error = error_text(message_id, "SecurityError", why)  # Not every schema has a Rejected.
+            text = result_text(message_id, rejection) if rejection else error
+            return [Answer(peer, text, f"refused: {why}", Outcome.REFUSED)]
+        waiting = self.waiting.setdefault(peer, deque())
+        if len(waiting) >= MAX_COMMANDS or sum(len(other.text) for other in waiting) > MAX_COMMANDS_TEXT:
             return self._given_up(call, "too many Calls wait for the charger already")
+        if str(message_id) in {str(other.wire_id) for other in self._unanswered()}.union(self.spent):
+            call.wire_id = new_message_id()
+            call.text = patch(call.text, (1,), call.wire_id)
         waiting.append(call)
         return self._next(now)
 
-    def _forbidden(self, message: Message) -> str:
-        """Return why the secondary may not call this on the charger; "" = it may."""
-        if message.action in self.config.secondary_refuse:
-            return f"{message.action} is on secondary_refuse"
-        if message.action in SETTING_ACTIONS and repeats_anywhere(message.text):
-            raise MessageError("a key stands twice", message.text)
-        setting = guarded_by(message.action, message.payload)
-        return f"{message.action}: {setting} is the primary's alone" if setting else ""
+    def _forbidden(self, message: Message, peer: Peer) -> str:
+        """Return why the secondary, a guest, may not call this on the charger; "" = it may."""
+        action = message.action
+        if peer is Peer.PRIMARY:
+            return ""
+        if not ACTION.fullmatch(action):
+            return "its Action has characters that no Action has"
+        if action in self.router.config.secondary_refuse:
+            return f"{action} is on secondary_refuse"
+        if action in SETTING_ACTIONS and has_repeated_key(message.text):
+            return f"{action}: a key stands twice"
+        setting = guarded_by(action, message.payload)
+        return f"{action}: {setting} is the primary's alone" if setting else ""
 
-    def _refusal(self, peer: Peer, message: Message, said: Content, why: str) -> Answer:
-        """Return the schema's Rejected; not every schema has one."""
-        rejection = rejection_of(said.facts, said.payload)
-        if rejection is not None:
-            text = result_text(message.message_id, rejection)
-        else:
-            text = error_text(message.message_id, "SecurityError", why)
-        return Answer(peer, text, f"refused: {why}", Outcome.REFUSED)
-
-    def _translated(self, call: ServerCall, value: Any) -> str:
-        """Translate the transaction that the Call names; return why it must not reach the charger, or ""."""
-        named = self._transaction_id(value)
-        session = self._session_of(call.peer, value if named is None else named)
+    def _translated(self, call: ServerCall) -> str:
+        """Translate the transaction that a Call names; return why it must not reach the charger, or ""."""
+        said, facts = call.content, call.content.facts
+        server, value = self.router.config.server(call.peer), value_at(said.payload, facts.transaction)
+        named = usable_id(value, facts.is_16)
+        session = self.memory.known_as(call.peer, server.url if server else "", value)
         if session and session.transaction_id is not None:
-            if session.transaction_id != named:
-                call.text = patch(call.text, (3, *call.content.facts.transaction), session.transaction_id)
+            if named != session.transaction_id:
+                call.text = patch(call.text, (3, *facts.transaction), session.transaction_id)
             return ""
         other = self.memory.sessions.get(named) if named is not None else None
         if other and other.owner is not None:
             return f"transaction {named} is not one of {call.peer.value}"
-        if call.peer is Peer.SECONDARY:
-            return f"nobody knows a transaction {str(value)[:40]} of secondary"
-        return ""
+        # What names nothing passes, but for a stop.
+        is_odd = named is not None or (facts.transaction != () and facts.role is Role.COMMAND)
+        is_unknown = call.peer is Peer.SECONDARY and is_odd
+        return f"nobody knows a transaction {str(value)[:40]} of secondary" if is_unknown else ""
 
-    def _session_of(self, peer: Peer, server_id: Any) -> Session | None:
-        """Return the session that a server knows by this id; of several an open one, the newest."""
-        if type(server_id) is not int and type(server_id) is not str:
-            return None
-        found = [
-            session
-            for session in self.memory.sessions.values()
-            if session.owner is peer and session.server_id is not None and not session.is_rejected
-            if self._is_here(session)
-            if server_id in (session.server_id, self._transaction_id(session.server_id))
-        ]
-        return max(found, key=lambda session: (session.ended is None, session.begun), default=None)
-
-    def _translate_request(self, call: ServerCall, now: Instant) -> None:
-        """Note who asks for a report; give a request id that the other server still uses another value."""
-        path, request_id = call.content.facts.request, call.content.request
-        if request_id is None:
-            return
-        call.request_id = request_id
-        asked = self.memory.requests.get(request_id)
-        if asked and asked.peer is not call.peer and now.seconds < asked.until:
-            call.request_id = self._new_number(self.memory.requests)
-            call.text = patch(call.text, (3, *path), call.request_id)
-        call.asked_before = self.memory.requests.pop(call.request_id, None)
-        until = now.seconds + REQUEST_SECONDS
-        call.asked = Asked(call.peer, self._address(call.peer), request_id, until)
-        self.memory.requests[call.request_id] = call.asked
-        self.memory.is_unsaved = True
-        trim(self.memory.requests, MAX_REQUESTS)
-
-    def _claim(self, call: ServerCall, now: Instant) -> None:
-        """Prepare the claim of a remote start or a reservation, for when the Call is sent."""
-        said = call.content
-        if said.facts.role not in (Role.REMOTE_START, Role.RESERVE) or said.badge is None:
-            return
-        badge, connector = normalized(said.badge), said.connector or None
-        claim = Claim(call.peer, self._address(call.peer), badge, connector, 0.0)
-        claim.reservation, remote_start = said.reservation, said.remote_start
-        if remote_start is not None:
-            calls = itertools.chain(*self.waiting.values(), [self.outstanding] if self.outstanding else [])
-            live = [other for other in self.memory.claims if now.seconds < other.until]
-            live += [waiting.claim for waiting in calls if waiting.claim]
-            others = {
-                other.remote_start[0] for other in live if other.remote_start and other.peer is not call.peer
-            }
-            claim.remote_start = (
-                self._new_number(others) if remote_start in others else remote_start,
-                remote_start,
-            )
-            if remote_start in others:
-                call.text = patch(call.text, (3, *said.facts.remote_start), claim.remote_start[0])
-        call.claim = claim
-
-    def _new_number(self, used: Container[int]) -> int:
-        while True:
-            number = random.randrange(1, MAX_ID)
-            if number not in used:
-                return number
-
-    def _wire_ids(self) -> set[str]:
-        """Return the message ids of servers' Calls that the charger may still answer."""
-        calls = itertools.chain(*self.waiting.values(), [self.outstanding] if self.outstanding else [])
-        return {call.wire_id for call in calls}.union(self.spent)
+    def _unanswered(self) -> list[ServerCall]:
+        """Return all that wait for the charger, or for its answer."""
+        return [*([self.outstanding] if self.outstanding else []), *itertools.chain(*self.waiting.values())]
 
     def _next(self, now: Instant) -> list[Decision]:
         """Send the next Call if the charger has none to answer; the servers take turns."""
-        if self.outstanding:
-            return []
-        turns = sorted(self.waiting, key=lambda peer: peer is self.last_served)
-        for peer in turns:
-            if self.waiting[peer]:
+        for peer in sorted(self.waiting, key=lambda peer: peer is self.last_served):
+            if self.waiting[peer] and not self.outstanding:
                 call = self.waiting[peer].popleft()
                 self.outstanding, self.last_served, call.sent = call, peer, now.seconds
                 self._note_sent(call, now)
-                # What the charger does about it may outlive the proxy.
-                after = After.SAVE if call.claim or call.asked else After.NOTHING
-                return [ToCharger(call.text, f"{peer.value} calls {call.action}", after)]
+                rows = (self.memory,) if call.claim else ()  # The session may outlive the proxy.
+                return [ToCharger(call.text, f"{peer.value} calls {call.action}", rows, needs_disk=False)]
         return []
 
     def _note_sent(self, call: ServerCall, now: Instant) -> None:
-        if call.claim:
-            call.claim.until = now.seconds + self._claim_seconds(call, now)
-            self.memory.claims.append(call.claim)
-            self.memory.is_unsaved = True
-            del self.memory.claims[:-MAX_CLAIMS]
-
-    def _claim_seconds(self, call: ServerCall, now: Instant) -> float:
-        """Return for how long the claim holds: a reservation until its expiry date."""
-        if call.content.facts.role is not Role.RESERVE:
-            return CLAIM_SECONDS
-        date = call.content.payload.get("expiryDate", call.content.payload.get("expiryDateTime"))
-        try:
-            expiry = datetime.fromisoformat(date if type(date) is str else "")
-        except ValueError:
-            return CLAIM_SECONDS
-        return max(0.0, expiry.replace(tzinfo=expiry.tzinfo or UTC).timestamp() - now.utc)
+        """Take note of what the charger may say about a Call, from now on."""
+        memory, said, peer = self.memory, call.content, call.peer
+        if call.report is not None:
+            memory.asked.pop(call.report, None)
+            memory.asked[call.report] = call
+            trim(memory.asked, MAX_ASKED)
+        wanted = said.payload.get("requestedMessage")
+        if said.facts.role is Role.TRIGGER and wanted in ("MeterValues", "TransactionEvent"):
+            memory.triggers[peer] = now.seconds + TRIGGER_SECONDS
+        if said.facts.role not in (Role.REMOTE_START, Role.RESERVE) or said.badge is None:
+            return
+        server, until = self.router.config.server(peer), now.utc + CLAIM_SECONDS
+        if said.facts.role is Role.RESERVE:
+            until = utc_of(said.payload.get("expiryDate", said.payload.get("expiryDateTime"))) or until
+        address, badge, connector = (
+            server.url if server else "",
+            normalized(said.badge),
+            said.connector or None,
+        )
+        call.claim = claim = Claim(peer, address, badge, connector, until)
+        claim.reservation = integer(value_at(said.payload, said.facts.reservation))
+        claim.remote_start = integer(value_at(said.payload, said.facts.remote_start))
+        memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
+        memory.claims = [*memory.claims, claim][-MAX_CLAIMS:]
+        memory.note(memory)
 
     # Answers of the charger (rule 5).
 
     def charger_answer(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on the charger's answer to a Call of a server."""
-        call = self.outstanding
-        if call is None or call.wire_id != message.message_id:
-            late = self.spent.pop(message.message_id, None)
-            told = self._settle_claim(late, message) if late else []
+        call, key = self.outstanding, str(message.message_id)
+        if call is None or str(call.wire_id) != key:
+            late = self.spent.pop(key, None)
+            told = self._learn(late, message) if late else []
             return [*told, Dropped("an answer to a Call that nobody waits for")]
-        self.outstanding, self.last_answered = None, (call.peer, call.message_id, call.wire_id)
-        decisions = self._settle_claim(call, message)
-        if call.is_abandoned or call.peer is Peer.PROXY:
+        self.outstanding = None
+        decisions = self._learn(call, message)
+        if call.is_abandoned:
             return [*decisions, Dropped(f"the {call.peer.value} does not wait for it"), *self._next(now)]
-        text = message.text
-        if call.wire_id != call.message_id:
-            text = with_message_id(text, call.message_id)
         if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
             decisions.append(Told(f"{call.peer.value} asked for {call.action}: {outcome}"))
+        text = under_id(message, call.message_id)
         answer = Answer(call.peer, text, "the charger answers", outcome_of(message))
         return [answer, *decisions, *self._next(now)]
 
-    def _settle_claim(self, call: ServerCall, message: Message) -> list[Decision]:
-        """Void what the charger refused; end what it cancelled; own what it says has begun."""
+    def _learn(self, call: ServerCall, message: Message) -> list[Decision]:
+        """Void what the charger refuses; end what it cancels; own what it says has begun."""
+        memory, claim, report = self.memory, call.claim, call.report
         status = str(message.payload.get("status", "Accepted"))
         if message.type is MessageType.CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
-            self._void(call)
-        elif call.action in ASKED_BY:
-            self.memory.askers[call.action] = Asked(call.peer, self._address(call.peer), 0, math.inf)
-            self.memory.is_unsaved = True
+            if report is not None and memory.asked.get(report) is call:
+                del memory.asked[report]
+            memory.drop_claims(lambda other: other is claim)
         elif call.content.facts.role is Role.CANCEL:
-            self.memory.is_unsaved = True
-            reservation = call.content.reservation
-            self.memory.claims = [
-                claim
-                for claim in self.memory.claims
-                if claim.peer is not call.peer
-                or claim.reservation is None
-                or claim.reservation != reservation
-            ]
-        elif call.claim and call.claim.remote_start:
-            session = self.memory.sessions.get(str(message.payload.get("transactionId", "")))
+            number = integer(value_at(call.content.payload, call.content.facts.reservation))
+            memory.drop_claims(
+                lambda old: old.peer is call.peer and number is not None and old.reservation == number
+            )
+        elif claim and claim in memory.claims:
+            claim.transaction = short(message.payload.get("transactionId"))
+            session = memory.sessions.get(claim.transaction)
             if session and session.owner is None:
-                badge = call.content.badge or ""
-                return self._own(session, Route(call.peer, "its remote start", claim=call.claim), badge)
+                route = Route(call.peer, "its remote start", claim=claim, is_vouched=True)
+                return self.router.settle(session, route, call.content.badge or "")
         return []
-
-    def _void(self, call: ServerCall) -> None:
-        """Undo what a Call has noted that the charger refuses."""
-        self.memory.is_unsaved = True
-        if call.claim in self.memory.claims:
-            self.memory.claims.remove(call.claim)
-        if call.request_id is not None and self.memory.requests.get(call.request_id) is call.asked:
-            self.memory.requests.pop(call.request_id)
-            if call.asked_before:
-                self.memory.requests[call.request_id] = call.asked_before
-
-    def result_error(self, sender: Peer, message: Message) -> list[Decision]:
-        """Decide on a CallResultError (OCPP 2.1): it goes to whoever gave the last answer."""
-        if sender is Peer.CHARGER:
-            if self.last_relayed and self.last_relayed[2] == message.message_id:
-                peer, message_id, _ = self.last_relayed
-                text = with_message_id(message.text, message_id)
-                return [Answer(peer, text, "an answer was unfit", Outcome.ERROR)]
-        elif self.last_answered and self.last_answered[:2] == (sender, message.message_id):
-            return [ToCharger(with_message_id(message.text, self.last_answered[2]), "an answer was unfit")]
-        return [Dropped("a CallResultError for an answer that nobody gave")]
 
     # What time and lost connections do.
 
     def _given_up(self, call: ServerCall, why: str) -> list[Decision]:
         """Tell its server that a Call will not be answered."""
-        if call.peer is Peer.PROXY or call.is_abandoned:
+        if call.is_abandoned:
             return [Dropped(why)]
         text = error_text(call.message_id, "GenericError", why)
         return [Answer(call.peer, text, why, Outcome.UNANSWERED)]
 
     def tick(self, now: Instant) -> list[Decision]:
         """Give up what has waited too long."""
-        decisions: list[Decision] = []
-        call = self.outstanding
+        decisions, call = list[Decision](), self.outstanding
         if call and now.seconds >= call.sent + self.call_timeout:
             self.outstanding = None
-            self.spent[call.wire_id] = call
+            self.spent[str(call.wire_id)] = call
             trim(self.spent, MAX_SPENT_IDS)
             decisions += self._given_up(call, f"the charger did not answer within {self.call_timeout:g} s")
         for waiting in self.waiting.values():
             while waiting and now.seconds >= waiting[0].queued + 2 * self.call_timeout:
                 decisions += self._given_up(waiting.popleft(), "the charger was busy for too long")
-        if now.seconds >= self.next_sweep:
-            # At random, so that not all chargers' sessions are written at once.
-            self.next_sweep = now.seconds + SWEEP_SECONDS * random.uniform(0.5, 1.0)
-            decisions += self.sweep(now)
         return decisions + self._next(now)
 
-    def due(self) -> float:
-        """Return when `tick` has something to do, in monotonic seconds."""
-        if not (self.outstanding or self.waiting):
-            return self.next_sweep
-        times = [self.next_sweep]
-        if self.outstanding:
-            times.append(self.outstanding.sent + self.call_timeout)
-        times += [calls[0].queued + 2 * self.call_timeout for calls in self.waiting.values() if calls]
-        return min(times)
-
-    def sweep(self, now: Instant) -> list[Decision]:
-        """Remove what has expired."""
-        memory, told = self.memory, list[Decision]()
-        memory.claims = [claim for claim in memory.claims if now.seconds < claim.until + RESERVATION_SECONDS]
-        memory.requests = {key: asked for key, asked in memory.requests.items() if now.seconds < asked.until}
-        memory.accepted = {
-            key: when for key, when in memory.accepted.items() if now.seconds - when <= ACCEPTED_SECONDS
-        }
-        memory.is_unsaved = True
-        for session in list(memory.sessions.values()):
-            if session.ended is None and now.seconds - session.touched <= SWEEP_SECONDS:
-                self._save(session)  # So that a restart knows when it was last heard of.
-            if session.ended is None and now.seconds - session.touched > SESSION_SECONDS:
-                told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
-                if session.owner is None:
-                    told += self._own(session, Route(Peer.PRIMARY, "a week without a badge"), "")
-                told.append(self._end(session, now))
-            elif session.ended is not None and now.seconds - session.ended > SESSION_SECONDS:
-                self._forget(session)
-        return told
+    @property
+    def is_busy(self) -> bool:
+        """Whether `tick` has something to look at."""
+        return bool(self.outstanding or any(self.waiting.values()))
 
     def charger_gone(self) -> list[Decision]:
         """Give up all Calls that the charger's connection leaves unanswered."""
-        calls = [self.outstanding] if self.outstanding else []
-        calls += itertools.chain(*self.waiting.values())
+        calls = self._unanswered()
         self.outstanding, self.waiting = None, {}
         self.spent.clear()  # Whatever comes on its next connection answers none of them.
         return [decision for call in calls for decision in self._given_up(call, "the charger is gone")]
@@ -2929,905 +2466,487 @@ class Router:
         self.waiting.pop(peer, None)
         if self.outstanding and self.outstanding.peer is peer:
             self.outstanding.is_abandoned = True
-        if self.last_answered and self.last_answered[0] is peer:
-            self.last_answered = None
-        if self.last_relayed and self.last_relayed[0] is peer:
-            self.last_relayed = None
+
+
+def utc_of(date: Any) -> float | None:
+    """Return the UTC seconds of a time as OCPP writes it; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(date if type(date) is str else "")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+
+class Answers:
+    """What servers' answers tell, and what the charger hears of them (rules 2 and 3)."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+        self.memory = router.memory
+
+    def text_for_server(self, call: Call) -> str:
+        """Return the Call's text with the transaction id that its owner knows by now."""
+        session, path = call.session, call.content.facts.transaction
+        if session is None or session.server_id is None or not path:
+            return call.text
+        named = value_at(call.content.payload, path)
+        if named == session.server_id and type(named) is type(session.server_id):
+            return call.text
+        return patch(call.text, (3, *path), session.server_id)
+
+    def words_of(self, message: Message) -> str:
+        """Return what a server's answer has against a Call; "" = nothing."""
+        if message.type is MessageType.CALLERROR:
+            return f"CallError {message.action} {description_of(message)}".strip()
+        status = verdict_of(message.payload)
+        return "" if status in (None, "Accepted") else f"status {str(status)[:MAX_SHORT]}"
+
+    def answered(self, call: Call, message: Message, now: Instant) -> list[Decision]:
+        """Decide on a server's answer to a Call, late or not; only who still waits hears of it."""
+        session, said, words = call.session, call.content, self.words_of(message)
+        whose, is_start = call.peer.value if call.peer else "nobody", said.facts.role is Role.START
+        told: list[Decision] = []
+        if words and said.badge is not None:
+            told = [Told(f"{whose} answers {call.action} with {words}", said.badge)]
+        # Of a start that was sent twice the charger goes by the answer that came first.
+        is_again = is_start and session is not None and session.server_id is not None
+        if session and not is_again:
+            self._learn(session, call, message, words, now)
+        if call.own_answer and message.type is MessageType.CALLERROR:
+            return [*told, OwnAnswer(call, f"{whose} cannot answer")] if call.reply_to is not None else told
+        reply_to, call.own_answer = call.reply_to, ""
+        self.router.stop_waiting(call)
+        if reply_to is None:
+            return [*told, Dropped("the charger has its answer, or waits no more")]
+        if said.facts.role is Role.BOOT:
+            self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
+            self.memory.note(self.memory)
+        text, rows = under_id(message, reply_to), tuple[Row, ...]()
+        if session and said.mark and message.type is MessageType.CALLRESULT:
+            answer = session.answers.get(said.mark) if is_again else None
+            text = result_text(reply_to, answer) if answer else self._told(session, message, text)
+            if is_start:
+                session.is_told = True
+                self.memory.note(session)
+            rows = (session,) if said.is_start or said.badge is not None else ()
+        # The charger must not know of a session whose owner a restart would forget.
+        return [*told, ToCharger(text, f"{whose} answers", rows, needs_disk=False)]
+
+    def _told(self, session: Session, message: Message, text: str) -> str:
+        """Return the text of an answer with the transaction id that the charger is told."""
+        named, wanted = message.payload.get("transactionId"), session.transaction_id
+        return (
+            text
+            if named is None or wanted in (None, named)
+            else patch(text, (2, "transactionId"), wanted or 0)
+        )
+
+    def _learn(self, session: Session, call: Call, message: Message, words: str, now: Instant) -> None:
+        """Note what its owner says to a Call of a session."""
+        said, memory, is_16 = call.content, self.memory, call.content.facts.role is Role.START
+        if said.mark and not said.is_reading:
+            memory.note(session)
+        session.refused = words if said.is_start else session.refused
+        if message.type is MessageType.CALLERROR:
+            return
+        if is_16:
+            raw = message.payload.get("transactionId")
+            session.server_id = raw if type(raw) is str else integer(raw)
+            usable, may_name = usable_id(raw, is_16=True), session.transaction_id is None
+            is_free = usable is not None and usable not in memory.sessions and not is_proxy_id(usable)
+            if is_free and (may_name or call.own_answer):
+                memory.add(session, usable)
+            elif may_name:
+                memory.add(session, self.router.new_transaction_id(session.owner))
+        if said.is_stop:
+            session.delivered = now.utc
+        payload = value_text(self._told(session, message, message.text), (2,))
+        if said.mark and not (is_16 and session.is_told) and len(payload) <= MAX_SELF_DESCRIPTION:
+            session.answers[said.mark] = payload
+            trim(session.answers, MAX_ANSWERS)
+
+    def given(self, call: Call) -> str:
+        """Return the proxy's own answer to a Call, for the charger, which waits no more then."""
+        text = "" if call.reply_to is None else result_text(call.reply_to, call.own_answer)
+        call.own_answer = ""
+        self.router.stop_waiting(call)
+        if text and call.session and call.content.facts.role is Role.START:
+            call.session.is_told = True
+            self.memory.note(call.session)
+        return text  # "": its charger is gone; a repeat is answered again.
+
+    def delivered(self, call: Call, message: Message, now: Instant) -> str:
+        """Take the answer to a stored Call: forget it, or try it again, or keep it as refused.
+
+        Return the server's words for a Call that is tried again or refused; "" = it is delivered.
+        """
+        memory, session, words = self.memory, call.session, self.words_of(message)
+        is_error = message.type is MessageType.CALLERROR
+        if is_error and not call.content.is_reading and call.tries < len(RETRY_SECONDS):
+            call.not_before, call.sent = now.seconds + RETRY_SECONDS[call.tries], None
+            call.tries += 1
+            call.message_id = new_message_id()  # SteVe refuses ids that it has seen on the connection.
+            call.text = patch(call.text, (1,), call.message_id)
+            memory.note(call)
+            return words
+        named = session.server_id if session else None  # 0 stands for no id at all.
+        is_known = named not in (None, "") and not (type(named) is int and named < 1)
+        if not is_error and (is_known or call.content.facts.role is not Role.START):
+            memory.remove(call)
+            return ""
+        words = words or "no transaction id"
+        memory.refuse(call, words, is_error)
+        if session and call.content.is_start:
+            session.refused, session.is_refused = words, True
+            memory.note(session)
+            for rest in [other for other in memory.stored if other.session is session]:
+                memory.refuse(rest, words, is_error)
+        return words
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Journal
 #
-# What outlives a connection and, unless `state = none`, the process: the Memory of every charger with its
-# stored Calls. What has changed is written by a thread of its own, all chargers' changes in one transaction
+# What outlives a connection and the process: the Memory of every charger, kept in sqlite (`state = none`: in
+# memory only). What has changed is written by a thread of its own, all chargers' changes in one transaction
 # and one sync: the loop never waits for the disk, and the file always shows a moment between two messages.
 # ---------------------------------------------------------------------------------------------------------
 
 MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
 MAX_LOOKED_THROUGH = 100  # Chargers, at a time, for one that can be forgotten.
-MAX_REFUSED = 1_000  # Refused Calls of one charger that are kept to be shown.
-MAX_PROMISES = 10_000  # Answers that wait for the disk; beyond it chargers have to ask again.
+MAX_UNLISTED = 100  # Badges that were shown and are on no list; beyond it the oldest goes.
 KEEP_SECONDS = 400 * DAY  # Sessions stay in the file for so long.
-PURGE_SECONDS = float(DAY)  # How often those that are older are removed.
 SAVE_SECONDS = 5.0  # A disk that takes longer counts as failing.
 SAVE_RETRY_SECONDS = 1.0  # After a save that failed.
-CLOCK_STEP_SECONDS = 60.0  # A wall clock that was set by more: all times on disk are written again.
-COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
-LOCK_SECONDS = 2.0  # For another process to let go of the file.
-MAX_LOG_BYTES = 4 * 2**20  # Of sqlite's write-ahead log, once its contents are in the file.
 LAST_SAVE_SECONDS = 1.0  # At the end.
-LET_GO_SECONDS = 0.5  # For sqlite to close the file after it; what it leaves undone, the next start does.
-MAX_UNLISTED = 100  # Badges that were shown and are on no list; beyond it the oldest goes.
-MAX_LOOKED_AT = 2_000  # Sessions, the newest, that can be looked up where there is no file:
-ROWS_AT_ONCE = 50  # put into a database so many at a time.
-RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call that met a CallError.
+LOCK_SECONDS = 2.0  # For another process to let go of the file.
+COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
 
-UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
-MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError)  # What rows of another making raise.
 APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
-SCHEMA_VERSION = 2
-# What makes of a file of this version one of the next.
-MIGRATIONS = {
-    1: (
-        "ALTER TABLE chargers ADD COLUMN seen REAL NOT NULL DEFAULT 0",
-        "UPDATE chargers SET seen = coalesce("
-        "(SELECT max(touched) FROM sessions WHERE sessions.charger = chargers.charger), strftime('%s') + 0)",
-        # It was set by the start, too.
-        "UPDATE sessions SET delivered = NULL WHERE ended IS NULL OR delivered < ended",
-    )
-}
-SCHEMA = """
-CREATE TABLE chargers (
-    charger TEXT PRIMARY KEY,
-    version TEXT NOT NULL,
-    user_agent TEXT NOT NULL,
-    seen REAL NOT NULL,      -- by the proxy's clock, in seconds since 1970
-    boot TEXT NOT NULL,
-    heartbeat_interval INTEGER NOT NULL,
-    dropped INTEGER NOT NULL,
-    statuses TEXT NOT NULL,  -- JSON, like all that follows: connector to the text of its last status
-    claims TEXT NOT NULL,
-    requests TEXT NOT NULL,
-    askers TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE sessions (
-    number INTEGER PRIMARY KEY,
-    charger TEXT NOT NULL,
-    owner TEXT,              -- NULL: not known yet
-    server TEXT NOT NULL,    -- the owner's address when the session began
-    badge TEXT NOT NULL,
-    connector INTEGER,       -- OCPP 2.x: the EVSE
-    transaction_id TEXT,     -- JSON; as the charger knows it
-    server_id TEXT,          -- JSON; as its owner knows it
-    begun REAL NOT NULL,     -- by the proxy's clock, in seconds since 1970, like touched, ended, delivered
-    touched REAL NOT NULL,
-    ended REAL,
-    delivered REAL,          -- when its owner accepted the stop
-    started_at TEXT NOT NULL,  -- by the charger's clock
-    stopped_at TEXT NOT NULL,
-    meter_start REAL,        -- Wh
-    meter_stop REAL,
-    reason TEXT NOT NULL,
-    refused TEXT NOT NULL,   -- the owner's words
-    is_rejected INTEGER NOT NULL,
-    is_undeliverable INTEGER NOT NULL,
-    has_error INTEGER NOT NULL,
-    is_told INTEGER NOT NULL,
-    is_vouched INTEGER NOT NULL,
-    has_verdict INTEGER NOT NULL,
-    is_stop_stored INTEGER NOT NULL,
-    has_connector INTEGER NOT NULL,  -- it is the open session there
-    start TEXT NOT NULL,
-    stop TEXT NOT NULL,
-    start_answer TEXT,       -- JSON, like all that follows
-    remote_start TEXT,
-    seen TEXT NOT NULL,
-    kept TEXT NOT NULL
-);
-CREATE INDEX sessions_by_end ON sessions (ended);
-CREATE TABLE calls (
-    number INTEGER PRIMARY KEY,
-    charger TEXT NOT NULL,
-    peer TEXT NOT NULL,
-    session INTEGER,
-    server TEXT NOT NULL,    -- the address that it is for
-    version TEXT NOT NULL,
-    since REAL NOT NULL,
-    text TEXT NOT NULL,
-    is_kept INTEGER NOT NULL,
-    refused TEXT,            -- NULL: it waits; else the server's words
-    is_error INTEGER NOT NULL,
-    tries INTEGER NOT NULL   -- CallErrors that it met itself before it was refused
-);
-CREATE INDEX calls_by_session ON calls (session);
-"""
-# Attributes of a Session whose columns have their names; what a flag's column holds becomes a bool again.
-SESSION_TEXTS = ("server", "badge", "started_at", "stopped_at", "reason", "refused", "start", "stop")
-SESSION_NUMBERS = ("number", "connector", "begun", "delivered", "meter_start", "meter_stop")
-SESSION_FLAGS = (
-    *("is_rejected", "is_undeliverable", "has_error", "is_told", "is_vouched", "has_verdict"),
-    "is_stop_stored",
-)
-SESSION_JSON = ("transaction_id", "server_id", "start_answer")
-MAX_COLUMN = 2**63 - 1  # The largest number that sqlite holds.
+SCHEMA_VERSION = 3
+FIRST_EDITION = (1, 2)  # Schema versions.
+OWED = """SELECT (SELECT count(*) FROM calls WHERE refused IS NULL)
+    + (SELECT count(*) FROM sessions WHERE kept != '[]')"""  # Undelivered, in the first edition's tables.
+UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
+BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+MISSHAPEN = (MessageError, ValueError, LookupError, TypeError, AttributeError)  # Of rows of another making.
 
-Row = dict[str, Any]  # Column to value.
-Statement = tuple[str, Row]
+# Tables and columns are those of the dataclasses.
+TABLES: dict[type, str] = {Memory: "chargers", Session: "sessions", Call: "calls"}
+KEYS: dict[type, str] = {Memory: "charger TEXT PRIMARY KEY"}
+COLUMNS = {kind: [f for f in fields(kind) if f.metadata.get("kept", True)] for kind in TABLES}
+SCHEMA = [
+    f"CREATE TABLE {table} ({KEYS.get(kind, 'number INTEGER PRIMARY KEY, charger')}, "
+    f"{', '.join(column.name for column in COLUMNS[kind])})"
+    for kind, table in TABLES.items()
+]
+SCHEMA += [
+    "CREATE INDEX sessions_by_end ON sessions (ended)",
+    "CREATE INDEX sessions_by_begin ON sessions (begun)",
+    "CREATE INDEX calls_by_session ON calls (session)",
+]
+KNOWN_SESSIONS = """SELECT * FROM sessions
+    WHERE ended IS NULL OR ended > ? OR number IN (SELECT session FROM calls) ORDER BY number"""
+PURGE = (
+    "DELETE FROM calls WHERE refused != '' AND since BETWEEN 1e9 AND ?",  # Not of a clock before it was set.
+    "DELETE FROM sessions WHERE ended BETWEEN 1e9 AND ? AND number NOT IN (SELECT session FROM calls WHERE session)",  # noqa: E501
+)
+READERS: dict[str, Callable[[Any], Any]] = {  # By the type of an attribute: its value, of a column's.
+    "bool": bool,
+    "dict": json.loads,
+    "list": lambda text: [Claim(**{**claim, "peer": Peer(claim["peer"])}) for claim in json.loads(text)],
+    "Peer": lambda value: value and Peer(value),
+}
 
 
 class StateError(Exception):
     """The state file cannot be used, as one line for stderr."""
 
 
-class KeptCall(NamedTuple):
-    """Where a stored Call stands in the file."""
-
-    memory: Memory
-    peer: Peer
-    refused: str | None = None  # The server's words; None = it waits.
-    is_error: bool = False
-    is_gone: bool = False  # The server has accepted it.
-
-
-def storable(value: Any) -> Any:
-    """Return the value as sqlite takes it, whatever a peer has sent."""
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-8", "backslashreplace").decode()  # A lone surrogate is no text for sqlite.
-    if isinstance(value, int):
-        return max(-MAX_COLUMN, min(value, MAX_COLUMN))
-    return value
+def to_column(value: Any) -> Any:
+    """Return a value of a dataclass as sqlite takes it, whatever a peer has sent."""
+    if isinstance(value, Peer):
+        return value.value
+    if isinstance(value, dict | list):
+        return json.dumps(value, default=lambda item: item.value if isinstance(item, Peer) else asdict(item))
+    # Half of a surrogate pair is JSON, but no text for sqlite.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def upsert(table: str, row: Row) -> Statement:
-    """Return the statement that writes a row, in the place of the one of the same key."""
-    columns = ", ".join(row)
-    places = ", ".join(f":{column}" for column in row)
-    values = {column: storable(value) for column, value in row.items()}
-    return f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({places})", values
+def of_row(kind: type, row: Any) -> dict[str, Any]:
+    """Return the values of a dataclass that a row holds. Raises one of MISSHAPEN."""
+    types = {column.name: re.split(r"\W", str(column.type))[0] for column in COLUMNS[kind]}
+    return {name: READERS.get(wanted, lambda value: value)(row[name]) for name, wanted in types.items()}
 
 
-# Rows. Times are monotonic in memory, UTC on disk; a clock that was set back makes nothing younger than now.
-
-
-def to_utc(seconds: float, now: Instant) -> float:
-    """Return monotonic seconds as UTC seconds."""
-    return seconds - now.seconds + now.utc
-
-
-def from_utc(utc: float, now: Instant, most: float) -> float:
-    """Return UTC seconds as monotonic ones, at most so many seconds from now."""
-    return now.seconds + min(utc - now.utc, most)
-
-
-def pair(values: list[int] | None) -> tuple[int, int] | None:
-    """Return what JSON has made a list of."""
-    return (values[0], values[1]) if values else None
-
-
-def charger_row(memory: Memory, now: Instant) -> Row:
-    claims = [
-        {**asdict(claim), "peer": claim.peer.value, "until": to_utc(claim.until, now)}
-        for claim in memory.claims
-    ]
-    return {
-        "charger": memory.charger_id,
-        "version": memory.version,
-        "user_agent": memory.user_agent,
-        "seen": memory.seen,
-        "boot": memory.boot,
-        "heartbeat_interval": memory.heartbeat_interval,
-        "dropped": memory.dropped,
-        "statuses": dump(memory.statuses),
-        "claims": dump(claims),
-        "requests": dump([(key, *asked_row(asked, now)) for key, asked in memory.requests.items()]),
-        "askers": dump([(action, *asked_row(asked, now)) for action, asked in memory.askers.items()]),
-    }
-
-
-def asked_row(asked: Asked, now: Instant) -> tuple[Any, ...]:
-    return asked.peer.value, asked.server, asked.request_id, to_utc(asked.until, now)
-
-
-def asked_of(values: list[Any], now: Instant) -> Asked:
-    peer, server, request_id, until = values
-    most = REQUEST_SECONDS if until < math.inf else math.inf
-    return Asked(Peer(peer), server, request_id, from_utc(until, now, most))
-
-
-def memory_of(row: Any, now: Instant) -> Memory:
-    """Return what a charger's row says; sessions and Calls are still missing."""
-    memory = Memory(row["charger"], row["version"], row["user_agent"], row["seen"], boot=row["boot"])
-    memory.heartbeat_interval, memory.dropped = row["heartbeat_interval"], row["dropped"]
-    memory.statuses = json.loads(row["statuses"])
-    for values in json.loads(row["claims"]):
-        claim = Claim(**values)
-        claim.peer, claim.remote_start = Peer(values["peer"]), pair(values["remote_start"])
-        most = CLAIM_SECONDS if claim.reservation is None else math.inf
-        claim.until = from_utc(claim.until, now, most)
-        memory.claims.append(claim)
-    for key, *values in json.loads(row["requests"]):
-        memory.requests[key] = asked_of(values, now)
-    for action, *values in json.loads(row["askers"]):
-        memory.askers[action] = asked_of(values, now)
-    return memory
-
-
-def session_row(memory: Memory, session: Session, now: Instant) -> Row:
-    held = memory.connectors.get(session.connector) if session.connector is not None else None
-    return {
-        "charger": memory.charger_id,
-        "owner": session.owner.value if session.owner else None,
-        "touched": to_utc(session.touched, now),
-        "ended": None if session.ended is None else to_utc(session.ended, now),
-        "has_connector": held is session,
-        "remote_start": dump(session.remote_start),
-        "seen": dump(list(session.seen)),
-        "kept": dump([call.text for call in session.kept]),
-        **{name: getattr(session, name) for name in SESSION_TEXTS + SESSION_NUMBERS + SESSION_FLAGS},
-        **{name: dump(getattr(session, name)) for name in SESSION_JSON},
-    }
-
-
-def session_of(row: Any, memory: Memory, now: Instant) -> Session:
-    """Return the session that a row tells of. Raises ValueError."""
-    owner = Peer(row["owner"]) if row["owner"] else None
-    touched = from_utc(row["touched"], now, 0.0)
-    session = Session(owner, row["badge"], row["connector"], row["begun"], touched)
-    for name in SESSION_TEXTS + SESSION_NUMBERS:
-        setattr(session, name, row[name])
-    for name in SESSION_FLAGS:
-        setattr(session, name, bool(row[name]))
-    for name in SESSION_JSON:
-        setattr(session, name, json.loads(row[name]))
-    session.remote_start = pair(json.loads(row["remote_start"]))
-    session.seen.extend(json.loads(row["seen"]))
-    session.kept = [stored_call(text, memory.version, session) for text in json.loads(row["kept"])]
-    for call in session.kept:
-        call.is_kept = True
-    if row["ended"] is not None:
-        session.ended = from_utc(row["ended"], now, 0.0)
-    elif session.owner and now.seconds - touched > SESSION_SECONDS:
-        session.ended = touched + SESSION_SECONDS
-        memory.unsaved[session] = None
-    return session
-
-
-def stored_call(text: str, version: str, session: Session | None) -> Call:
-    """Return the stored Call that a text is. Raises MessageError."""
-    message = parse(text)
-    vocabulary = VOCABULARIES.get(version, VOCABULARIES["ocpp1.6"])
-    facts = vocabulary.charger.get(message.action, PLAIN)
-    said = Content(facts, message.payload)
-    return Call(Kind.STORED, message.action, message.message_id, text, said, session=session, version=version)
-
-
-def recall(memory: Memory, row: Any, session: Session | None) -> None:
-    """Put a stored Call back into its charger's Memory; what met CallErrors is tried once more."""
-    call, is_error = stored_call(row["text"], row["version"], session), bool(row["is_error"])
-    call.number, call.since, call.server = row["number"], float(row["since"]), row["server"]
-    call.is_kept, call.is_on_disk, peer = bool(row["is_kept"]), True, Peer(row["peer"])
-    if row["refused"] is not None and not is_error:
-        memory.refused.append(Refusal(peer, call, row["refused"], False))
-        return
-    memory.stored.setdefault(peer, []).append(call)
-    memory.stored_text += len(call.text)
-    if is_error:
-        call.tries = row["tries"]
-        if session and call.content.is_start:
-            session.refused, session.is_undeliverable, session.has_error = "", False, False
-
-
-def call_row(kept: KeptCall, call: Call) -> Row:
-    return {
-        "number": call.number,
-        "charger": kept.memory.charger_id,
-        "peer": kept.peer.value,
-        "session": call.session.number or None if call.session else None,
-        "server": call.server,
-        "version": call.version,
-        "since": call.since,
-        "text": call.text,
-        "is_kept": call.is_kept,
-        "refused": kept.refused,
-        "is_error": kept.is_error,
-        "tries": call.tries,
-    }
-
-
-class StateFile:
-    """The sqlite file. Locked by the process that has opened it; written by one thread."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file, a new one if there is none. Raises StateError."""
-        self.path = path
-        try:
-            path.touch(0o600)  # It holds badges.
-        except OSError as error:
-            raise StateError(f"state file {path}: {error.strerror}") from None
-        self.connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
-        self.connection.row_factory = sqlite3.Row
-
-    def prepare(self) -> None:
-        """Lock it, and make sure that it can be read. Raises StateError or sqlite3.Error."""
-        run = self.connection.execute
-        run("PRAGMA locking_mode = EXCLUSIVE")  # Taken with the first access, and held until the end.
-        ((version,),) = run("PRAGMA user_version")
-        ((application,),) = run("PRAGMA application_id")
-        ((tables,),) = run("SELECT count(*) FROM sqlite_master")
-        if tables and application != APPLICATION_ID:
-            raise StateError(f"state file {self.path}: is the database of another program")
-        if tables and version not in (SCHEMA_VERSION, *MIGRATIONS):
-            raise sqlite3.DatabaseError(f"it has schema version {version}, not {SCHEMA_VERSION}")
-        run("PRAGMA journal_mode = WAL")
-        run("PRAGMA synchronous = FULL")
-        run(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}")
+def prepare(database: sqlite3.Connection, path: Path | None) -> None:
+    """Lock the database; make its tables, if it is new. Raises StateError or sqlite3.Error."""
+    run = database.execute
+    run("PRAGMA locking_mode = EXCLUSIVE")  # Taken with the first access, and held until the end.
+    application, version = (
+        run(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+    )
+    is_new = not run("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if not is_new and application != APPLICATION_ID:
+        raise StateError(f"state file {path}: is the database of another program")
+    if version in FIRST_EDITION and (owed := run(OWED).fetchone()[0]):
+        what = f"holds {owed} messages of version 1 that are not delivered yet"
+        raise StateError(f"state file {path}: {what}; let that version deliver them first")
+    if not is_new and version != SCHEMA_VERSION:
+        raise sqlite3.DatabaseError(f"it is of another version ({version}, not {SCHEMA_VERSION})")
+    for setting in ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 4194304"):
+        run(f"PRAGMA {setting}")
+    with database:
         run("BEGIN IMMEDIATE")
-        if not tables:
-            for statement in SCHEMA.split(";\n")[:-1]:
-                run(statement)
-            run(f"PRAGMA application_id = {APPLICATION_ID}")
-        for older in range(version, SCHEMA_VERSION) if tables else ():
-            for statement in MIGRATIONS[older]:
-                run(statement)
+        for statement in SCHEMA if is_new else ():
+            run(statement)
+        run(f"PRAGMA application_id = {APPLICATION_ID}")
         run(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        run("CREATE INDEX IF NOT EXISTS sessions_by_begin ON sessions (begun)")
-        run("COMMIT")
-
-    def load(self, now: Instant) -> dict[str, Memory]:
-        """Return the Memory of every charger. Raises sqlite3.Error, MessageError or one of MISSHAPEN."""
-        memories = {row["charger"]: memory_of(row, now) for row in self.rows("SELECT * FROM chargers")}
-        sessions: dict[int, Session] = {}
-        recent = "ended IS NULL OR ended > :since OR number IN (SELECT session FROM calls)"
-        values = {"since": now.utc - SESSION_SECONDS}
-        for row in self.rows(f"SELECT * FROM sessions WHERE {recent} ORDER BY +number", values):
-            memory = memories.setdefault(row["charger"], Memory(row["charger"]))
-            session = sessions[row["number"]] = session_of(row, memory, now)
-            memory.sessions[session.key] = session
-            if row["has_connector"] and session.ended is None and session.connector is not None:
-                memory.connectors[session.connector] = session
-        for row in self.rows("SELECT * FROM calls ORDER BY number"):
-            memory = memories.setdefault(row["charger"], Memory(row["charger"]))
-            recall(memory, row, sessions.get(row["session"]))
-        return memories
-
-    def rows(self, query: str, values: Row | None = None) -> list[Row]:
-        """Return what a query finds. Raises sqlite3.Error."""
-        return list(map(dict, self.connection.execute(query, values or {})))
-
-    def last_number(self, table: str) -> int:
-        """Return the largest number that a session or a Call has got."""
-        (row,) = self.rows(f"SELECT coalesce(max(number), 0) AS number FROM {table}")
-        return int(row["number"])
-
-    def write(self, statements: list[Statement]) -> None:
-        """Write it all and see it safely on disk, or nothing of it. Raises sqlite3.Error."""
-        with self.connection:
-            for statement, values in statements:
-                self.connection.execute(statement, values)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self.connection.close()
 
 
-async def database_of(memories: list[Memory], now: Instant) -> sqlite3.Connection:
-    """Return a database of what is remembered, made in small steps; for look-ups where there is no file."""
-    database = sqlite3.connect(":memory:")
-    database.row_factory = sqlite3.Row
-    database.executescript(SCHEMA)
-    sessions = ((session, memory) for memory in memories for session in memory.sessions.values())
-    newest = heapq.nlargest(MAX_LOOKED_AT, sessions, key=lambda entry: entry[0].begun)
-    for number, (session, memory) in enumerate(newest):
-        database.execute(*upsert("sessions", session_row(memory, session, now)))
-        if number % ROWS_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    of_these = {session for session, _ in newest}
-    for number, (call, kept) in enumerate(calls_of(memories), 1):
-        if call.session in of_these or not (call.session and call.session.number):
-            database.execute(*upsert("calls", {**call_row(kept, call), "number": number}))
-    return database
-
-
-def calls_of(memories: Iterable[Memory]) -> Iterator[tuple[Call, KeptCall]]:
-    """Yield all stored and refused Calls."""
-    for memory in memories:
-        for peer, calls in memory.stored.items():
-            yield from ((call, KeptCall(memory, peer)) for call in calls)
-        for refusal in memory.refused:
-            yield refusal.call, KeptCall(memory, refusal.peer, refusal.words, refusal.is_error)
-
-
-def set_aside(path: Path, now: Instant) -> Path:
-    """Rename a file that cannot be read, with its log; return its new path. Raises OSError."""
-    date = datetime.fromtimestamp(now.utc, UTC).strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{path.name}.unreadable-{date}")
-    for suffix in ("-wal", ""):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
-    return aside
-
-
-PURGE = (
-    "DELETE FROM calls WHERE refused IS NOT NULL AND since < :since",
-    "DELETE FROM sessions WHERE ended < :since"
-    " AND NOT EXISTS (SELECT 1 FROM calls WHERE session = sessions.number)",
-)
-
-
-class Meeting(NamedTuple):
-    """When and where a badge was shown last."""
-
-    charger_id: str
-    utc: float  # Seconds since 1970.
-
-
+@dataclass(slots=True)
 class News:
-    """What has happened since the start, for those who look: counts, and which chargers have changed."""
+    """What has happened since the start, for those who look."""
 
-    def __init__(self) -> None:
-        # By metric and labels, which are words of the proxy's own, or members of its Enums.
-        self.counts: Counter[tuple[str | Enum, ...]] = Counter()
-        self.changed: dict[str, None] = {}  # Charger ids, since somebody looked last; MAX_MEMORIES.
-        self.unlisted: dict[str, Meeting] = {}  # By badge, the oldest first; MAX_UNLISTED.
-        self.present: set[str] = set()  # Ids of the chargers that are connected; MAX_CHARGERS.
+    # By metric and labels, which are words of the proxy's own, or members of its Enums.
+    counts: Counter[tuple[str | Enum, ...]] = field(default_factory=Counter)
+    # By badge, charger id and UTC seconds of its last showing, the oldest first; MAX_UNLISTED.
+    unlisted: dict[str, tuple[str, float]] = field(default_factory=dict)
+    present: set[str] = field(default_factory=set)  # Ids of the chargers that are connected; MAX_CHARGERS.
 
     def count(self, metric: str, *labels: str | Enum) -> None:
         """Count one more."""
         self.counts[metric, *labels] += 1
 
-    def touch(self, charger_id: str) -> None:
-        """Take note that a charger has changed."""
-        if charger_id not in self.changed:
-            self.changed[charger_id] = None
-            trim(self.changed, MAX_MEMORIES)
-
-    def meet(self, badge: str, charger_id: str, utc: float) -> None:
-        """Take note of a badge that is on no list."""
-        self.unlisted.pop(badge, None)
-        self.unlisted[badge] = Meeting(charger_id, utc)
-        trim(self.unlisted, MAX_UNLISTED)
-
-
-class Promise(NamedTuple):
-    """What is done once a save has succeeded, or failed."""
-
-    then: Callable[[], None]
-    otherwise: Callable[[], None] | None  # None = it waits for a save that succeeds.
-
-
-@dataclass(slots=True)
-class Save:
-    """What one transaction writes. If it fails, the next one writes it."""
-
-    number: int
-    begun: float  # Monotonic seconds.
-    memories: dict[Memory, None]  # All that have something in it.
-    chargers: dict[Memory, None]  # Those whose own row is in it.
-    sessions: dict[Session, Memory]
-    calls: dict[Call, KeptCall]
-    forgotten: dict[str, None]  # Charger ids.
-    is_purge: bool
-    promises: list[Promise]
-    wakes: dict[Callable[[], None], None]  # One for each outbox.
-
 
 class Journal:
     """Keeps the Memory of every charger, and saves what has changed in it."""
 
-    def __init__(self, clock: Callable[[], Instant], file: StateFile | None = None) -> None:
-        """Take what the file knows. Raises sqlite3.Error, MessageError or one of MISSHAPEN."""
+    def __init__(self, clock: Callable[[], Instant], path: Path | None = None) -> None:
+        """Take what the file knows. Raises StateError, sqlite3.Error or one of MISSHAPEN."""
         self.clock = clock
-        self.file = file  # None: in memory only.
+        self.path = path  # None: in memory only.
         self.news = News()
-        self.memories: dict[str, Memory] = {}  # By charger id.
-        self.changed: dict[Memory, None] = {}  # With something unsaved.
-        self.calls: dict[Call, KeptCall] = {}  # Unsaved.
-        self.forgotten: dict[str, None] = {}  # Charger ids; unsaved.
-        self.promises: list[Promise] = []  # For after the next save; MAX_PROMISES.
-        self.wakes: dict[Callable[[], None], None] = {}  # For after the next save; one for each outbox.
-        self.next_save = 1  # The number of the save that what changes now is a part of.
-        self.saved = 0  # The number of the last save that succeeded.
-        self.saving: Save | None = None  # The one that the thread is at.
+        self.memories: dict[str, Memory] = {}  # By charger id; MAX_MEMORIES.
+        # Rows that the disk does not know so, each with the Memory that it belongs to; None = it is gone.
+        self.pending: dict[Row | Memory, Memory | None] = {}
+        self.writing: dict[Row | Memory, Memory | None] = {}  # Those that the thread is at.
+        self.waiters: dict[Callable[[], None], None] = {}  # Called after the next save, whatever came of it.
         self.is_due = False  # The next save is about to begin.
+        self.is_closed = False  # There is no next save.
         self.failure = ""  # Why the last save failed; "" = it did not.
-        self.retry_at = 0.0  # Monotonic seconds.
-        self.complain_at = 0.0  # Monotonic seconds.
-        self.has_complained = False  # Of this failure.
-        self.purge_at = 0.0  # Monotonic seconds.
-        self.offset = self._offset()  # UTC less monotonic seconds, as the times on disk have it.
-        # For the thread: each job returns what the loop does then; one save, the look-ups, None = the end.
-        self.jobs: queue.SimpleQueue[Callable[[], Callable[[], None]] | None] = queue.SimpleQueue()
-        self.last_session = self.last_call = 0  # The largest numbers given.
-        self.writer: threading.Thread | None = None
-        if file:
-            self.memories = file.load(clock())
-            for memory in self.memories.values():
-                self.note(memory)
-            self.last_session, self.last_call = file.last_number("sessions"), file.last_number("calls")
+        self.begun = self.failing_since = 0.0  # Monotonic seconds.
+        self.retry_at = self.complain_at = self.purge_at = 0.0  # Likewise.
+        self.last: dict[type, int] = {}  # The largest number given to a Session, and to a Call.
+        self.writer = ThreadPoolExecutor(1, "journal")
+        self.database = sqlite3.connect(path or ":memory:", timeout=LOCK_SECONDS, check_same_thread=False)
+        self.database.row_factory = sqlite3.Row
+        with ExitStack() as to_undo:
+            to_undo.callback(self.database.close)
+            prepare(self.database, path)
+            self._load(clock().utc)
+            to_undo.pop_all()
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], Instant]) -> Self:
         """Return the journal in the file; one that is unreadable is set aside. Raises StateError."""
+        date = datetime.fromtimestamp(clock().utc, UTC).strftime("%Y%m%d-%H%M%S")
+        aside, words = path.with_name(f"{path.name}.unreadable-{date}"), ""
         try:
-            return cls._opened(path, clock)
-        except (sqlite3.Error, MessageError, *MISSHAPEN) as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                advice = "stop that one, or name another file with `state`"
-                raise StateError(f"state file {path}: another process uses it; {advice}") from None
+            path.touch(0o600)  # It holds badges.
+            try:
+                return cls(clock, path)
+            except (sqlite3.Error, *MISSHAPEN) as error:
+                code, words = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF, str(error)
             if code not in UNREADABLE:
-                raise StateError(f"state file {path}: {error}") from None
-            words = str(error)
-        try:
-            aside = set_aside(path, clock())
-            journal = cls._opened(path, clock)
+                advice = "another process uses it; stop that one, or name another file with `state`"
+                raise StateError(f"state file {path}: {advice if code in BUSY else words}")
+            for suffix in ("-wal", ""):
+                part = path.with_name(path.name + suffix)
+                if part.exists():
+                    part.rename(aside.with_name(aside.name + suffix))
+            path.touch(0o600)
+            journal = cls(clock, path)
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"state file {path}: {words}; {error}") from None
-        log.error("state file %s cannot be read: %s; a new one is begun", path, words)
-        log.error("the unreadable one is kept as %s; the sessions in it are not delivered", aside)
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise StateError(f"state file {path}: {words and f'{words}; '}{reason}") from None
+        what = "state file %s cannot be used: %s; a new one is begun, the old one is kept as %s, undelivered"
+        log.error(what, path, words, aside)
         return journal
 
-    @classmethod
-    def _opened(cls, path: Path, clock: Callable[[], Instant]) -> Self:
-        with ExitStack() as opened:
-            file = StateFile(path)
-            opened.callback(file.close)
-            file.prepare()
-            journal = cls(clock, file)
-            opened.pop_all()
-        return journal
+    def _load(self, utc: float) -> None:
+        def rows(query: str, *values: float) -> Iterator[tuple[Any, Memory]]:
+            for row in self.database.execute(query, values):
+                yield row, self.memories.setdefault(row["charger"], Memory(row["charger"]))
+
+        for row, _ in rows("SELECT * FROM chargers"):
+            memory = self.memories[row["charger"]] = Memory(row["charger"], **of_row(Memory, row))
+            for claim in memory.claims:  # None outlives a clock that was set back.
+                if claim.reservation is None:
+                    claim.until = min(claim.until, utc + CLAIM_SECONDS)
+        sessions: dict[int, Session] = {}
+        for row, memory in rows(KNOWN_SESSIONS, utc - SESSION_SECONDS):
+            session = sessions[row["number"]] = Session(**of_row(Session, row), number=row["number"])
+            memory.sessions[session.key] = session
+        for row, memory in rows("SELECT * FROM calls ORDER BY number"):
+            message = parse(row["text"])
+            said = content_of(VOCABULARIES[row["version"]].charger, message)
+            call = Call(Kind.STORED, message.action, message.message_id, content=said, **of_row(Call, row))
+            call.number, call.session = row["number"], sessions.get(row["session"])
+            memory.refused.append(call) if call.refused else memory.keep(call)
+        for kind in (Session, Call):
+            query = f"SELECT coalesce(max(number), 0) FROM {TABLES[kind]}"
+            self.last[kind] = self.database.execute(query).fetchone()[0]
+        for memory in self.memories.values():
+            memory.changed = self.pending
+            memory.retry(utc)
 
     # What is kept.
 
     def memory(self, charger_id: str) -> Memory:
         """Return the Memory of a charger, a new one if there is none."""
-        memory = self.memories.get(charger_id)
-        if memory is None:
-            self._make_room(MAX_MEMORIES - 1)
-            memory = self.memories[charger_id] = Memory(charger_id, is_unsaved=True)
-            self.forgotten.pop(charger_id, None)
-        return memory
+        if charger_id not in self.memories:
+            self.has_room(charger_id)
+            memory = self.memories[charger_id] = Memory(charger_id, changed=self.pending)
+            memory.note(memory)
+        return self.memories[charger_id]
 
     def has_room(self, charger_id: str) -> bool:
-        """Whether a charger is remembered, or can be without forgetting one that is needed."""
-        return charger_id in self.memories or self._make_room(MAX_MEMORIES - 1)
-
-    def _make_room(self, most: int) -> bool:
-        """Forget idle chargers, the oldest first, beyond so many; return whether there are no more then."""
+        """Whether a charger is remembered, or can be: the oldest idle one is forgotten for it."""
         for name in list(itertools.islice(self.memories, MAX_LOOKED_THROUGH)):
-            if len(self.memories) <= most:
+            if charger_id in self.memories or len(self.memories) < MAX_MEMORIES:
                 break
             memory = self.memories.pop(name)
             if memory.is_needed:
                 self.memories[name] = memory  # Last, so that the next look begins with others.
             else:
-                self.forgotten[name] = None
-                self.news.touch(name)
-        return len(self.memories) <= most
-
-    def note(self, memory: Memory) -> None:
-        """Save what has changed in a Memory, soon."""
-        self.news.touch(memory.charger_id)
-        if self.file is None:
-            self._number(memory.unsaved)
-            memory.unsaved.clear()
-            memory.is_unsaved = False
-        elif memory.unsaved or memory.is_unsaved:
-            self.changed[memory] = None
-
-    def store(self, memory: Memory, peer: Peer, call: Call) -> Call | None:
-        """Keep a Call until its server has answered it. Return a reading that had to go for it."""
-        memory.stored.setdefault(peer, []).append(call)
-        memory.stored_text += len(call.text)
-        self._save_call(call, KeptCall(memory, peer))
-        has_many = sum(map(len, memory.stored.values())) > MAX_STORED
-        dropped = self._drop_oldest_reading(memory) if has_many else None
-        memory.is_full = memory.stored_text > MAX_STORED_TEXT or (has_many and dropped is None)
-        return dropped
-
-    def _drop_oldest_reading(self, memory: Memory) -> Call | None:
-        oldest: list[tuple[Peer, Call]] = []
-        for peer, calls in memory.stored.items():
-            readings = (call for call in calls if call.is_reading and call.sent is None)
-            oldest += [(peer, call) for call in itertools.islice(readings, 1)]
-        if not oldest:
-            return None
-        peer, reading = min(oldest, key=lambda kept: kept[1].since)
-        memory.dropped, memory.is_unsaved = memory.dropped + 1, True
-        self.remove(memory, peer, reading)
-        return reading
-
-    def repeats_unsaved(self, memory: Memory, peer: Peer, call: Call) -> bool:
-        """Whether the charger repeats what it has no answer to, because the disk fails."""
-        saving = self.saving.calls if self.saving else {}
-        for calls in (memory.stored.get(peer, []), [refusal.call for refusal in memory.refused]):
-            for old in reversed(calls if self.failure else []):
-                if old not in self.calls and old not in saving:
-                    break
-                if (old.action, old.content.payload) == (call.action, call.content.payload):
-                    return True
-        return False
-
-    def remove(self, memory: Memory, peer: Peer, call: Call) -> None:
-        """Forget a Call that its server has answered."""
-        if call in memory.stored.get(peer, []):
-            memory.stored[peer].remove(call)
-            memory.stored_text -= len(call.text)
-            memory.is_full = memory.stored_text > MAX_STORED_TEXT
-            self._save_call(call, KeptCall(memory, peer, is_gone=True))
-
-    def refuse(self, memory: Memory, refusal: Refusal) -> None:
-        """Keep a Call as refused by its server."""
-        peer, call, words, is_error = refusal
-        self.remove(memory, peer, call)
-        memory.refused.append(refusal)
-        self._save_call(call, KeptCall(memory, peer, words, is_error))
-        length = sum(len(old.call.text) for old in memory.refused)
-        while len(memory.refused) > MAX_REFUSED or length > MAX_STORED_TEXT:
-            oldest = memory.refused.pop(0)
-            length -= len(oldest.call.text)
-            self._save_call(oldest.call, KeptCall(memory, oldest.peer, is_gone=True))
-            log.warning("%s: of more than %d refused Calls the oldest goes", memory.charger_id, MAX_REFUSED)
-
-    def _save_call(self, call: Call, kept: KeptCall) -> None:
-        call.since = call.since or self.clock().utc
-        if self.file is None:
-            return
-        self.changed[kept.memory] = None
-        is_being_saved = self.saving is not None and call in self.saving.calls
-        if kept.is_gone and not (call.is_on_disk or is_being_saved):
-            self.calls.pop(call, None)
-        else:
-            self.calls[call] = kept
+                memory.note(memory, is_there=False)
+        return charger_id in self.memories or len(self.memories) < MAX_MEMORIES
 
     # Saving.
 
-    def is_saved(self, memory: Memory) -> bool:
-        """Whether all that is kept of a charger is on disk."""
-        self.note(memory)
-        return self.file is None or (memory not in self.changed and memory.saved_with <= self.saved)
+    def has(self, *rows: Row | Memory) -> bool:
+        """Whether the disk knows these rows as they are."""
+        return not any(row in self.pending or row in self.writing for row in rows)
 
-    def commit(
-        self, memory: Memory, then: Callable[[], None], otherwise: Callable[[], None] | None = None
-    ) -> bool:
-        """Call `then` once all that is kept of a charger so far is on disk; for each charger in order.
-
-        Where the disk fails, `otherwise` is called in its place; without it, `then` waits until it is back.
-        Return False, and call neither, if too many wait already.
-        """
-        is_saved = self.is_saved(memory)
-        is_being_saved = memory not in self.changed
-        promises = self.saving.promises if self.saving and is_being_saved else self.promises
-        if is_saved:
-            then()
-        elif self.failure and otherwise:
-            otherwise()
-        elif otherwise or len(promises) < MAX_PROMISES:
-            promises.append(Promise(then, otherwise))
-            self._save_soon()
-        else:
-            return False
-        return True
-
-    def wake(self, then: Callable[[], None]) -> None:
-        """Call `then` after the next save, and when it turns out to fail; asked for twice, once."""
-        if self.file:
-            self.wakes[then] = None
-            self._save_soon()
+    def wait(self, then: Callable[[], None]) -> None:
+        """Call `then` after the next save, also if it fails; asked for twice, once."""
+        self.waiters[then] = None
+        self._save_soon()
 
     def _save_soon(self) -> None:
         """Save at the end of this turn of the loop, when every message of it has been dealt with."""
-        if not self.is_due and self.saving is None and not self.failure:
+        if not (self.is_due or self.writing or self.failure):
             self.is_due = True
             asyncio.get_running_loop().call_soon(self.save)
 
     def tick(self) -> None:
-        """Save what nobody waits for; complain of a disk that fails."""
-        now = self.clock().seconds
-        if self.file is None:
-            return
-        if abs(self._offset() - self.offset) > CLOCK_STEP_SECONDS:
-            self._write_all_again()
-        if self.saving and now >= self.saving.begun + SAVE_SECONDS:
-            self._fail(f"no answer for {SAVE_SECONDS:g} s")
-            self.saving.promises = self._broken(self.saving.promises)
-            self.promises = self._broken(self.promises)
-            for then in [*self.saving.wakes, *self.wakes]:
-                then()
-        elif self.saving is None and now >= self.retry_at:
-            self.save()
-
-    def _offset(self) -> float:
+        """Save what nobody waits for; notice a disk that does not answer; remove what is too old."""
         now = self.clock()
-        return now.utc - now.seconds
-
-    def _write_all_again(self) -> None:
-        """Let the times on disk follow a wall clock that was set: a restart must find no session too old."""
-        self.offset = self._offset()
-        for memory in self.memories.values():
-            memory.unsaved.update(dict.fromkeys(memory.sessions.values()))
-            memory.is_unsaved = True
-            self.note(memory)
+        if self.writing and now.seconds >= self.begun + SAVE_SECONDS:
+            self._fail(f"no answer for {SAVE_SECONDS:g} s")
+            self._call_waiters()
+        elif now.seconds >= self.retry_at:
+            self.save()
+        if now.seconds >= self.purge_at:
+            self.purge_at, old = now.seconds + DAY, (now.utc - KEEP_SECONDS,)
+            self._run(partial(self._write, [(statement, old) for statement in PURGE]), lambda _: None)
 
     def save(self) -> None:
         """Hand over to the thread what has changed, unless it is still at the last save."""
         self.is_due = False
-        if self.file is None or self.saving:
+        if self.writing or self.is_closed:
             return
-        save = self._collected()
-        statements = self._statements(save)
-        if not statements:
-            self._saved(save)
-            return
-        self.saving = save
-        self._hand_over(partial(self._written, save, statements))
+        self.writing, self.begun = dict(self.pending), self.clock().seconds
+        self.pending.clear()
+        statements = [self._statement(row, memory) for row, memory in self.writing.items()]
+        self._run(partial(self._write, statements), self._saved) if statements else self._saved("")
 
-    def _hand_over(self, job: Callable[[], Callable[[], None]]) -> None:
-        """Let the thread do a job, and the loop then what it returns."""
-        if self.writer is None:
-            loop = asyncio.get_running_loop()
-            self.writer = threading.Thread(target=self._work, args=(loop,), name="journal", daemon=True)
-            self.writer.start()
-        self.jobs.put(job)
+    def _statement(self, row: Row | Memory, memory: Memory | None) -> tuple[str, list[Any]]:
+        is_memory, table = isinstance(row, Memory), TABLES[type(row)]
+        key: list[Any] = [row.charger_id if isinstance(row, Memory) else self._numbered(row)]
+        if memory is None:
+            return f"DELETE FROM {table} WHERE {'charger' if is_memory else 'number'} = ?", key
+        key += [] if is_memory else [memory.charger_id]
+        values = [getattr(row, column.name) for column in COLUMNS[type(row)]]
+        values = [self._numbered(v) if isinstance(v, Session) else to_column(v) for v in values]
+        return f"INSERT OR REPLACE INTO {table} VALUES (?{', ?' * (len(key + values) - 1)})", key + values
 
-    def _collected(self) -> Save:
-        """Take all that is unsaved out of the Memories and out of the journal."""
-        now = self.clock().seconds
-        is_purge = now >= self.purge_at
-        calls, forgotten, promises, wakes = self.calls, self.forgotten, self.promises, self.wakes
-        memories, self.changed = self.changed, {}
-        save = Save(self.next_save, now, memories, {}, {}, calls, forgotten, is_purge, promises, wakes)
-        self.calls, self.forgotten, self.promises, self.wakes = {}, {}, [], {}
-        self.next_save += 1
-        if is_purge:
-            self.purge_at = now + PURGE_SECONDS
-        for memory in memories:
-            if memory.is_unsaved:
-                save.chargers[memory] = None
-            save.sessions.update(dict.fromkeys(memory.unsaved, memory))
-            memory.unsaved, memory.is_unsaved, memory.saved_with = {}, False, save.number
-        return save
+    def _numbered(self, row: Row) -> int:
+        if not row.number:
+            row.number = self.last[type(row)] = self.last[type(row)] + 1
+        return row.number
 
-    def _statements(self, save: Save) -> list[Statement]:
-        now = self.clock()
-        self._number(save.sessions)
-        for call, kept in save.calls.items():
-            if not call.number and not kept.is_gone:
-                call.number = self.last_call = self.last_call + 1
-        statements = [upsert("chargers", charger_row(memory, now)) for memory in save.chargers]
-        statements += [
-            upsert("sessions", session_row(memory, session, now)) for session, memory in save.sessions.items()
-        ]
-        for call, kept in save.calls.items():
-            if not kept.is_gone:
-                statements.append(upsert("calls", call_row(kept, call)))
-            else:
-                statements.append(("DELETE FROM calls WHERE number = :number", {"number": call.number}))
-        for charger_id in save.forgotten:
-            statements.append(("DELETE FROM chargers WHERE charger = :charger", {"charger": charger_id}))
-        if save.is_purge:
-            statements += [(statement, {"since": now.utc - KEEP_SECONDS}) for statement in PURGE]
-        return statements
+    def _run(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Let the thread do a job, and the loop then what follows."""
+        done = asyncio.get_running_loop().run_in_executor(self.writer, job)
+        done.add_done_callback(lambda done: then(done.result()))
 
-    def _number(self, sessions: Iterable[Session]) -> None:
-        for session in sessions:
-            if not session.number:
-                session.number = self.last_session = self.last_session + 1
-
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Do one job after another, and let go of the file in the end; runs in the thread."""
-        assert self.file is not None, "only what has a file has a thread"
-        while job := self.jobs.get():
-            then = job()
-            try:
-                loop.call_soon_threadsafe(then)
-            except RuntimeError:
-                break  # The loop is closed: nobody waits any more.
-        self.file.close()
-
-    def _written(self, save: Save, statements: list[Statement]) -> Callable[[], None]:
-        """Write, in the thread; return what the loop makes of it."""
-        assert self.file is not None, "only what has a file is saved"
+    def _write(self, statements: list[tuple[str, Any]]) -> str:
+        """Write it all and see it safely on disk, or nothing of it: return why. Runs in the thread."""
         try:
-            self.file.write(statements)
+            with self.database:
+                for statement, values in statements:
+                    self.database.execute(statement, values)
         except sqlite3.Error as error:
-            return partial(self._not_saved, save, str(error))
-        return partial(self._saved, save)
+            return str(error)
+        return ""
 
-    async def look_up(self, query: str, values: Row) -> list[Row]:
-        """Return rows of the state file, as they are on disk. Raises sqlite3.Error."""
-        if self.file is None:
-            with closing(await database_of(list(self.memories.values()), self.clock())) as database:
-                return list(map(dict, database.execute(query, values)))
-        found: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
-        self._hand_over(partial(self._looked_up, query, values, found))
-        return await found
-
-    def _looked_up(self, query: str, values: Row, found: asyncio.Future[list[Row]]) -> Callable[[], None]:
-        """Look up, in the thread; return what the loop makes of it."""
-        assert self.file is not None, "only what has a file is looked into by the thread"
-        if found.done():
-            return lambda: None  # Nobody waits any more.
-        tell: Callable[[], None]
-        try:
-            tell = partial(found.set_result, self.file.rows(query, values))
-        except sqlite3.Error as error:
-            tell = partial(found.set_exception, error)
-        return lambda: None if found.done() else tell()  # Nobody may be waiting any more.
-
-    def _saved(self, save: Save) -> None:
-        """Keep the promises of a save that is on disk."""
-        self.saving, self.saved = None, save.number
-        if self.failure and self.has_complained:
-            log.info("state file %s can be written again; what waited for it goes on", self._path())
-        self.failure, self.has_complained = "", False
-        for call, kept in save.calls.items():
-            call.is_on_disk = not kept.is_gone
-        for promise in save.promises:
-            promise.then()
-        for then in save.wakes:
-            then()
-        if self.promises or self.wakes:
+    def _saved(self, error: str) -> None:
+        """Take note of how a save went; what failed is merged back, for the next one."""
+        if error:
+            older, newer = self.writing, dict(self.pending)
+            self.pending.clear()
+            self.pending.update(older | newer)
+            self._fail(error)
+        elif self.failure:
+            log.info("state file %s can be written again; what waited for it goes on", self.path)
+            self.failure = ""
+        self.writing = {}
+        self._call_waiters()
+        if self.waiters:
             self._save_soon()
 
-    def _not_saved(self, save: Save, error: str) -> None:
-        """Take back what could not be saved, for the next save."""
-        self.saving = None
-        self._fail(error)
-        self.calls = {**save.calls, **self.calls}
-        forgotten = [name for name in save.forgotten if name not in self.memories]
-        self.forgotten = {**dict.fromkeys(forgotten), **self.forgotten}
-        self.changed = {**save.memories, **self.changed}
-        for memory in save.chargers:
-            memory.is_unsaved = True
-        for session, memory in save.sessions.items():
-            memory.unsaved[session] = None
-        if save.is_purge:
-            self.purge_at = 0.0
-        self.promises = self._broken([*save.promises, *self.promises])
-        self.wakes = {**save.wakes, **self.wakes}
-        for then in list(self.wakes):
+    def _call_waiters(self) -> None:
+        waiters, self.waiters = self.waiters, {}
+        for then in waiters:
             then()
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, error: str) -> None:
         now = self.clock().seconds
-        self.failure, self.retry_at = why, now + SAVE_RETRY_SECONDS
+        self.failing_since = self.failing_since if self.failure else now
         if now >= self.complain_at:
-            self.complain_at, self.has_complained = now + COMPLAINT_SECONDS, True
-            log.warning(
-                "state file %s cannot be written: %s; relayed traffic goes on, what the proxy itself would"
-                " have to keep stays unanswered, for the charger to keep",
-                *(self._path(), why),
-            )
+            self.complain_at = now + COMPLAINT_SECONDS
+            what = "relayed traffic goes on, what the proxy itself would have to keep stays unanswered"
+            log.warning("state file %s cannot be written: %s; %s", self.path, error, what)
+        self.failure, self.retry_at = error, now + SAVE_RETRY_SECONDS
 
-    def _path(self) -> str:
-        return str(self.file.path) if self.file else "none"
+    def look_up(self, query: str, values: Any = ()) -> asyncio.Future[list[dict[str, Any]]]:
+        """Return rows as they are on disk; the future may raise sqlite3.Error."""
 
-    def _broken(self, promises: list[Promise]) -> list[Promise]:
-        """Do what goes on without the disk; return the rest."""
-        for promise in promises:
-            if promise.otherwise:
-                promise.otherwise()
-        return [promise for promise in promises if not promise.otherwise]
+        def job() -> list[dict[str, Any]]:
+            return [dict(row) for row in self.database.execute(query, values)]
+
+        return asyncio.get_running_loop().run_in_executor(self.writer, job)
 
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
-        if self.file is None:
-            return
-        is_saved = asyncio.Event()
-        self.promises.append(Promise(is_saved.set, None))
-        self.save()
-        try:
-            await asyncio.wait_for(is_saved.wait(), LAST_SAVE_SECONDS)
-        except TimeoutError:
-            why = self.failure or "the disk is too slow"
-            log.error("state file %s: the last changes may be lost: %s", self._path(), why)
-        if self.writer is None:
-            self.file.close()
-            return
-        self.jobs.put(None)
-        self.writer.join(LET_GO_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SAVE_SECONDS):
+                while (self.pending or self.writing) and not self.is_closed:
+                    saved = asyncio.get_running_loop().create_future()
+                    self.waiters[partial(saved.set_result, None)] = None
+                    self.save()
+                    await saved
+                    if self.failure:
+                        break
+        if self.pending or self.writing:
+            reason = self.failure or "the disk is too slow"
+            log.error("state file %s: the last changes may be lost: %s", self.path, reason)
+        if not self.is_closed:
+            self.is_closed = True
+            self.writer.submit(self.database.close)
+            self.writer.shutdown(wait=False)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -3946,6 +3065,23 @@ class DialError(Exception):
         self.is_certificate_unfit = isinstance(cause, ssl.SSLCertVerificationError)
         self.status = response.status_code if response else None
         self.headers = response.headers if response else Headers()
+
+
+# What to change in the ini when a server refuses the proxy's handshake.
+ADVICE = {
+    401: "check {peer}_user and {peer}_password, or {peer}_auth",
+    403: "check {peer}_user and {peer}_password, or {peer}_auth",
+    404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
+    101: "check versions: the server does not speak this one",
+    **dict.fromkeys((301, 302, 303, 307, 308), "nobody is followed: put its new address into the ini"),
+}
+CERTIFICATE_ADVICE = "set {peer}_ca to the server's certificate, or check the name in its address"
+
+
+def advice_for(error: DialError, peer: Peer, otherwise: str) -> str:
+    """Return what a person can do about a dial that failed."""
+    advice = CERTIFICATE_ADVICE if error.is_certificate_unfit else ADVICE.get(error.status or 0, otherwise)
+    return advice.format(peer=peer.value)
 
 
 class Complaints:
@@ -4564,48 +3700,23 @@ class Tasks:
 # ---------------------------------------------------------------------------------------------------------
 # Outbox
 #
-# All that goes to one server of one charger: one queue, one Call in flight. Whether an item is relayed,
-# stored, a copy or the proxy's own, it waits here for the server's boot and for its place, and is answered,
-# timed out, retried, stood in for or dropped here.
+# All that goes to one server of one charger: what waits, the one Call in flight, the boot, the connection.
+# One link at a time: while it is being closed it still delivers answers; the next is dialled then.
 # ---------------------------------------------------------------------------------------------------------
 
-COPY_SECONDS = 5.0  # A copy holds the place in flight for so long.
-STAND_IN_SECONDS = 10.0  # `forward`: a server that is silent for so long does not answer itself.
-AWAITED_SECONDS = 5.0  # `forward`: a server that has just gone may come back.
-DELIVERY_SECONDS = 120.0  # A server that leaves a stored Call unanswered for so long is disconnected.
+PASSING_SECONDS = 5.0  # What passes holds the place in flight for so long, anything else `call_timeout`.
+ANSWER_SECONDS = 10.0  # `forward`: the charger waits for the secondary's answer for so long,
+AWAITED_SECONDS = 5.0  # and for a secondary that has just gone, or is just connecting.
+DELIVERY_SECONDS = 120.0  # A secondary that leaves a stored Call unanswered for so long is disconnected.
 OWN_BOOT_SECONDS = 2.0  # A charger that has connected may send its BootNotification itself.
-MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up.
+MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up; its own primary does without.
 BOOT_RETRY_SECONDS = 60.0  # Where the server does not say when to ask again.
+REDIAL_SECONDS = {Peer.PRIMARY: (0.0, 5.0), Peer.SECONDARY: (1.0, 60.0)}  # The first pause, the longest.
 STOOD_SECONDS = 60.0  # A connection that stood for so long makes the next redial a first one.
-MAX_LATE = 16  # Calls given up whose late answer may still tell something.
-
-
-@dataclass(frozen=True, slots=True)
-class Redial:
-    """How long to wait before each next dial, in seconds; each time 1.6 times as long, +-20 %."""
-
-    at_once: bool
-    first: float
-    most: float
-
-
-REDIAL = {Peer.PRIMARY: Redial(True, 0.5, 5.0), Peer.SECONDARY: Redial(False, 1.0, 60.0)}
-
-# What to change in the ini when a server refuses the proxy's handshake.
-ADVICE = {
-    401: "check {peer}_user and {peer}_password, or {peer}_auth",
-    403: "check {peer}_user and {peer}_password, or {peer}_auth",
-    404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
-    101: "check versions: the server does not speak this one",
-    **dict.fromkeys((301, 302, 303, 307, 308), "nobody is followed: put its new address into the ini"),
-}
-CERTIFICATE_ADVICE = "set {peer}_ca to the server's certificate, or check the name in its address"
-
-
-def advice_for(error: DialError, peer: Peer, otherwise: str) -> str:
-    """Return what a person can do about a dial that failed."""
-    advice = CERTIFICATE_ADVICE if error.is_certificate_unfit else ADVICE.get(error.status or 0, otherwise)
-    return advice.format(peer=peer.value)
+VERSION_SECONDS = 3600.0  # Between two tries of a version that the server has refused.
+MAX_LATE = 64  # Calls on one connection whose answer, however late, may still tell something.
+MAX_LIVE = 1000  # Calls that are not stored and wait for one server;
+MAX_LIVE_TEXT = 2**22  # characters of them.
 
 
 class OutboxOwner(Protocol):
@@ -4615,533 +3726,320 @@ class OutboxOwner(Protocol):
     version: str
     credentials: Credentials
     host: HostConfig
+    link: Link | None  # The charger's.
     memory: Memory
     journal: Journal
     router: Router
+    answers: Answers
     dialer: Dialer
     tasks: Tasks
     complaints: Complaints
-    news: News
     now: Callable[[], Instant]
-
-    @property
-    def has_charger(self) -> bool:
-        """Whether the charger is connected."""
-
-    def wake(self, at: float) -> None:
-        """Call `tick` at this time, in monotonic seconds, or before."""
+    deadline: float  # Monotonic seconds; 0 = `tick` is called soon.
 
     def carry_out(self, decisions: Iterable[Decision]) -> None:
         """Do what the router has decided."""
 
-    def store(self, peer: Peer, call: Call) -> bool:
-        """Keep a Call until its server has answered it; return False if it is kept already."""
-
-    def refuse(self, peer: Peer, call: Call, words: str, is_error: bool, is_sent: bool) -> None:
-        """Keep a Call as refused by its server."""
-
     def server_said(self, peer: Peer, message: Message) -> None:
-        """Take a message of the server that is no answer. Raises MessageError."""
+        """Take a message of the server that is no answer."""
 
-    def server_lost(self, peer: Peer) -> None:
+    def server_lost(self, peer: Peer, link: Link) -> None:
         """Take note that the server's connection was lost."""
 
-    def server_answered(self, peer: Peer) -> None:
-        """Take note that the server does its work."""
 
-
-class CallQueue(list[Call]):
-    """The Calls that wait for one server, in order; knows how many of them are not stored.
-
-    A list, because nearly all are empty, and an empty deque takes 600 bytes.
-    """
-
-    __slots__ = ("others",)
-
-    def __init__(self, stored: Iterable[Call]) -> None:
-        super().__init__(stored)
-        self.others = 0  # Those that are not stored.
-
-    def append(self, call: Call) -> None:
-        super().append(call)
-        self.others += call.kind is not Kind.STORED
-
-    def insert(self, place: SupportsIndex, call: Call) -> None:
-        super().insert(place, call)
-        self.others += call.kind is not Kind.STORED
-
-    def remove(self, call: Call) -> None:
-        super().remove(call)
-        self.others -= call.kind is not Kind.STORED
-
-    def of_kind(self, *kinds: Kind) -> list[Call]:
-        """Return the Calls of these kinds, none of them stored, without a walk along the stored ones."""
-        return [call for call in self if call.kind in kinds] if self.others else []
-
-    @property
-    def has_stored(self) -> bool:
-        """Whether a stored Call is among them."""
-        return len(self) > self.others
+def message_of(text: str, link: Link, version: str, name: str, owner: OutboxOwner) -> Message | None:
+    """Return what a peer has sent; None = it is dropped with a WARNING, a Call with a CallError."""
+    log.debug("%s > %s", name, text)
+    try:
+        return parse(text)
+    except MessageError as error:
+        owner.journal.news.count("dropped_messages", "malformed")
+        what = "%s: a message is dropped: %s: %s"
+        owner.complaints.say(logging.WARNING, f"{name} text", what, name, error, text)
+        if error.message_id is not None:
+            link.send(error_text(error.message_id, VOCABULARIES[version].malformed, str(error)))
+        return None
 
 
 class Outbox:
-    """One server of one charger. Owns the server's link and the queue of what goes to it."""
+    """One server of one charger. Owns the server's link and the lists of what goes to it."""
 
-    def __init__(self, owner: OutboxOwner, peer: Peer, server: ServerConfig, forwards: bool) -> None:
+    def __init__(self, owner: OutboxOwner, peer: Peer, server: ServerConfig) -> None:
         self.owner = owner
         self.peer = peer
         self.server = server
-        self.stands_in = peer is Peer.SECONDARY and forwards  # The proxy answers when the server cannot.
+        self.news = owner.journal.news
         self.name = f"{owner.charger_id}: {peer.value}"
-        self.queue = self._left_over()  # MAX_WAITING of each kind, and MAX_STORED.
+        self.version = owner.version  # That the link speaks, or the next one is to speak.
+        self.own: list[Call] = []  # The proxy's: boot, statuses, Heartbeat; they go first. MAX_STATUSES.
+        self.live: list[Call] = []  # Relayed and passing ones; MAX_LIVE.
+        self.stored: list[Call] = []  # Those that this connection may carry; MAX_STORED.
+        self.awaited: dict[Call, float] = {}  # `forward`: until when the charger waits; monotonic seconds.
         self.in_flight: Call | None = None  # Holds the one place; the next Call waits for its answer.
-        self.unanswered: dict[str, Call] = {}  # Stored Calls that this connection has to answer, by id.
-        self.answered: set[Session | None] = set()  # Sessions whose last delivery may not be on record yet.
-        self.late: dict[str, Call] = {}  # Relayed Calls given up, by message id; MAX_LATE.
+        # What may still be answered, by link and message id: also on a link that is being closed. MAX_LATE.
+        self.sent: dict[Link, dict[str, Call]] = {}
+        self.answered: Call | None = None  # The last stored one; the next goes when the disk knows it gone.
+        self.is_silent = False  # It let an awaited Call time out and has answered nothing since.
         self.link: Link | None = None
         self.dialing: asyncio.Task[None] | None = None
-        self.dial_at: float | None = None  # Monotonic seconds; None = nothing to dial for.
-        self.redial_after = 0.0  # Seconds; grows with each dial that fails.
+        self.dial_at = math.inf  # Monotonic seconds, like all that follows but intervals.
+        self.redial_after = REDIAL_SECONDS[peer][0]  # Seconds; grows with each dial.
         self.trouble = ""  # Why it is not connected, as it was logged last.
+        self.other_version_at = 0.0  # When another version than the charger's may be tried again.
+        self.away_since = 0.0  # When the link was lost, or a charger came that it is needed for.
+        self.charger_came_at = 0.0  # The charger may be about to send its boot itself,
+        self.has_own_boot = False  # or has done so.
         self.is_booted = False  # The server accepted a BootNotification on this connection.
-        self.boot_at: float | None = None  # Monotonic seconds; when to send it one.
-        self.charger_came_at = 0.0  # Monotonic seconds; it may be about to send its boot itself.
-        self.has_own_boot = False  # It has sent it.
-        self.has_asked_for_boot = False
         self.owes_statuses = False  # This connection has not seen the connectors' statuses yet.
-        self.heartbeat_at: float | None = None  # Monotonic seconds.
+        self.boot_at = math.inf  # When to send it a BootNotification.
+        self.heartbeat_at = math.inf
         self.heartbeat_interval = 0.0  # Seconds, as the server asked for.
-        self.awaited_until = 0.0  # Monotonic seconds; until then a server that is away is waited for.
-        self.is_silent = False  # It left a Call unanswered and has answered nothing since.
-        # A link that is being closed, and what it still has to answer, by message id.
-        self.farewell: tuple[Link, dict[str, Call]] | None = None
-        self.has_older_ids = False  # Its link carried message ids of an earlier connection of the charger.
+        self.fill()
 
     # What goes in.
 
-    def _left_over(self) -> CallQueue:
-        return CallQueue(filter(self.serves, self.owner.memory.stored.get(self.peer, ())))
+    def is_for(self, call: Call) -> bool:
+        """Whether a stored Call is for this server, in whatever version."""
+        return call.peer is self.peer and call.server == self.server.url
 
-    def serves(self, call: Call) -> bool:
-        """Whether a Call is for this server; a stored one is bound to an address and a version."""
-        is_here = call.server in ("", self.server.url) and call.version in ("", self.owner.version)
-        return call.kind is not Kind.STORED or is_here
+    def _waiting(self) -> list[Call]:
+        return [call for call in self.owner.memory.stored if self.is_for(call)]
+
+    def fill(self) -> None:
+        """Take the stored Calls that this connection may carry."""
+        self.stored = [call for call in self._waiting() if call.version == self.version]
 
     def put(self, call: Call) -> None:
         """Take a Call for this server."""
-        now = self.owner.now()
-        call.queued = now.seconds
-        if call.kind is Kind.RELAYED and self._is_free():
-            self._send(call, now)
-            self.owner.wake(now.seconds + self._patience(call))  # All else was told when it was set.
-            return
-        if self.stands_in:
-            self._stand_in_where_due(now)  # Those that waited longer keep their place before this one.
-        if call.kind is Kind.OWN:
-            self.has_own_boot, self.is_booted, self.boot_at = True, False, now.seconds
-            self.awaited_until = now.seconds + AWAITED_SECONDS
-        elif call.kind is Kind.COPY:
-            self._put_copy(call)
-        elif call.kind is not Kind.RELAYED or self._may_relay(call):
-            self.queue.append(call)
-            if call.kind is Kind.STORED:
-                self._store(call)
-            elif call.kind is Kind.RELAYED and self._must_stand_in(call, now):
-                self._stand_in(call, now)
-        self._pump(now)
-
-    def _is_free(self) -> bool:
-        """Whether a Call can go at once, as nearly all do: nothing is before it, and it needs no other id."""
-        is_busy = self.in_flight or self.queue or self.answered or self.is_silent or self.has_older_ids
-        return self.is_booted and self.boot_at is None and not is_busy and self._is_open()
-
-    def _is_open(self) -> bool:
-        return self.link is not None and self.link.is_open
-
-    def _put_copy(self, call: Call) -> None:
-        """Queue a copy while there is a connection; of too many the oldest goes."""
-        copies = self.queue.of_kind(Kind.COPY)
-        if len(copies) >= MAX_WAITING:
-            self.queue.remove(copies[0])
-        if self.link and self.link.is_open:
-            self.queue.append(call)
-
-    def _may_relay(self, call: Call) -> bool:
-        """Put a Call that is repeated while its server is away into its predecessor's place; drop a flood."""
-        relayed = self.queue.of_kind(Kind.RELAYED)
-        for old in relayed if self.link is None and call.action != "MeterValues" else []:
-            if (old.action, old.content.payload) == (call.action, call.content.payload):
-                old.is_pending = False
-                self.queue[self.queue.index(old)] = call
-                return False
-        if len(relayed) >= MAX_WAITING or sum(len(old.text) for old in relayed) > MAX_WAITING_TEXT:
-            call.is_pending = False
-            self.owner.news.count("dropped_messages", "queue-full")
-            what = f"{self.name}: {len(relayed)} Calls wait for it; each new one is dropped, now"
+        call.queued = now = self.owner.now().seconds
+        self.owner.deadline = 0.0
+        if call.kind is Kind.STORED:
+            self.stored += [call] if call.version == self.version else []
+        elif len(self.live) < MAX_LIVE and sum(len(old.text) for old in self.live) <= MAX_LIVE_TEXT:
+            self.live.append(call)
+        else:
+            self.owner.router.lost(call)
+            self.news.count("dropped_messages", "queue-full")
+            what = f"{self.name}: {len(self.live)} Calls wait for it; each new one is dropped, now"
             self.owner.complaints.say(logging.WARNING, "queue", "%s %s", what, call.action)
-            return False
-        if self.has_older_ids:
-            call.message_id = new_message_id()
-            call.text = with_message_id(call.text, call.message_id)
-        return True
+            return
+        if call.own_answer and call.reply_to is not None and self.owner.router.is_awaited(call):
+            self.awaited[call] = now + min(ANSWER_SECONDS, self.owner.host.call_timeout)
+            self._answer_awaited(now)
+        self.pump()
 
-    def has_work(self) -> bool:
-        """Whether something is left that this server is to get, with or without its charger."""
-        return self.queue.has_stored
+    def copy(self, call: Call) -> None:
+        """Take a copy, which is made only while there is a connection."""
+        is_boot = call.action == "BootNotification"
+        self.has_own_boot = self.has_own_boot or is_boot
+        if self.link and self.link.is_open and self.version == self.owner.version:
+            if not is_boot:
+                self.put(call)
+                return
+            self.own, self.boot_at, self.is_booted = [call], math.inf, False
+            self.away_since = self.owner.now().seconds
+            self.pump()
 
-    def is_wanted(self) -> bool:
-        """Whether a connection to this server is needed."""
-        return self.owner.has_charger or (self.has_work() and not self.server.needs_charger_login)
-
-    def deliver(self) -> None:
-        """Begin to deliver what an earlier run has left."""
-        left = len(self.queue) - self.queue.others
-        if left and self.is_wanted():
-            log.info("%s: %d stored Calls are left from before; delivered now", self.name, left)
-            self.dial()
-        elif left:
-            where = "delivered when the charger connects: only it has the login"
-            log.info("%s: %d stored Calls are left from before; %s", self.name, left, where)
+    def _answer_awaited(self, now: float) -> None:
+        """Let the proxy answer what the charger has waited for long enough."""
+        is_away = not self.is_booted and now >= self.away_since + AWAITED_SECONDS
+        for call, until in list(self.awaited.items()):
+            is_late = now >= until
+            older = itertools.takewhile(partial(operator.is_not, call), self.stored)
+            has_older = any(not (old.own_answer or old.was_kept) for old in older)
+            if not call.own_answer:
+                del self.awaited[call]
+            elif is_late or is_away or has_older or self.is_silent:
+                self.is_silent = self.is_silent or (is_late and call.sent is not None)
+                del self.awaited[call]
+                self.owner.carry_out([OwnAnswer(call, f"{self.peer.value} does not answer in time")])
 
     # What goes out.
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a connection to this server is needed."""
+        return self.owner.link is not None or (bool(self._waiting()) and not self.server.needs_charger_login)
+
+    @property
+    def is_the_chargers(self) -> bool:
+        """Whether the link is the one that the primary accepted for the charger."""
+        return self.peer is Peer.PRIMARY and self.owner.link is not None
+
     def pump(self) -> None:
         """Send what may be sent now."""
-        self._pump(self.owner.now())
-
-    def _pump(self, now: Instant) -> None:
+        now = self.owner.now().seconds
         while self.link and self.link.is_open and self.in_flight is None:
-            if self.boot_at is not None and now.seconds >= self.boot_at:
-                self._send_boot(now)
-            call = self._next(now) if self.is_booted and self.in_flight is None else None
+            if now >= self.boot_at:
+                self._boot()
+            call = self.own.pop(0) if self.own else self._next(now)
             if call is None:
+                return
+            text = self.owner.answers.text_for_server(call)
+            log.debug("%s < %s", self.name, text)
+            self.link.send(text)
+            call.sent, self.owner.deadline = now, 0.0
+            self.in_flight = self.sent.setdefault(self.link, {})[str(call.message_id)] = call
+            trim(self.sent[self.link], MAX_LATE)
+
+    def _next(self, now: float) -> Call | None:
+        """Return the first Call that may go, by time of arrival; a stored one may have to wait."""
+        if self.peer is Peer.SECONDARY and not self.is_booted:
+            return None
+        head = self.stored[0] if self.stored and self._may_deliver(self.stored[0], now) else None
+        # Within a session by arrival; but a stored Call that fails holds up no verdict.
+        first, timeout = self.stored[0] if self.stored else None, self.owner.host.call_timeout
+        is_stuck = first and (first.tries or (first.sent is not None and now >= first.sent + timeout))
+        for call in self.live if self.version == self.owner.version else ():
+            if head and head.queued <= call.queued:
                 break
-            if call.kind is not Kind.STORED:
-                self.queue.remove(call)
-            self._send(call, now)
-        if self.link and self.in_flight is None and not self.is_wanted():
-            self.link.close(1001, "the charger is gone")
-        self.owner.wake(self.due())
+            if is_stuck or not (call.session and any(old.session is call.session for old in self.stored)):
+                self.live.remove(call)
+                return call
+        return head
 
-    def _next(self, now: Instant) -> Call | None:
-        """Return the first Call that may go; a stored one, and what follows it in its session, may wait."""
-        held = self._unrecorded() if self.answered else set()
-        is_first, others = True, self.queue.others
-        for call in self.queue:
-            if call.kind is not Kind.STORED:
-                if call.session is None or call.session not in held:
-                    return call
-                others -= 1
-            elif self._is_leaving(call):
-                is_first = False
-                held.add(call.session)
-            elif call.sent is None or not self._is_the_chargers():
-                if is_first and self._may_deliver(call, now):
-                    return self._delivery(call)
-                is_first = False
-                has_failed = call.is_kept and call.sent is not None
-                if not has_failed:  # A kept event that failed holds up no verdict.
-                    held.add(call.session)
-            if not (others or is_first):
-                break  # Stored ones that have to wait for this one, however many.
-        return None
-
-    def _is_leaving(self, call: Call) -> bool:
-        """Whether a Call may still be answered on a link that is being closed."""
-        return self.farewell is not None and call.sent is not None and call.message_id in self.farewell[1]
-
-    def _unrecorded(self) -> set[Session | None]:
-        """Return the sessions whose next Call must not go before the answer to the last one is on disk."""
-        if self.owner.journal.failure or self.owner.journal.is_saved(self.owner.memory):
-            self.answered.clear()
-        return set(self.answered)
-
-    def _may_deliver(self, call: Call, now: Instant) -> bool:
-        """Whether nothing is in the way of a stored Call: the one before it, its delay, the disk."""
-        if (self.unanswered and not self._is_the_chargers()) or now.seconds < call.not_before:
-            return False
-        journal, memory = self.owner.journal, self.owner.memory
-        if not journal.is_saved(memory):  # A restart must find the Call here, and the one before it gone.
-            journal.wake(self.pump)
-            return False
-        return True
-
-    def _delivery(self, call: Call) -> Call | None:
-        """Return a Call that is to be delivered; one that met a CallError needs another connection."""
-        if call.sent is None:
-            return call
+    def _may_deliver(self, call: Call, now: float) -> bool:
+        """Whether nothing is in the way of the next stored Call: the boot, the last one, the disk."""
         assert self.link is not None, "only what has a link sends"
-        self.link.close(1000, "to try again")  # A message id is used once per connection.
-        return None
+        needs_no_boot = self.is_the_chargers and now >= self.link.opened + MADE_UP_BOOT_SECONDS
+        if call.sent is not None or now < call.not_before or not (self.is_booted or needs_no_boot):
+            return False
+        is_saved = self.owner.journal.has(call, *([self.answered] if self.answered else []))
+        if not is_saved:
+            self.owner.journal.wait(self.pump)  # A restart must find this one here, and the last one gone.
+        return is_saved
 
-    def _is_the_chargers(self) -> bool:
-        """Whether the link is the one that the primary accepted for the charger: never closed for a retry."""
-        return self.peer is Peer.PRIMARY and self.owner.has_charger
+    def _send_own(self, action: str, payload: str) -> None:
+        """Let a Call of the proxy's own be the next."""
+        message_id = new_message_id()
+        self.own.append(
+            Call(Kind.PASSING, action, message_id, call_text(message_id, action, payload), NOTHING)
+        )
 
-    def _send(self, call: Call, now: Instant) -> None:
-        assert self.link is not None
-        text = self.owner.router.text_for_server(call)
-        log.debug("%s < %s", self.name, text)
-        self.link.send(text)
-        call.sent = now.seconds
-        if call.kind is Kind.STORED:
-            self.unanswered[call.message_id] = call
-        if call.kind is not Kind.SEND:
-            self.in_flight = call
-
-    def _send_own(self, action: str, text: str, now: Instant) -> None:
-        """Send a Call of the proxy's own past the queue."""
-        call = Call(Kind.OWN, action, new_message_id(), "", NOTHING)
-        call.text = with_message_id(text, call.message_id)
-        self._send(call, now)
-
-    def _send_boot(self, now: Instant) -> None:
-        """Send the charger's BootNotification; ask an unknown charger for it, then make one up."""
-        router, boot = self.owner.router, self.owner.memory.boot if self._knows_version() else ""
-        if not boot and not self.has_asked_for_boot and self.owner.has_charger:
-            self.has_asked_for_boot = True
-            self.boot_at = now.seconds + MADE_UP_BOOT_SECONDS - OWN_BOOT_SECONDS
-            self.owner.carry_out(
-                router.proxy_call("TriggerMessage", {"requestedMessage": "BootNotification"}, now)
-            )
-            return
-        self.boot_at = None
-        model = {Fill.MODEL: (self.server.id or self.owner.charger_id)[:20]}
-        text = boot or call_text("", "BootNotification", filled(router.vocabulary.boot, model))
-        self._send_own("BootNotification", text, now)
+    def _boot(self) -> None:
+        """Send the charger's BootNotification, the last known or a made-up one."""
+        self.boot_at = math.inf
+        is_known = self.owner.memory.boot and self.owner.memory.version == self.version
+        model = dump((self.server.id or self.owner.charger_id)[:20])
+        made_up = Template(VOCABULARIES[self.version].boot).substitute(model=model)
+        self._send_own("BootNotification", value_text(self.owner.memory.boot, (3,)) if is_known else made_up)
 
     # What comes back.
 
     def link_received(self, link: Link, text: str) -> None:
-        log.debug("%s > %s", self.name, text)
-        if link is not self.link:
-            self._last_word(link, text)
-            return
-        try:
-            message = parse(text)
-            if message.type in (MessageType.CALLRESULT, MessageType.CALLERROR):
-                self._answered(message)
-            else:
-                self.owner.server_said(self.peer, message)
-        except MessageError as error:
-            what = "%s: a message is dropped: %s: %s"
-            self.owner.news.count("dropped_messages", "malformed")
-            self.owner.complaints.say(logging.WARNING, f"{self.peer} text", what, self.name, error, text)
-            if error.message_id:
-                code = self.owner.router.vocabulary.malformed
-                link.send(error_text(error.message_id, code, str(error)))
+        message = message_of(text, link, self.version, self.name, self.owner)
+        if message and message.type in (MessageType.CALLRESULT, MessageType.CALLERROR):
+            self._answered(link, message)
+        elif message and link is self.link:
+            self.owner.server_said(self.peer, message)
 
-    def _last_word(self, link: Link, text: str) -> None:
-        """Learn from an answer that comes while its connection is being closed."""
-        if self.farewell and self.farewell[0] is link:
-            try:
-                message = parse(text)
-            except MessageError:
-                return  # Nobody waits for it.
-            call = self.farewell[1].get(message.message_id)
-            if call and call.kind is not Kind.STORED:
-                self._learn(call, message, self.owner.now())
-            elif call and call.is_pending:
-                self.in_flight = None if self.in_flight is call else self.in_flight
-                self._delivered(call, message, self.owner.now())
-                self.pump()
-
-    def _answered(self, message: Message) -> None:
-        now, call = self.owner.now(), self._waiting_for(message.message_id)
-        if call is None:
-            late = self.late.pop(message.message_id, None)
-            if late:
-                self._learn(late, message, now)
-            which = "a late" if late else "an unasked"
-            self.owner.news.count("dropped_messages", "nobody-waits")
-            say = self.owner.complaints.say
-            say(logging.INFO, f"{self.peer} {which}", "%s: %s answer is dropped", self.name, which)
-            return
-        self.is_silent = False
-        self.owner.server_answered(self.peer)
+    def _answered(self, link: Link, message: Message) -> None:
+        call = self.sent.get(link, {}).pop(str(message.message_id), None)
         if call is self.in_flight:
             self.in_flight = None
-        if call.kind is Kind.RELAYED:
-            self._relayed_answered(call, message, now)
-            if self._is_free() and self.is_wanted():
-                return  # Nothing waits, and all that is due was told when it was set.
-        elif call.kind is Kind.NOTED:
-            if words := self._learn(call, message, now):
-                log.warning("%s: answers %s to what the proxy accepted: %s", self.name, words, call.text)
-        elif call.kind is Kind.STORED:
-            self._delivered(call, message, now)
-        elif call.action == "BootNotification" and call.kind is Kind.OWN:
-            self._boot_answered(message, now)
-        self._pump(now)
-
-    def _relayed_answered(self, call: Call, message: Message, now: Instant) -> None:
-        """Let the router decide on the answer to a relayed Call."""
-        if call.action == "BootNotification":
-            self.boot_at = None  # The charger's own has taken the place of a repeated one.
-        self._count(outcome_of(message))
-        self.owner.carry_out(self.owner.router.server_answer(self.peer, call, message, now))
-
-    def _count(self, outcome: Outcome) -> None:
-        """Count a relayed Call of the charger."""
-        self.owner.news.count("calls", Peer.CHARGER, self.peer, outcome)
-
-    def _waiting_for(self, message_id: str) -> Call | None:
-        if self.in_flight and self.in_flight.message_id == message_id:
-            return self.in_flight
-        return self.unanswered.get(message_id)
-
-    def _learn(self, call: Call, message: Message, now: Instant) -> str:
-        """Take what an answer tells that goes to nobody; return its words if it is a refusal."""
-        words = self.owner.router.learn(self.peer, call, message, now)
-        self.owner.journal.note(self.owner.memory)
-        return words
-
-    def _delivered(self, call: Call, message: Message, now: Instant) -> None:
-        """Take the answer to a stored Call."""
-        self.unanswered.pop(call.message_id, None)
-        words = self._learn(call, message, now)
-        is_error = message.type is MessageType.CALLERROR
-        if is_error and call.tries < len(RETRY_SECONDS):
-            delay = RETRY_SECONDS[call.tries]
-            call.not_before = now.seconds + delay
-            call.tries += 1
-            log.warning("%s: %s got a %s; tried again in %g s", self.name, call.action, words, delay)
+        if call is None:
+            self.news.count("dropped_messages", "nobody-waits")
+            what = "%s: an answer that nobody waits for is dropped"
+            self.owner.complaints.say(logging.INFO, f"{self.peer} late", what, self.name)
             return
-        self.forget(call)
-        if words:
-            self.owner.router.refuse(call, words, is_error)
-            self.owner.refuse(self.peer, call, words, is_error, is_sent=True)
-        else:
-            self._finish(call)
-        session = call.session
-        if session and session.is_undeliverable:
-            for rest in [
-                other for other in self.queue if other.session is session and other.kind is Kind.STORED
-            ]:
-                self.queue.remove(rest)
-                self.owner.refuse(self.peer, rest, session.refused, is_error, is_sent=False)
-        self.answered.add(session)
-        self.owner.journal.wake(self.pump)  # Soon: a kill before that sends it again.
+        self.is_silent = False
+        if call.action == "BootNotification":
+            self._boot_answered(message, is_own=call.content is NOTHING)
+        if call.kind is Kind.RELAYED and call.reply_to is not None:
+            self.news.count("calls", Peer.CHARGER, self.peer, outcome_of(message))
+        if call.content is not NOTHING:
+            self.owner.carry_out(self.owner.answers.answered(call, message, self.owner.now()))
+        if call.kind is Kind.STORED:
+            self._delivered(call, message)
+        self.pump()
 
-    def _finish(self, call: Call) -> None:
-        call.is_pending = False
-        self.owner.journal.remove(self.owner.memory, self.peer, call)
-        self.owner.news.count("delivered_calls", self.peer)
-        level = logging.DEBUG if call.is_reading else logging.INFO
-        event = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
-        log.log(level, "%s: %s is delivered", self.name, f"{call.action} {event}".strip())
-        if not (self.queue.has_stored or self.owner.has_charger):
-            log.info("%s: all that was left is delivered", self.name)
+    def _delivered(self, call: Call, message: Message) -> None:
+        """Take the answer to a stored Call."""
+        memory = self.owner.memory
+        before = len(memory.refused)
+        words = self.owner.answers.delivered(call, message, self.owner.now())
+        if call in memory.stored:
+            log.warning("%s: %s got a %s; it is tried again", self.name, call.action, words)
+            return
+        self.answered = call
+        self.owner.journal.wait(self.pump)  # A kill before that sends it again.
+        self.stored = [other for other in self.stored if other in memory.stored] if words else self.stored[1:]
+        for refused in memory.refused[before:]:
+            self.news.count("refused_calls", self.peer)
+            why = (
+                f"is refused ({words})"
+                if refused is call
+                else f"is not sent (its session is refused: {words})"
+            )
+            then = "; tried again at the next start, and once a day" if refused.has_error else ""
+            log.warning("%s: %s %s and kept%s: %s", self.name, refused.action, why, then, refused.text)
+        if not words:
+            self.news.count("delivered_calls", self.peer)
+            kind = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
+            level = logging.DEBUG if call.content.is_reading else logging.INFO
+            log.log(level, "%s: %s is delivered", self.name, f"{call.action} {kind}".strip())
+            if not (self.stored or self.owner.link):
+                log.info("%s: all that was left is delivered", self.name)
 
-    def _boot_answered(self, message: Message, now: Instant) -> None:
-        self.owner.news.touch(self.owner.charger_id)
+    def _boot_answered(self, message: Message, is_own: bool) -> None:
+        now = self.owner.now().seconds
         status = message.payload.get("status") if message.type is MessageType.CALLRESULT else message.action
-        interval = integer(message.payload.get("interval")) or 0
+        interval = min(max(integer(message.payload.get("interval")) or 0, 0), DAY)
         if status != "Accepted":
-            wait = min(max(interval, 1), DAY) if interval else BOOT_RETRY_SECONDS
-            log.warning("%s: answers the boot with %s; asked again in %g s", self.name, status, wait)
-            self._boot_again(now.seconds + wait)
+            wait = interval or BOOT_RETRY_SECONDS
+            self.is_booted = False
+            if is_own:
+                self.boot_at = now + wait
+                log.warning("%s: answers the boot with %s; asked again in %g s", self.name, status, wait)
             return
         log.info("%s: accepts the charger", self.name)
-        self.is_booted = True
-        self.heartbeat_interval = min(max(interval, 1), DAY) if interval else HEARTBEAT_INTERVAL
-        self.heartbeat_at = now.seconds + self.heartbeat_interval
-        if self.owes_statuses:
-            self._send_statuses(now)
-
-    def _send_statuses(self, now: Instant) -> None:
-        """Put the last status of each connector first; copies that have waited are among them."""
+        self.is_booted, self.boot_at = True, math.inf
+        if self.peer is Peer.SECONDARY:
+            self.heartbeat_interval = interval or HEARTBEAT_INTERVAL
+            self.heartbeat_at = now + self.heartbeat_interval
+        if self.owes_statuses and self.owner.memory.version == self.version:
+            for text in self.owner.memory.statuses.values():
+                self._send_own("StatusNotification", value_text(text, (3,)))
+            self.live = [c for c in self.live if c.action != "StatusNotification" or c.kind is Kind.RELAYED]
         self.owes_statuses = False
-        for call in self.queue.of_kind(Kind.COPY):
-            if call.action == "StatusNotification":
-                self.queue.remove(call)
-        for text in reversed(self.owner.memory.statuses.values() if self._knows_version() else ()):
-            call = Call(Kind.COPY, "StatusNotification", new_message_id(), "", NOTHING, queued=now.seconds)
-            call.text = with_message_id(text, call.message_id)
-            self.queue.insert(0, call)
-
-    def _knows_version(self) -> bool:
-        """Whether the charger's boot and statuses are of the version that this connection speaks."""
-        return self.owner.memory.version in ("", self.owner.version)
-
-    def _boot_again(self, at: float) -> None:
-        """Ask again for what the server has not accepted; the charger's Calls to its primary do not wait."""
-        if self.boot_at is None:
-            self.boot_at = at
-        self.is_booted = self.peer is Peer.PRIMARY
-
-    # `forward`: answering in the server's place.
-
-    def _must_stand_in(self, call: Call, now: Instant) -> bool:
-        if not self.stands_in:
-            return False
-        is_away = not self.is_booted and now.seconds >= self.awaited_until
-        older = itertools.takewhile(lambda old: old is not call, self.queue)
-        has_older = any(old.kind is Kind.STORED and not old.is_kept for old in older)
-        flying = self.in_flight  # What is older in its session is stored first.
-        is_behind = flying is not None and flying is not call and flying.session is call.session is not None
-        is_late = now.seconds >= call.queued + STAND_IN_SECONDS and not is_behind
-        return is_away or has_older or self.is_silent or is_late
-
-    def _stand_in(self, call: Call, now: Instant) -> None:
-        """Let the proxy answer; the Call goes on as a stored one where it stands."""
-        is_queued = call in self.queue
-        decisions = self.owner.router.stand_in(self.peer, call, now)
-        self.queue.others -= is_queued and call.kind is Kind.STORED
-        if call.sent is None:
-            call.message_id = new_message_id()  # The charger may use its own again before this one is sent.
-            call.text = with_message_id(call.text, call.message_id)
-        if not call.is_pending:
-            self.forget(call)
-        elif call.kind is Kind.STORED:
-            self._store(call)
-        self.owner.carry_out(decisions)
-
-    def _stand_in_where_due(self, now: Instant) -> None:
-        for call in self.queue.of_kind(Kind.RELAYED):
-            if self._must_stand_in(call, now):
-                self._stand_in(call, now)
-
-    def _store(self, call: Call) -> None:
-        if not self.owner.store(self.peer, call):
-            call.is_pending = False
-            self.forget(call)
-
-    def forget(self, call: Call) -> None:
-        """Let go of a Call that is not kept any more."""
-        if call in self.queue:
-            self.queue.remove(call)
 
     # The connection.
 
     def connected(self, link: Link, needs_boot: bool) -> None:
-        """Take a link that has just been opened."""
+        """Take a link that has just been opened; the one before it is closed."""
         now = self.owner.now().seconds
-        self.link, self.trouble, self.dial_at, self.has_older_ids = link, "", None, False
-        self.is_booted, self.owes_statuses, self.has_asked_for_boot = not needs_boot, needs_boot, False
-        self.boot_at = self.heartbeat_at = None
+        self.disconnect()
+        self.link, self.trouble, self.dial_at, self.owner.deadline = link, "", math.inf, 0.0
+        self.owes_statuses = needs_boot
         if needs_boot:
-            self.boot_at = now if self.has_own_boot else max(now, self.charger_came_at + OWN_BOOT_SECONDS)
+            is_soon = self.has_own_boot or self.owner.link is None or self.version != self.owner.version
+            patience = OWN_BOOT_SECONDS if self.owner.memory.boot else MADE_UP_BOOT_SECONDS
+            self.boot_at = now if is_soon else max(now, self.charger_came_at + patience)
         log.info("%s: connected to %s", self.name, self.server.url)
-        self._changed("connections")
+        self.news.count("connections", self.peer)
         link.keep_alive(now, self.owner.host.ping_interval)
         link.attach(self)
         self.pump()
 
-    def _changed(self, metric: str) -> None:
-        """Count what has become of the connection, and let it be seen."""
-        self.owner.news.count(metric, self.peer)
-        self.owner.news.touch(self.owner.charger_id)
+    def _wanted_version(self) -> str:
+        """Return the version to speak: the charger's, unless only Calls of another one are left."""
+        owner, versions = self.owner, list(dict.fromkeys(call.version for call in self._waiting()))
+        is_busy = self.live or self.own or any(s.ended is None for s in owner.memory.sessions.values())
+        is_early = owner.now().seconds < self.other_version_at
+        if not versions or (owner.link and (is_busy or is_early or owner.version in versions)):
+            return owner.version
+        return versions[0]
 
     def dial(self) -> None:
         """Begin to open a connection, unless one is there or being opened."""
-        self.dial_at = None
+        self.dial_at = math.inf
         if self.link is None and self.dialing is None:
+            self.version = self._wanted_version()
+            self.fill()
             self.dialing = self.owner.tasks.start(self._dial(), f"{self.name}: dial")
 
     async def _dial(self) -> None:
-        owner = self.owner
-        version = owner.version
+        owner, version, link = self.owner, self.version, None
         try:
             link = await owner.dialer.dial(
                 self.peer, self.server, owner.charger_id, [version], owner.credentials
@@ -5150,198 +4048,134 @@ class Outbox:
                 link.close(1002, f"{version} is needed")
                 raise DialError("it answered without a subprotocol; check versions")
         except DialError as error:
-            self._dial_failed(error)
-            return
+            self.news.count("failed_dials", self.peer)
+            if version != owner.version and (link or (error.status or 0) // 100 == 4):
+                self.other_version_at = owner.now().seconds + VERSION_SECONDS
+            if self.trouble != str(error):
+                self.trouble = str(error)
+                advice = advice_for(error, self.peer, "it is dialled again")
+                log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
+            link = None
         finally:
             if self.dialing is asyncio.current_task():
                 self.dialing = None
-        if self.is_wanted() and self.link is None:
+        if link and self.is_wanted and self.link is None:
             self.connected(link, needs_boot=self.peer is Peer.SECONDARY or bool(owner.memory.boot))
-        else:
-            link.close(1001, "the charger is gone")
-
-    def _dial_failed(self, error: DialError) -> None:
-        self._changed("failed_dials")
-        if self.trouble != str(error):
-            self.trouble = str(error)
-            advice = advice_for(error, self.peer, "it is dialled again")
-            log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
-        self._redial_later()
+        elif self.link is None:
+            self._redial_later()
+            if link:
+                link.close(1001, "the charger is gone")
 
     def _redial_later(self) -> None:
-        if not self.is_wanted():
-            return
-        redial = REDIAL[self.peer]
-        if self.redial_after == 0.0 and not redial.at_once:
-            self.redial_after = redial.first
-        self.dial_at = self.owner.now().seconds + self.redial_after * random.uniform(0.8, 1.2)
-        self.redial_after = min(max(self.redial_after * 1.6, redial.first), redial.most)
-        self.owner.wake(self.dial_at)
+        most = REDIAL_SECONDS[self.peer][1]
+        after, self.redial_after = self.redial_after, min(max(self.redial_after * 1.6, 0.5), most)
+        if self.is_wanted and after:
+            self.dial_at, self.owner.deadline = (
+                self.owner.now().seconds + after * random.uniform(0.8, 1.2),
+                0.0,
+            )
+        elif self.is_wanted:
+            self.dial()
 
     def link_closed(self, link: Link) -> None:
-        if self.farewell and link is self.farewell[0]:
-            for call in self.farewell[1].values():
-                call.sent = None  # It will not be answered there any more.
-            self.farewell = None
-            self.pump()
-        if link is not self.link:
-            return
-        now = self.owner.now().seconds
-        self.trouble = link.closed_by
-        log.info("%s: disconnected (%s)", self.name, link.closed_by)
-        if now - link.opened >= STOOD_SECONDS:
-            self.redial_after = 0.0
-        self.disconnect()
-        self.awaited_until = now + AWAITED_SECONDS
-        self._redial_later()
-        self.owner.server_lost(self.peer)
-
-    def change_version(self) -> None:
-        """Let go of the link, and of what only a connection of the former version can deliver."""
-        self.disconnect()
-        before, self.queue = len(self.queue), self._left_over()
-        if len(self.queue) < before:
-            what = f"{before - len(self.queue)} stored Calls of its former version wait for the next start"
-            log.warning("%s: %s", self.name, what)
+        for call in self.sent.pop(link, {}).values():
+            if call.kind is Kind.STORED:
+                call.sent = None  # It goes again, with the same text and id.
+            elif call in self.awaited:
+                self.live.insert(0, call)
+            else:
+                if call.kind is Kind.RELAYED and call.reply_to is not None:
+                    self.news.count("calls", Peer.CHARGER, self.peer, Outcome.UNANSWERED)
+                self.owner.router.lost(call)  # It may have been carried out; its sender repeats it.
+        if link is self.link:
+            self.trouble = link.closed_by
+            log.info("%s: disconnected (%s)", self.name, link.closed_by)
+            if self.owner.now().seconds - link.opened >= STOOD_SECONDS:
+                self.redial_after = REDIAL_SECONDS[self.peer][0]
+            self.disconnect()
+            self._redial_later()
+            self.owner.server_lost(self.peer, link)
+        self.pump()
 
     def disconnect(self) -> None:
-        """Let go of the link and of all that ends with it."""
-        call, self.in_flight = self.in_flight, None
-        link, self.link = self.link, None
+        """Let go of the link and of all that ends with it, but for answers until it is closed."""
         if self.dialing:
             self.dialing.cancel()  # Whoever comes next is not to be replaced by it.
             self.dialing = None
-        self.is_booted, self.boot_at, self.heartbeat_at = False, None, None
-        self.late.clear()
-        if call and call.kind is Kind.RELAYED and self.stands_in and call.reply_to is not None:
-            self._requeue(call)
-        elif call and call.kind is not Kind.STORED:
-            call.is_pending = False  # It may have been carried out; its sender repeats it.
-            if call.reply_to is not None:
-                self._count(Outcome.UNANSWERED)
-        unanswered = {**self.unanswered, **({call.message_id: call} if call else {})}
-        self.unanswered = {}
-        self.farewell = (link, unanswered) if link and unanswered and not link.is_closed else None
-        for waiting in self.queue:
-            if not (link and link.is_open and waiting.message_id in unanswered):
-                waiting.sent = None
-        for copy in self.queue.of_kind(Kind.COPY):
-            self.queue.remove(copy)
-        self.owner.router.server_gone(self.peer)
-        if link:
-            self._changed("disconnections")
-            link.close(1001)
-
-    def _requeue(self, call: Call) -> None:
-        """Put a Call that was sent back into its place: first, but behind what its session stored before."""
-        older = [old.session is call.session and old.queued <= call.queued for old in self.queue]
-        place = len(older) - older[::-1].index(True) if call.session and True in older else 0
-        self.queue.insert(place, call)
+        link, self.link, self.in_flight = self.link, None, None
+        if link is None:
+            return
+        self.is_booted, self.boot_at, self.heartbeat_at, self.own = False, math.inf, math.inf, []
+        self.away_since = self.owner.now().seconds
+        gone = [call for call in self.live if call.kind is Kind.PASSING and call not in self.awaited]
+        self.live = [call for call in self.live if call not in gone]
+        for call in gone:
+            self.owner.router.lost(call)
+        self.news.count("disconnections", self.peer)
+        link.close(1001)
 
     def charger_came(self) -> None:
         """Take note of a new connection of the charger."""
-        now = self.owner.now().seconds
-        self.has_older_ids, self.has_own_boot, self.charger_came_at = self.link is not None, False, now
+        self.has_own_boot, self.charger_came_at = False, self.owner.now().seconds
         if self.link is None:
-            self.awaited_until = now + AWAITED_SECONDS
+            self.away_since = self.charger_came_at
             self.dial()
 
     def charger_left(self) -> None:
         """Drop what only the charger waited for; an answer in flight still tells its session."""
-        for call in self.queue.of_kind(*(kind for kind in Kind if kind is not Kind.STORED)):
-            call.is_pending = False
-            self.queue.remove(call)
-        if self.in_flight:
-            self.in_flight.reply_to = None
-        if self.link and self.peer is Peer.PRIMARY and not self.is_wanted():
+        live, self.live = self.live, []
+        for call in live:
+            self.owner.router.lost(call)
+        for call in (*self.awaited, *itertools.chain(*map(dict.values, self.sent.values()))):
+            call.reply_to = None
+        self.awaited = {call: until for call, until in self.awaited.items() if call.kind is Kind.STORED}
+        if self.link and not self.is_wanted:
             self.link.close(1001, "the charger is gone")
-        self.pump()
 
     # What time does.
 
     def tick(self) -> None:
         """Do what is due."""
-        now = self.owner.now()
+        now = self.owner.now().seconds
         if self.link:
-            self.link.keep_alive(now.seconds, self.owner.host.ping_interval)
-        elif self.dial_at is not None and now.seconds >= self.dial_at and self.is_wanted():
+            self.link.keep_alive(now, self.owner.host.ping_interval)
+        elif now >= self.dial_at and self.is_wanted:
             self.dial()
-        if self.heartbeat_at is not None and now.seconds >= self.heartbeat_at and self.in_flight is None:
-            self.heartbeat_at = now.seconds + self.heartbeat_interval
-            if self.peer is Peer.SECONDARY and self.is_booted and self.link and self.link.is_open:
-                self._send_own("Heartbeat", call_text("", "Heartbeat", {}), now)
+        if now >= self.heartbeat_at:
+            self.heartbeat_at = now + self.heartbeat_interval
+            self._send_own("Heartbeat", "{}")
+        self._answer_awaited(now)
         self._time_out(now)
-        for call in self.queue.of_kind(Kind.NOTED):
-            if now.seconds >= call.queued + self.owner.host.call_timeout:
-                self.queue.remove(call)
-        if self.stands_in:
-            self._stand_in_where_due(now)
+        is_at_rest = self.link and not (self.in_flight or self.own)
+        if self.link and is_at_rest and not (self.is_wanted and self._wanted_version() == self.version):
+            self.link.close(1000, "nothing is left for it in this version")
         self.pump()
 
-    def _time_out(self, now: Instant) -> None:
-        call = self.in_flight
-        if call and call.sent is not None:
-            is_relayed = call.kind is Kind.RELAYED
-            if is_relayed and self.stands_in and now.seconds >= call.sent + STAND_IN_SECONDS:
-                self.is_silent = True
-                self._stand_in(call, now)
-                if call.kind is Kind.STORED and call.is_pending:
-                    self._requeue(call)
-                    self.unanswered[call.message_id] = call
-            limit = COPY_SECONDS if call.kind is Kind.COPY else self.owner.host.call_timeout
-            if now.seconds >= call.sent + limit:
-                self._give_up(call, now)
-        oldest = min((stored.sent or 0.0 for stored in self.unanswered.values()), default=now.seconds)
-        is_overdue = now.seconds >= oldest + DELIVERY_SECONDS and not self._is_the_chargers()
-        if self.link and self.link.is_open and is_overdue:
+    def _time_out(self, now: float) -> None:
+        call, timeout = self.in_flight, self.owner.host.call_timeout
+        patience = min(PASSING_SECONDS, timeout) if call and call.kind is Kind.PASSING else timeout
+        if call and call.sent is not None and now >= call.sent + patience:
+            self.in_flight = None
+            log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
+            if call.content is NOTHING and call.action == "BootNotification":
+                self.boot_at = now + BOOT_RETRY_SECONDS
+            if call.kind is Kind.RELAYED:
+                self.news.count("calls", Peer.CHARGER, self.peer, Outcome.UNANSWERED)
+                self.owner.router.stop_waiting(call)
+        head = self.stored[0] if self.stored else None
+        is_overdue = head and head.sent is not None and now >= head.sent + DELIVERY_SECONDS
+        if self.link and self.link.is_open and is_overdue and not self.is_the_chargers:
             log.warning("%s: left a stored Call unanswered for %g s; redialled", self.name, DELIVERY_SECONDS)
             self.link.close(1000, "a Call was left unanswered")
 
-    def _give_up(self, call: Call, now: Instant) -> None:
-        """Free the place of a Call that its server leaves unanswered."""
-        self.in_flight = None
-        if call.kind is Kind.STORED:
-            return
-        call.is_pending = False
-        if call.kind is Kind.OWN and call.action == "BootNotification":
-            self._boot_again(now.seconds + BOOT_RETRY_SECONDS)
-            log.warning("%s: does not answer the boot; asked again in %g s", self.name, BOOT_RETRY_SECONDS)
-            return
-        if call.kind is Kind.RELAYED:
-            self._count(Outcome.UNANSWERED)
-            self.late[call.message_id] = call
-            trim(self.late, MAX_LATE)
-        log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
-
+    @property
     def due(self) -> float:
-        """Return when `tick` has something to do, in monotonic seconds."""
-        times = [self.heartbeat_at, self.boot_at, self.link.ping_at] if self.link else [self.dial_at]
-        flying = self.in_flight
-        if flying and flying.sent is not None:
-            times.append(flying.sent + self._patience(flying))
-        if self.unanswered and not self._is_the_chargers():
-            times += [call.sent + DELIVERY_SECONDS for call in self.unanswered.values() if call.sent]
-        if self.queue:
-            times += self._due_of_queue()
-        return min((time for time in times if time is not None), default=float("inf"))
-
-    def _patience(self, flying: Call) -> float:
-        """Return for how many seconds the Call in flight is waited for."""
-        timeout = self.owner.host.call_timeout
-        if flying.kind is Kind.COPY:
-            return min(COPY_SECONDS, timeout)
-        return min(STAND_IN_SECONDS, timeout) if self.stands_in and flying.kind is Kind.RELAYED else timeout
-
-    def _due_of_queue(self) -> Iterator[float]:
-        """Yield when something is to be done with what waits."""
-        timeout = self.owner.host.call_timeout
-        first = next((call for call in self.queue if call.kind is Kind.STORED), None)
-        if first and first.tries and self.link and (first.sent is None or not self._is_the_chargers()):
-            yield first.not_before
-        yield from (call.queued + timeout for call in self.queue.of_kind(Kind.NOTED))
-        for call in self.queue.of_kind(Kind.RELAYED) if self.stands_in else ():
-            is_away = not self.is_booted and self.awaited_until
-            yield self.awaited_until if is_away else call.queued + STAND_IN_SECONDS
+        """When `tick` has something to do, in monotonic seconds; 0 = it has to look each time."""
+        if self.link is None and not self.awaited:
+            return self.dial_at
+        if self.link is None or self.in_flight or self.live or self.stored or self.awaited or self.own:
+            return 0.0
+        return min(self.link.ping_at, self.heartbeat_at, self.boot_at)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -5351,8 +4185,9 @@ class Outbox:
 # out what the router decides.
 # ---------------------------------------------------------------------------------------------------------
 
-
-STEADY_SECONDS = 5.0  # A lost primary is back when it has stood for so long, or answered something.
+SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
+STEADY_SECONDS = 5.0  # A lost primary is back when it has stood for so long.
+MAX_HELD = 1000  # Answers of one charger that wait for the disk; of more, the oldest goes.
 
 
 class Relay:
@@ -5370,181 +4205,143 @@ class Relay:
     ) -> None:
         self.charger_id = charger_id
         self.config = config
-        self.version = version  # The subprotocol.
         self.host = host
         self.dialer = dialer
         self.journal = journal
         self.now = clock
-        self.news = journal.news
         self.memory = journal.memory(charger_id)
         self.memory.is_in_use = True
-        follow_addresses(self.memory, config)
-        journal.note(self.memory)
         self.credentials = Credentials(user_agent=self.memory.user_agent or None)
         self.tasks = Tasks()  # Dials; at most one for each outbox.
         self.complaints = Complaints()
-        self.router = Router(config, self.memory, version, host.call_timeout)
         self.link: Link | None = None  # The charger's.
-        self.held = 0  # Texts that wait for the disk on the charger's connection.
+        self.held: list[ToCharger | OwnAnswer] = []  # What waits for the disk; MAX_HELD.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
-        self.grace_until: float | None = None  # Monotonic seconds; the charger is closed then.
-        self.grace_limit = 0.0  # Monotonic seconds; no connection of its primary makes it longer.
-        forwards = config.secondary_replies == "forward"
+        self.grace_until = math.inf  # Monotonic seconds; the charger is closed then.
+        self.sweep_at = 0.0  # Monotonic seconds; when what has expired is removed.
+        self._speak(version)
         self.outboxes = {
-            peer: Outbox(self, peer, server, forwards)
+            peer: Outbox(self, peer, server)
             for peer in SERVERS
             if (server := config.server(peer)) and not server.is_local
         }
 
-    # What the outboxes ask for.
-
-    @property
-    def has_charger(self) -> bool:
-        return self.link is not None
-
-    @property
-    def has_primary(self) -> bool:
-        """Whether a connection to the primary stands, with or without its charger."""
-        primary = self.outboxes.get(Peer.PRIMARY)
-        return primary is not None and primary.link is not None
+    def _speak(self, version: str) -> None:
+        """Route by the tables of this version."""
+        self.version = version  # The subprotocol.
+        self.router = Router(self.config, self.memory, version)
+        self.commands = Commands(self.router, self.host.call_timeout)
+        self.answers = Answers(self.router)
 
     @property
     def is_idle(self) -> bool:
         """Whether it may be forgotten: neither a charger nor anything to deliver without one."""
         outboxes = self.outboxes.values()
-        if self.link or any(outbox.link or outbox.dialing or outbox.is_wanted() for outbox in outboxes):
-            return False
-        return not any(session.kept for session in self.memory.sessions.values())
+        return not (
+            self.link or any(outbox.link or outbox.dialing or outbox.is_wanted for outbox in outboxes)
+        )
 
-    def wake(self, at: float) -> None:
-        self.deadline = min(self.deadline, at)
+    def links(self) -> Iterator[Link]:
+        """Yield all its connections."""
+        links = [self.link, *(outbox.link for outbox in self.outboxes.values())]
+        yield from filter(None, links)
 
-    def store(self, peer: Peer, call: Call) -> bool:
-        """Keep a Call until its server has answered it; return False if it is kept already."""
-        if self.journal.repeats_unsaved(self.memory, peer, call):
-            return False
-        dropped = self.journal.store(self.memory, peer, call)
-        if dropped:
-            self._let_go(dropped)
-        return True
-
-    def _let_go(self, dropped: Call) -> None:
-        self.news.count("dropped_messages", "too-many-stored")
-        for outbox in self.outboxes.values():
-            outbox.forget(dropped)
-        what = "%s: %d stored Calls wait; for each new one the oldest meter values are dropped: %d so far"
-        values = (self.charger_id, MAX_STORED, self.memory.dropped)
-        self.complaints.say(logging.WARNING, "dropped", what, *values)
-
-    def refuse(self, peer: Peer, call: Call, words: str, is_error: bool, is_sent: bool) -> None:
-        """Keep a Call as refused by its server, or with its session, whose start was refused."""
-        call.is_pending = False
-        self.journal.refuse(self.memory, Refusal(peer, call, words, is_error))
-        self.news.count("refused_calls", peer)
-        what = f"is refused ({words})" if is_sent else f"is not sent (its session is refused: {words})"
-        then = "; tried once more at the next start" if is_error else ""
-        name = f"{self.charger_id}: {peer.value}"
-        log.warning("%s: %s %s and kept%s: %s", name, call.action, what, then, call.text)
-
-    def deliver(self) -> None:
-        """Deliver what an earlier run has left, without waiting for the charger; tell what has to wait."""
-        self.tick()
-        for outbox in self.outboxes.values():
-            outbox.deliver()
-        named = {outbox.server.url for outbox in self.outboxes.values()}
-        for address, calls in by_address(self.memory).items():
-            if address not in named:
-                what = f"{len(calls)} stored Calls are kept for {address}, which the ini does not name"
-                log.warning("%s: %s", self.charger_id, what)
+    # What the outboxes ask for.
 
     def server_said(self, peer: Peer, message: Message) -> None:
-        """Take a Call (or something as rare) of a server. Raises MessageError."""
-        if message.type is MessageType.CALLRESULTERROR:
-            self.carry_out(self.router.result_error(peer, message))
-        elif message.type is MessageType.SEND:
-            self.carry_out([ToCharger(message.text, f"{peer.value} sends {message.action}")])
+        """Take a Call (or something as rare) of a server."""
+        if message.type is not MessageType.CALL:
+            log.debug("%s ! %s: a %s goes to nobody", self.charger_id, peer.value, message.type.name)
         elif self.link is None:
             why = "the charger is not connected"
             text = error_text(message.message_id, "GenericError", why)
             self.carry_out([Answer(peer, text, why, Outcome.UNANSWERED)])
         else:
-            self.carry_out(self.router.server_call(peer, message, self.now()))
+            self.carry_out(self.commands.server_call(peer, message, self.now()))
 
-    def server_lost(self, peer: Peer) -> None:
+    def server_lost(self, peer: Peer, link: Link) -> None:
         """Take note that a server's connection was lost."""
-        if peer is Peer.PRIMARY and self.link and self.grace_until is None:
-            self.grace_until = self.now().seconds + self.config.primary_grace
-            self.grace_limit = self.grace_until + 2 * STEADY_SECONDS
-            self.wake(self.grace_until)
-
-    def server_answered(self, peer: Peer) -> None:
-        """Take note that a server does its work."""
-        if peer is Peer.PRIMARY:
-            self.grace_until = None
+        self.commands.server_gone(peer)
+        now = self.now().seconds
+        is_new = self.grace_until == math.inf or now - link.opened >= STEADY_SECONDS
+        if peer is Peer.PRIMARY and self.link and is_new:
+            self.grace_until = now + self.config.primary_grace
 
     # The charger's connection.
+
+    def deliver(self) -> None:
+        """Deliver what is left, without waiting for the charger; tell what has to wait."""
+        self.tick()
+        for outbox in self.outboxes.values():
+            outbox.fill()
+            left = [call for call in self.memory.stored if outbox.is_for(call)]
+            now = outbox.is_wanted
+            then = "delivered now" if now else "delivered when the charger connects: only it has the login"
+            if left:
+                log.info("%s: %d stored Calls are left from before; %s", outbox.name, len(left), then)
+            if left and now:
+                outbox.dial()
+        waiting = Counter(call.server for call in self.memory.stored if call.peer)
+        self.deadline = 0.0
+        for address in waiting.keys() - {outbox.server.url for outbox in self.outboxes.values()}:
+            what = f"{waiting[address]} stored Calls are kept for {address}, which the ini does not name"
+            log.warning("%s: %s", self.charger_id, what)
 
     def connect(self, link: Link, primary: Link | None, version: str, credentials: Credentials) -> None:
         """Take the charger's new connection, and the one that its primary accepted for it."""
         if self.link:
             log.info("%s: charger connects again; its old connection is closed", self.charger_id)
-            self.disconnect_charger(1001, "the charger has connected again", link)
+            self.disconnect_charger(1001, "the charger has connected again", successor=link)
+        memory, self.credentials = self.memory, credentials
+        if memory.version != version:
+            memory.boot, memory.statuses = "", {}
+        memory.version, memory.user_agent = version, short(credentials.user_agent)
+        memory.seen = self.now().utc
+        memory.note(memory)
         if version != self.version:
-            self._change_version(version)
-        self._remember(version, credentials)
-        self.link, self.held, self.deadline = link, 0, 0.0
+            self._speak(version)
+        self.link, self.deadline = link, 0.0
         link.keep_alive(self.now().seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
-        self.news.count("connections", Peer.CHARGER)
-        self.news.present.add(self.charger_id)
+        self.journal.news.count("connections", Peer.CHARGER)
+        self.journal.news.present.add(self.charger_id)
         for peer, outbox in self.outboxes.items():
             if peer is Peer.PRIMARY and primary:
-                outbox.disconnect()
+                outbox.version = version
+                outbox.fill()
                 outbox.connected(primary, needs_boot=False)
             else:
                 outbox.charger_came()
         link.attach(self)
 
-    def _remember(self, version: str, credentials: Credentials) -> None:
-        """Keep what a connection without the charger will need."""
-        memory, self.credentials = self.memory, credentials
-        if memory.version != version:
-            memory.boot = ""
-            memory.statuses.clear()
-        memory.version, memory.user_agent = version, short(credentials.user_agent)
-        memory.seen = self.now().utc
-        memory.is_unsaved = True
-        self.journal.note(memory)
-
-    def _change_version(self, version: str) -> None:
-        self.version = version
-        for outbox in self.outboxes.values():
-            outbox.change_version()
-        self.router = Router(self.config, self.memory, version, self.host.call_timeout)
-
     def link_received(self, link: Link, text: str) -> None:
         if link is not self.link:
             return
-        log.debug("%s > %s", self.charger_id, text)
-        try:
-            message = parse(text)
-            self.carry_out(self._decided(message))
-        except MessageError as error:
-            what = "%s: a message is dropped: %s: %s"
-            self.news.count("dropped_messages", "malformed")
-            self.complaints.say(logging.WARNING, "text", what, self.charger_id, error, text)
-            if error.message_id:
-                link.send(error_text(error.message_id, self.router.vocabulary.malformed, str(error)))
-
-    def _decided(self, message: Message) -> list[Decision]:
-        """Return what becomes of a message of the charger. Raises MessageError."""
+        message = message_of(text, link, self.version, self.charger_id, self)
+        if message is None:
+            return
         if message.type is MessageType.CALL:
-            return self.router.charger_call(message, self.now())
-        if message.type is MessageType.SEND:
-            return self.router.charger_send(message)
-        if message.type is MessageType.CALLRESULTERROR:
-            return self.router.result_error(Peer.CHARGER, message)
-        return self.router.charger_answer(message, self.now())
+            if not self._joins(message):
+                self.carry_out(self.router.charger_call(message, self.now()))
+        elif message.type is MessageType.SEND:
+            primary = self.outboxes.get(Peer.PRIMARY)
+            if primary and primary.link:
+                primary.link.send(text)  # Nobody answers it (OCPP 2.1 part 4, 4.2.5).
+        elif message.type is MessageType.CALLRESULTERROR:
+            log.debug("%s ! a CallResultError goes to nobody", self.charger_id)
+        else:
+            self.carry_out(self.commands.charger_answer(message, self.now()))
+
+    def _joins(self, message: Message) -> bool:
+        """Whether the charger repeats what has no answer because the disk fails: it joins what is pending."""
+        held = (
+            [text.call for text in self.held if isinstance(text, OwnAnswer)] if self.journal.failure else []
+        )
+        for call in held:
+            if (call.action, call.content.payload) == (message.action, message.payload):
+                call.reply_to = message.message_id
+                return True
+        return False
 
     def link_closed(self, link: Link) -> None:
         if link is self.link:
@@ -5553,13 +4350,18 @@ class Relay:
 
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
         """Let go of the charger's connection and of all that ends with it."""
-        link, self.link, self.grace_until = self.link, successor, None
-        self.news.present.discard(self.charger_id)
-        self.carry_out(self.router.charger_gone())
+        link, self.link, self.grace_until = self.link, successor, math.inf
+        self.journal.news.present.discard(self.charger_id)
+        self.carry_out(self.commands.charger_gone())
+        self.router.charger_gone()
+        held, self.held = self.held, []
+        for decision in held:
+            if isinstance(decision, OwnAnswer):
+                self.answers.given(decision.call)  # To nobody; a repeat is answered again.
         for outbox in self.outboxes.values():
             outbox.charger_left()
         if link:
-            self.news.count("disconnections", Peer.CHARGER)
+            self.journal.news.count("disconnections", Peer.CHARGER)
             link.close(code, reason)
 
     async def dismiss(self) -> None:
@@ -5575,84 +4377,98 @@ class Relay:
 
     def carry_out(self, decisions: Iterable[Decision]) -> None:
         """Do what the router has decided."""
-        self.journal.note(self.memory)
         for decision in decisions:
             if isinstance(decision, ToServer):
                 self._to_server(decision)
-            elif isinstance(decision, ToCharger):
+            elif isinstance(decision, ToCharger | OwnAnswer):
                 self._to_charger(decision)
             elif isinstance(decision, Answer):
                 self._answer(decision)
             elif isinstance(decision, Dropped):
                 self._drop(decision)
+            elif decision.is_unlisted:  # In full: it is the number to copy.
+                self.journal.news.unlisted.pop(decision.badge, None)
+                self.journal.news.unlisted[decision.badge] = (self.charger_id, self.now().utc)
+                trim(self.journal.news.unlisted, MAX_UNLISTED)
+                log.info("%s: %s; the badge is %s", self.charger_id, decision.what, decision.badge)
             else:
-                self._tell(decision)
-        self.wake(self.router.due())
+                badge = f"; badge {decision.badge}" if decision.badge else ""
+                log.info("%s: %s%s", self.charger_id, decision.what, badge)
 
     def _drop(self, decision: Dropped) -> None:
-        if decision.is_grave:
-            self.news.count("dropped_messages", "too-many-stored")
+        self.journal.news.count(
+            "dropped_messages", "too-many-stored" if decision.is_grave or decision.call else "nobody-waits"
+        )
+        if decision.call:
+            for outbox in self.outboxes.values():
+                outbox.stored = [call for call in outbox.stored if call is not decision.call]
+        if decision.call:
+            what = "%s: %d stored Calls wait; for each new one the oldest meter values are dropped: %d so far"
+            values = (self.charger_id, len(self.memory.stored), self.memory.dropped)
+            self.complaints.say(logging.WARNING, "dropped", what, *values)
+        elif decision.is_grave:
             self.complaints.say(logging.WARNING, "grave", "%s: %s", self.charger_id, decision.why)
         else:
-            self.news.count("dropped_messages", "nobody-waits")
             log.debug("%s ! %s", self.charger_id, decision.why)
 
-    def _tell(self, decision: Told) -> None:
-        if decision.is_unlisted:
-            self.news.meet(decision.badge, self.charger_id, self.now().utc)
-        if decision.badge:
-            log.info("%s: %s; badge %s", self.charger_id, decision.what, decision.badge)
-        else:
-            log.info("%s: %s", self.charger_id, decision.what)
-
     def _to_server(self, decision: ToServer) -> None:
-        call, outbox = decision.call, self.outboxes.get(decision.peer)
-        log.debug("%s = %s: %s", self.charger_id, decision.peer.value, decision.why)
-        if call.kind is Kind.STORED and self.journal.repeats_unsaved(self.memory, decision.peer, call):
-            return
-        session = call.session
-        if call.kind is Kind.STORED and session and session.is_undeliverable:
-            self.refuse(decision.peer, call, session.refused, session.has_error, is_sent=False)
-        elif outbox and outbox.serves(call):
+        call, why, is_copy = decision
+        log.debug("%s = %s: %s", self.charger_id, call.peer.value if call.peer else "nobody yet", why)
+        outbox = self.outboxes.get(call.peer) if call.peer else None
+        if is_copy and outbox:
+            outbox.copy(call)
+        elif outbox and call.server == outbox.server.url:
             outbox.put(call)
-        elif call.kind is Kind.STORED:
-            where = f"{call.server}, which the ini no longer names"
-            level = logging.DEBUG if call.is_reading else logging.WARNING
-            log.log(level, "%s: %s is kept for %s", self.charger_id, call.action, where)
-            self.store(decision.peer, call)
+        elif call.kind is Kind.STORED and call.peer:
+            level = logging.DEBUG if call.content.is_reading else logging.WARNING
+            what = f"{call.action} is kept for {call.server}, which the ini no longer names"
+            log.log(level, "%s: %s", self.charger_id, what)
 
-    def _to_charger(self, decision: ToCharger) -> None:
-        """Send a text to the charger; what waits for the disk is not overtaken."""
-        link = self.link
-        if decision.instead_of:
-            self.news.count("calls", Peer.CHARGER, decision.instead_of, Outcome.RECORDED)
-        if link is None:
-            return
-        if decision.after is After.NOTHING and not self.held:
-            self._send(link, decision)
-            return
+    def _to_charger(self, decision: ToCharger | OwnAnswer) -> None:
+        """Send a text to the charger: now, or once what was decided is on disk."""
+        before = [held for held in self.held if isinstance(held, ToCharger) and not held.needs_disk]
+        if before and isinstance(decision, ToCharger):  # It may name what the charger does not know yet.
+            decision = decision._replace(rows=decision.rows + before[-1].rows, needs_disk=False)
+        if not self._sent(decision):
+            self.held = [*self.held[1 - MAX_HELD :], decision]
+            self.journal.wait(self._release)
 
-        def send_in_turn() -> None:
-            self.held -= link is self.link
-            self._send(link, decision)
+    def _sent(self, decision: ToCharger | OwnAnswer) -> bool:
+        """Send a text to the charger, unless it has to wait for the disk."""
+        if isinstance(decision, OwnAnswer):
+            call = decision.call
+            rows = [row for row in (call.session, call) if row]
+            if call.kind is Kind.STORED and not self.journal.has(*rows):
+                return False
+            if not call.own_answer:
+                return True
+            text = self.answers.given(call)
+            if call.peer:
+                self.journal.news.count("calls", Peer.CHARGER, call.peer, Outcome.RECORDED)
+        else:
+            text = decision.text
+            may_go = not decision.needs_disk and self.journal.failure
+            if not may_go and not self.journal.has(*decision.rows):
+                return False
+        log.debug("%s < %s (%s)", self.charger_id, text, decision.why)
+        if self.link and text:
+            self.link.send(text)
+        return True
 
-        self.held += 1
-        otherwise = None if decision.after is After.SAVED else send_in_turn
-        if not self.journal.commit(self.memory, send_in_turn, otherwise):
-            self.held -= 1
-
-    def _send(self, link: Link, decision: ToCharger) -> None:
-        log.debug("%s < %s (%s)", self.charger_id, decision.text, decision.why)
-        link.send(decision.text)
+    def _release(self) -> None:
+        """Send what no longer waits for the disk."""
+        self.held = [decision for decision in self.held if not self._sent(decision)]
+        if self.held:
+            self.journal.wait(self._release)
 
     def _answer(self, decision: Answer) -> None:
-        self.news.count("calls", decision.peer, Peer.CHARGER, decision.outcome)
+        self.journal.news.count("calls", decision.peer, Peer.CHARGER, decision.outcome)
         outbox = self.outboxes.get(decision.peer)
-        name = f"{self.charger_id}: {decision.peer.value}"
         if outbox and outbox.link:
-            log.debug("%s < %s (%s)", name, decision.text, decision.why)
+            log.debug("%s < %s (%s)", outbox.name, decision.text, decision.why)
             if decision.outcome is Outcome.REFUSED:
-                self.complaints.say(logging.INFO, decision.why, "%s: a Call is %s", name, decision.why)
+                what = "%s: a Call is %s"
+                self.complaints.say(logging.INFO, decision.why, what, outbox.name, decision.why)
             outbox.link.send(decision.text)
 
     # What time does.
@@ -5660,62 +4476,47 @@ class Relay:
     def tick(self) -> None:
         """Do what is due, and find out when to be called again."""
         now = self.now()
-        self.deadline = float("inf")
         if self.link:
             self.link.keep_alive(now.seconds, self.host.ping_interval)
-            self.wake(self.link.ping_at)
-        if self.grace_until is not None and now.seconds >= self.grace_until:
-            self._end_grace(now)
+        if now.seconds >= self.grace_until:
+            self.grace_until = math.inf
+            primary = self.outboxes.get(Peer.PRIMARY)
+            if self.link and not (primary and primary.link):
+                self._close_charger("primary stays away", "the primary server is away")
+        is_failing = (
+            self.journal.failure and now.seconds >= self.journal.failing_since + self.config.primary_grace
+        )
+        if self.held and is_failing:
+            self._close_charger("the disk fails", "what it says cannot be kept")
+        if (
+            now.seconds >= self.sweep_at
+        ):  # At random, so that not all chargers' sessions are looked at at once.
+            self.sweep_at = now.seconds + SWEEP_SECONDS * random.uniform(0.5, 1.0)
+            self.carry_out(self.router.sweep(now))
         for outbox in self.outboxes.values():
             outbox.tick()
-        self.carry_out(self.router.tick(now))
-        self.wake(self.grace_until or float("inf"))
+        self.carry_out(self.commands.tick(now))
+        times = [self.link.ping_at if self.link else math.inf, self.sweep_at, self.grace_until]
+        times += [outbox.due for outbox in self.outboxes.values()]
+        self.deadline = 0.0 if self.held or self.commands.is_busy else min(times)
 
-    def _end_grace(self, now: Instant) -> None:
-        """Close the charger if its primary has not come back for good."""
-        self.grace_until = None
-        primary = self.outboxes[Peer.PRIMARY].link
-        steady = primary.opened + STEADY_SECONDS if primary else 0.0
-        if primary and now.seconds < min(steady, self.grace_limit):
-            self.grace_until = min(steady, self.grace_limit)
-        elif now.seconds < steady or primary is None:
-            log.warning(
-                "%s: primary stays away; the charger is closed, to keep its messages", self.charger_id
-            )
-            self.disconnect_charger(1012, "the primary server is away")
+    def _close_charger(self, what: str, reason: str) -> None:
+        log.warning("%s: %s; the charger is closed, to keep its messages", self.charger_id, what)
+        self.disconnect_charger(1012, reason)
 
     def watch(self) -> None:
-        """Close the connections that nothing has been seen of for too long; tell of floods."""
-        now = self.now().seconds
-        for noisy in filter(lambda link: link.floods, self.links()):
-            noisy.floods = 0
-            peer = "the charger" if noisy is self.link else "a server"
-            what = f"{self.charger_id}: {peer} sends more than {FRAMES_PER_SECOND:g} frames a second"
-            self.complaints.say(logging.WARNING, f"flood {peer}", f"{what}; it is read more slowly")
-        link = self.link
-        if link:
-            self.memory.seen = to_utc(link.seen, self.now())
-            patience = self.host.watchdog_stale
-            if not link.has_ponged:
-                patience = max(patience, 3 * self.memory.heartbeat_interval)
-            if now - link.seen > patience:
-                log.warning(
-                    "%s: nothing seen of the charger for %d s; it is closed", self.charger_id, now - link.seen
-                )
-                link.abort()
-        for outbox in self.outboxes.values():
-            patience = self.host.ping_interval + self.host.ping_timeout
-            if outbox.link and now - outbox.link.seen > patience:
-                log.warning("%s: nothing seen for %d s; it is closed", outbox.name, now - outbox.link.seen)
-                outbox.link.abort()
-
-    def links(self) -> Iterator[Link]:
-        """Yield all its connections."""
+        """Close the connections that nothing has been seen of for too long."""
+        now, host = self.now(), self.host
+        outboxes = self.outboxes.values()
+        watched = [(outbox.name, outbox.link, host.ping_interval + host.ping_timeout) for outbox in outboxes]
         if self.link:
-            yield self.link
-        for outbox in self.outboxes.values():
-            if outbox.link:
-                yield outbox.link
+            self.memory.seen = now.utc - (now.seconds - self.link.seen)
+            slow = 0 if self.link.has_ponged else 3 * self.memory.heartbeat_interval
+            watched.append((self.charger_id, self.link, max(host.watchdog_stale, slow)))
+        for name, link, patience in watched:
+            if link and now.seconds - link.seen > patience:
+                log.warning("%s: nothing seen for %d s; it is closed", name, now.seconds - link.seen)
+                link.abort()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -5824,6 +4625,7 @@ class Proxy:
     def __init__(self, config: Config, journal: Journal | None = None) -> None:
         self.config = config
         self.journal = journal or Journal(current_instant)
+        self.retry_at = time.monotonic() + DAY  # When what CallErrors refused is tried once more.
         self.dialer = Dialer(config.host.max_size)
         self.relays: dict[str, Relay] = {}  # By charger id.
         self.tasks = Tasks()  # The watchdog, and one for each handshake.
@@ -5855,16 +4657,15 @@ class Proxy:
                 same.listen(BACKLOG)
         self.tasks.start(self._watchdog(), "watchdog")
         for memory in list(self.journal.memories.values()):
-            if memory.is_owed:
+            if memory.stored:
                 self._deliver(memory)
 
     def _deliver(self, memory: Memory) -> None:
         """Deliver what an earlier run has left, without waiting for the charger."""
         charger_id = memory.charger_id
-        oldest = next((call for calls in memory.stored.values() for call in calls), None)
+        oldest = next(iter(memory.stored), None)
         version = (oldest and oldest.version) or memory.version or "ocpp1.6"
-        relay = self._relay(charger_id, self.config.charger(charger_id), version)
-        relay.deliver()
+        self._relay(charger_id, self.config.charger(charger_id), version).deliver()
 
     @property
     def port(self) -> int:
@@ -5891,13 +4692,16 @@ class Proxy:
         await self.journal.close()
 
     def _say_what_is_left(self) -> None:
-        outcome = "stay in the state file" if self.journal.file else "are lost"
-        level = logging.INFO if self.journal.file else logging.WARNING
+        outcome, level = (
+            ("stay in the state file", logging.INFO) if self.journal.path else ("are lost", logging.WARNING)
+        )
         for charger_id, memory in self.journal.memories.items():
-            for address, calls in by_address(memory).items():
-                names = ", ".join(call.action for call in calls[:10])
-                what = f"{len(calls)} stored Calls for {address} {outcome}: {names}"
-                log.log(level, "%s: %s", charger_id, what)
+            for address in dict.fromkeys(call.server for call in memory.stored):
+                left = [call.action for call in memory.stored if call.server == address]
+                whose, names = address or "nobody yet", ", ".join(left[:10])
+                log.log(
+                    level, "%s: %d stored Calls for %s %s: %s", charger_id, len(left), whose, outcome, names
+                )
 
     def trouble(self) -> str:
         """Say why it cannot serve; "" = it can."""
@@ -6104,7 +4908,8 @@ class Proxy:
     async def _makes_room(self, relay: Relay) -> bool:
         """Close what stands at the primary for a charger whose old connection is dead or gone."""
         old = relay.link
-        if old is None and not relay.has_primary:
+        primary = relay.outboxes.get(Peer.PRIMARY)
+        if old is None and not (primary and primary.link):
             return False
         if old and (not old.has_ponged or await old.probe(PROBE_SECONDS)):
             return False  # Where Pongs never come, the watchdog and the system tell the dead.
@@ -6153,6 +4958,13 @@ class Proxy:
 
     # The watchdog.
 
+    def _retry_refused(self) -> None:
+        """Try once more what CallErrors have refused."""
+        for memory in list(self.journal.memories.values()):
+            if any(call.has_error for call in memory.refused):
+                memory.retry(time.time())
+                self._deliver(memory)
+
     async def _watchdog(self) -> None:
         """Wake the relays whose deadlines have come, for as long as the process lives."""
         loop = asyncio.get_running_loop()
@@ -6162,6 +4974,9 @@ class Proxy:
             now = loop.time()
             self.lags.append(max(0.0, now - due))
             self.journal.tick()
+            if now >= self.retry_at:
+                self.retry_at = now + DAY
+                self._retry_refused()
             is_watching = now >= self.watch_at
             if is_watching:
                 self.watch_at = now + self.config.host.watchdog_interval
@@ -6286,25 +5101,19 @@ def offered_subprotocols(headers: Headers) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------
 # Status
 #
-# The second port, for people and monitoring: a page that is told of changes over a websocket, the ledger of
+# The second port, for people and monitoring: a page that asks for its numbers, the ledger of
 # sessions, health, metrics. It looks and changes nothing; what it shows comes from outside, and is always
 # text. Nobody walks all chargers: those that have changed are looked at, a bounded number at a time.
 # ---------------------------------------------------------------------------------------------------------
 
-LOOK_SECONDS = 1.0  # How often changes are looked at.
-LOOK_BUDGET_SECONDS = 0.005  # That a look may hold the loop; the next one goes on with the other chargers,
-BEHIND_SECONDS = 0.05  # so much later.
-CHARGERS_A_LOOK = 500  # That a page is told of at a time.
+CHARGERS_AT_ONCE = 100  # That are looked at in one turn of the loop.
 MAX_STATUS_LINKS = 32  # Requests and pages at a time; beyond it the oldest request is cut.
-MAX_PAGES = 16  # Open at a time.
 # A wrong password is answered so much later: with so few requests at a time, nobody guesses many. Nobody is
 # shut out, because behind a proxy or in a container all come from one address.
 WRONG_PASSWORD_SECONDS = 1.0
 MAX_PAGE_TEXT = 1024  # Bytes of what a page may say; there is nothing that it has to.
-MAX_UNREAD = 2**18  # Bytes that a page has not read yet; beyond it, it is told nothing for a while.
 MAX_EVENTS = 100  # Log lines that a page shows.
 GONE_SECONDS = 7 * DAY  # A charger that was not seen for so long is not missed any more.
-GAUGES_SECONDS = 3600.0  # How often all gauges are looked at anew, a few chargers at a time.
 RECENT_SESSIONS = 50
 RECENT_REFUSALS = 20
 ENERGY_DAYS = 14
@@ -6314,10 +5123,11 @@ LEDGER_SECONDS = 20.0  # For the disk to answer.
 DOWNLOAD_SECONDS = 60.0  # For whoever has asked to read the answer.
 
 View = dict[str, Any]  # What a page is told of something, as JSON.
+Record = dict[str, Any]  # A row of the ledger.
 
 SESSIONS = """
 SELECT sessions.*,
-    (SELECT min(since) FROM calls WHERE session = sessions.number AND refused IS NULL) AS waits_since,
+    (SELECT min(since) FROM calls WHERE session = sessions.number AND refused = '') AS waits_since,
     (SELECT max(refused) FROM calls WHERE session = sessions.number) AS refused_call
 FROM sessions
 """
@@ -6331,10 +5141,9 @@ GROUP BY day, owner
 """
 REFUSALS = f"""
 SELECT charger, peer AS server, since, refused AS words, text FROM calls
-WHERE refused IS NOT NULL ORDER BY number DESC LIMIT {RECENT_REFUSALS}
+WHERE refused != '' ORDER BY number DESC LIMIT {RECENT_REFUSALS}
 """
-# Query, and seconds to the next.
-LOOK_UPS = {"sessions": (RECENT, 2.0), "refusals": (REFUSALS, 2.0), "energy": (ENERGY, 30.0)}
+LOOK_UPS = {"sessions": RECENT, "refusals": REFUSALS, "energy": ENERGY}
 
 
 def time_text(utc: float | None) -> str:
@@ -6360,7 +5169,7 @@ class Delivery(NamedTuple):
     words: str = ""
 
 
-def delivery_of(row: Row) -> Delivery:
+def delivery_of(row: Record) -> Delivery:
     """Say whether a session of the ledger has reached its server."""
     states = {
         "rejected": row["is_rejected"],
@@ -6369,7 +5178,7 @@ def delivery_of(row: Row) -> Delivery:
         "open": row["ended"] is None,
         "recorded": row["server"] in ("", LOCAL),
         "delivered": row["delivered"] is not None,
-        "no stop": not row["stopped_at"],
+        "no stop": not row["has_stop"],
         "unconfirmed": True,  # Its stop was passed on, and no answer has come.
     }
     state = next(name for name, holds in states.items() if holds)
@@ -6386,14 +5195,14 @@ CSV_COLUMNS = (
 )
 
 
-def csv_row(row: Row) -> list[Any]:
+def csv_row(row: Record) -> list[Any]:
     """Return a session of the ledger as a line of the CSV; its times by the charger's clock, if it told."""
     delivery = delivery_of(row)
     values = [
         *(row["charger"], row["connector"], row["badge"], "" if row["is_rejected"] else row["owner"]),
         *(row["started_at"] or time_text(row["begun"]), row["stopped_at"]),
         energy_of(row["meter_start"], row["meter_stop"]),
-        *(json.loads(row["transaction_id"]), json.loads(row["server_id"])),
+        *(row["transaction_id"], row["server_id"]),
         *(row["reason"], time_text(row["delivered"]), *delivery),
     ]
     return [cell(value) for value in values]
@@ -6424,7 +5233,7 @@ def time_of(text: str, days: int) -> float:
     return (moment + timedelta(days=days if is_date else 0)).astimezone(UTC).timestamp()
 
 
-def session_view(row: Row, shown: Callable[[str], str], clean: Callable[[str], str]) -> View:
+def session_view(row: Record, shown: Callable[[str], str], clean: Callable[[str], str]) -> View:
     """Return what the page shows of a session of the ledger."""
     state, words = delivery_of(row)
     return {
@@ -6462,9 +5271,9 @@ def server_view(relay: Relay, peer: Peer, now: Instant, clean: Callable[[str], s
         return {"state": LOCAL} if server else None
     if outbox.link:
         return {"state": "connected" if outbox.is_booted else "has not accepted the boot yet"}
-    if not outbox.is_wanted():
+    if not outbox.is_wanted:
         return {"state": "not needed"}
-    next_try = None if outbox.dial_at is None else to_utc(outbox.dial_at, now)
+    next_try = None if outbox.dial_at == math.inf else outbox.dial_at - now.seconds + now.utc
     return {"state": "down", "words": clean(outbox.trouble), "next": next_try}
 
 
@@ -6477,11 +5286,11 @@ def charger_view(
 ) -> View:
     """Return what the page shows of a charger."""
     link = relay.link if relay else None
-    waiting = [call for calls in memory.stored.values() for call in calls]
+    waiting = list(memory.stored)
     opened = [session for session in memory.sessions.values() if session.ended is None]
     return {
-        "online": to_utc(link.opened, now) if link else None,
-        "seen": to_utc(link.seen, now) if link else memory.seen or None,
+        "online": link.opened - now.seconds + now.utc if link else None,
+        "seen": link.seen - now.seconds + now.utc if link else memory.seen or None,
         "version": memory.version,
         "servers": {peer.value: server_view(relay, peer, now, clean) for peer in SERVERS} if relay else {},
         "waiting": len(waiting),
@@ -6556,10 +5365,10 @@ def share_of(memory: Memory, relay: Relay | None, is_expected: bool, utc: float)
     states = Counter((session.owner, state_of(session)) for session in memory.sessions.values())
     for (owner, state), count in states.items():
         share["sessions", owner.value if owner else "unknown", state] = count
-    for peer, calls in memory.stored.items():
-        share["stored_calls", peer.value] += len(calls)
+    for call in memory.stored:
+        share["stored_calls", call.peer.value if call.peer else "unknown"] += 1
     for peer, outbox in relay.outboxes.items() if relay else ():
-        if outbox.link or outbox.is_wanted():
+        if outbox.link or outbox.is_wanted:
             share["servers", peer.value, "connected" if outbox.link else "down"] += 1
     return share
 
@@ -6571,29 +5380,6 @@ def state_of(session: Session) -> str:
     return "open" if session.ended is None else "ended"
 
 
-class Gauges:
-    """What all chargers add up to; kept up to date charger by charger."""
-
-    def __init__(self) -> None:
-        self.shares: dict[str, Counter[tuple[str, ...]]] = {}  # By charger id; MAX_MEMORIES.
-        self.totals: Counter[tuple[str, ...]] = Counter()  # By metric and labels.
-        self.oldest: dict[str, float] = {}  # UTC seconds of the oldest stored Call, where there is one.
-
-    def update(self, charger_id: str, share: Counter[tuple[str, ...]] | None, memory: Memory | None) -> None:
-        """Take in how a charger is now; None = it is not remembered any more."""
-        self.totals.subtract(self.shares.pop(charger_id, ()))
-        self.oldest.pop(charger_id, None)
-        if memory and share:
-            self.shares[charger_id] = share
-            self.totals.update(share)
-            times = [call.since for calls in memory.stored.values() for call in calls[:1]]
-            self.oldest.update({charger_id: min(times)} if times else {})
-
-    def age_of_oldest(self, utc: float) -> float:
-        """Return for how many seconds the oldest stored Call has been waiting; 0 = there is none."""
-        return max(0.0, utc - min(self.oldest.values(), default=utc))
-
-
 # The page: one file, no outside resource. What it is told is put in as text (textContent), never as markup.
 PAGE = """\
 <!doctype html>
@@ -6602,7 +5388,6 @@ PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta name="token" content="{token}">
 <link rel="icon" href="data:,">
 <title>ocpp-2w-proxy</title>
 <style>
@@ -6887,35 +5672,26 @@ function alarm(text) {
   at("alarm").hidden = !text;
 }
 
-function listen() {
-  const url = new URL("live", location.href);
-  url.protocol = url.protocol.replace("http", "ws");
-  url.searchParams.set("token", document.querySelector("meta[name=token]").content);
-  const socket = new WebSocket(url);
-  socket.onmessage = event => {
-    const news = JSON.parse(event.data);
+async function poll() {
+  try {
+    const response = await fetch("status.json");
+    if (!response.ok) throw new Error(response.statusText);
+    const news = await response.json();
     skew = Date.now() / 1000 - news.now;
-    for (const [id, view] of Object.entries(news.chargers)) {
-      if (view) chargers.set(id, view); else chargers.delete(id);
-    }
+    chargers.clear();
+    for (const [id, view] of Object.entries(news.chargers)) chargers.set(id, view);
     for (const name of Object.keys(tables)) tables[name] = news[name] ?? tables[name];
     alarm(tables.summary.trouble);
     drawSoon();
-  };
-  socket.onclose = () => {
+  } catch {
     alarm("The proxy does not answer; trying again.");
-    setTimeout(comeBack, 3000);
-  };
-}
-
-// Load the page anew once the proxy is back: it may be another version, and has another token.
-function comeBack() {
-  fetch("healthz").then(() => location.reload(), () => setTimeout(comeBack, 3000));
+  }
+  setTimeout(poll, 2000);
 }
 
 at("filter").oninput = drawSoon;
 setInterval(drawSoon, 10000);
-listen();
+poll();
 </script>
 </body>
 </html>
@@ -6958,40 +5734,6 @@ class Events(logging.Handler):
         self.lines.append((record.created, record.levelname, record.getMessage()))
 
 
-class Page:
-    """A page that somebody looks at. What it says is not listened to."""
-
-    def __init__(self, link: Link, charger_ids: Iterable[str]) -> None:
-        self.link = link
-        self.owed = dict.fromkeys(charger_ids)  # Charger ids that it has to be told of; MAX_MEMORIES.
-        self.told: dict[str, str] = {}  # The tables, as it was told them.
-
-    def link_received(self, link: Link, text: str) -> None:
-        """Ignore it."""
-
-    def link_closed(self, link: Link) -> None:
-        """Ignore it; the next look finds out."""
-
-    def is_behind(self) -> bool:
-        """Whether it has still to read what it was told before."""
-        assert self.link.transport is not None
-        return self.link.transport.get_write_buffer_size() > MAX_UNREAD
-
-    def tell(self, chargers: Mapping[str, str], tables: Mapping[str, str], utc: float) -> None:
-        """Tell it of chargers, each with its view, and of tables that have changed; all in JSON."""
-        news = {name: text for name, text in tables.items() if self.told.get(name) is not text}
-        for charger_id in chargers:
-            self.owed.pop(charger_id, None)
-        self.told.update(news)
-        rows = ",".join(f"{dump(charger_id)}:{view}" for charger_id, view in chargers.items())
-        parts = [
-            f'"now":{utc}',
-            f'"chargers":{{{rows}}}',
-            *(f'"{name}":{text}' for name, text in news.items()),
-        ]
-        self.link.send(f"{{{','.join(parts)}}}")
-
-
 class Status:
     """The second port. Owns its listener and its pages; reads what the proxy owns."""
 
@@ -7001,23 +5743,14 @@ class Status:
         self.clean = clean  # Makes a peer's words fit to be shown.
         self.shown: Callable[[str], str] = str if proxy.config.full_badges else masked
         self.config = proxy.config.status
-        self.token = secrets.token_urlsafe()  # Lets a page in that has been let in before (Safari).
-        self.links: dict[Link, None] = {}  # Requests, the oldest first; with the pages MAX_STATUS_LINKS.
-        self.pages: dict[Link, Page] = {}  # MAX_PAGES.
-        self.gauges = Gauges()
-        self.stale: dict[
-            str, None
-        ] = {}  # Charger ids whose share in the gauges is out of date; MAX_MEMORIES.
-        self.tables: dict[str, str] = {}  # What pages show beside the chargers, in JSON, by name.
-        self.gauges_at = 0.0  # Monotonic seconds; when all of them are looked at anew.
-        self.look_up_at = dict.fromkeys(LOOK_UPS, 0.0)  # Monotonic seconds.
-        self.looking_up: set[str] = set()  # The look-ups that are under way.
+        self.links: dict[Link, None] = {}  # Requests, the oldest first; MAX_STATUS_LINKS.
         self.downloads = asyncio.Semaphore(1)  # Ledgers that are being written.
         self.complaints = Complaints()
         self.tasks = Tasks()
         self.server: asyncio.Server | None = None
         self.answers: dict[str, Callable[[Link, dict[str, str]], Coroutine[Any, Any, Response]]] = {
             "/": self._page,
+            "/status.json": self._status,
             "/healthz": self._health,
             "/metrics": self._metrics,
             "/sessions.csv": self._ledger,
@@ -7028,7 +5761,6 @@ class Status:
         self.server = await asyncio.get_running_loop().create_server(
             lambda: incoming_link(MAX_PAGE_TEXT, self._connected), self.config.addr, self.config.port
         )
-        self.tasks.start(self._look(), "status")
 
     @property
     def port(self) -> int:
@@ -7042,14 +5774,14 @@ class Status:
         if self.server:
             self.server.close()
         self.tasks.cancel()
-        for link in [*self.links, *self.pages]:
+        for link in list(self.links):
             link.abort()
 
     # Requests.
 
     def _connected(self, link: Link) -> None:
         self.links[link] = None
-        if len(self.links) + len(self.pages) > MAX_STATUS_LINKS:
+        if len(self.links) > MAX_STATUS_LINKS:
             next(iter(self.links)).abort("too many requests at a time")
         self.tasks.start(self._admit(link), "status request")
 
@@ -7060,17 +5792,15 @@ class Status:
                 request = await link.handshake
             assert isinstance(request, Request)
             await self._answer(link, request)
-            if link not in self.pages:
-                await link.ended
+            await asyncio.shield(link.ended)  # The link needs it still when this is cancelled.
         except RefusedError as refusal:
             self._respond(link, refusal.response())
-            await link.ended
+            await asyncio.shield(link.ended)  # The link needs it still when this is cancelled.
         except (DialError, TimeoutError) as error:
             self.complaints.say(logging.INFO, "no request", "status: a connection is closed: %s", error)
         finally:
             self.links.pop(link, None)
-            if link not in self.pages:
-                link.abort()
+            link.abort()
 
     async def _answer(self, link: Link, request: Request) -> None:
         """Answer a request. Raises RefusedError."""
@@ -7078,10 +5808,7 @@ class Status:
         asked = dict(urllib.parse.parse_qsl(query))
         self._check_request(request)
         if path != "/healthz":  # It tells nothing that the port does not tell.
-            await self._check_login(request, asked, link.address)
-        if path == "/live":
-            self._open(link, request)
-            return
+            await self._check_login(request, link.address)
         if path not in self.answers:
             raise RefusedError(HTTPStatus.NOT_FOUND, f"there are {', '.join(self.answers)}")
         response = await self.answers[path](link, asked)
@@ -7108,10 +5835,10 @@ class Status:
         if origins - {host.lower() for host in request.headers.get_all("Host")}:  # With the port.
             raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
 
-    async def _check_login(self, request: Request, asked: dict[str, str], address: str) -> None:
+    async def _check_login(self, request: Request, address: str) -> None:
         """Refuse whoever does not show the password that the ini may ask for. Raises RefusedError."""
         password = self.config.password
-        if not password or hmac.compare_digest(asked.get("token", "").encode(), self.token.encode()):
+        if not password:
             return
         shown = basic_login(only(request.headers, "Authorization"))
         if hmac.compare_digest(shown.partition(b":")[2], password.encode()):
@@ -7123,30 +5850,71 @@ class Status:
         raise RefusedError(HTTPStatus.UNAUTHORIZED, "the password of [status]; any user", challenge)
 
     async def _page(self, _link: Link, _asked: dict[str, str]) -> Response:
-        return http_response(HTTPStatus.OK, PAGE.replace("{token}", self.token), "text/html")
+        return http_response(HTTPStatus.OK, PAGE, "text/html")
 
     async def _health(self, _link: Link, _asked: dict[str, str]) -> Response:
         trouble = self.proxy.trouble()
         status = HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK
         return http_response(status, f"{trouble or 'ok'}\n")
 
-    async def _metrics(self, _link: Link, _asked: dict[str, str]) -> Response:
-        self._take_in()
-        return http_response(HTTPStatus.OK, exposition(self._samples()), "text/plain; version=0.0.4")
+    async def _shares(self) -> tuple[Counter[tuple[str, ...]], float]:
+        """Return what all chargers add up to, and the age of the oldest stored Call in seconds."""
+        totals, now, oldest = Counter[tuple[str, ...]](), current_instant(), math.inf
+        for number, (charger_id, memory) in enumerate(list(self.proxy.journal.memories.items())):
+            if number % CHARGERS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # Let the others have a turn.
+            is_expected = self.proxy.config.host.admits(charger_id)
+            totals.update(share_of(memory, self.proxy.relays.get(charger_id), is_expected, now.utc))
+            oldest = min([oldest, *(call.since for call in itertools.islice(memory.stored, 1))])
+        return totals, max(0.0, now.utc - oldest)
 
-    def _samples(self) -> dict[tuple[str, ...], float]:
-        """Return what is measured, by metric and labels."""
+    async def _metrics(self, _link: Link, _asked: dict[str, str]) -> Response:
         journal = self.proxy.journal
+        totals, oldest = await self._shares()
         samples: dict[tuple[str, ...], float] = {
             ("info", __version__): 1,
-            ("oldest_stored_call_age_seconds",): self.gauges.age_of_oldest(time.time()),
+            ("oldest_stored_call_age_seconds",): oldest,
             ("event_loop_lag_seconds",): max(self.proxy.lags, default=0.0),
             ("state_file_failing",): int(bool(journal.failure)),
         }
         for (metric, *labels), count in journal.news.counts.items():
             names = (label.value if isinstance(label, Enum) else label for label in labels)
             samples[f"{metric}_total", *names] = count
-        return samples | self.gauges.totals
+        return http_response(HTTPStatus.OK, exposition(samples | totals), "text/plain; version=0.0.4")
+
+    async def _status(self, _link: Link, _asked: dict[str, str]) -> Response:
+        """Return all that the page shows, as JSON."""
+        journal, now = self.proxy.journal, current_instant()
+        totals, oldest = await self._shares()
+        counts = [[*key, count] for key, count in totals.items() if count and key[0] in SUMMARY]
+        told: View = {
+            "now": now.utc,
+            "chargers": {},
+            "unlisted": [[badge, *meeting] for badge, meeting in journal.news.unlisted.items()],
+            "events": list(self.events.lines),
+            "summary": {"counts": counts, "oldest": now.utc - oldest, "trouble": self.proxy.trouble()},
+        }
+        for number, (charger_id, memory) in enumerate(list(journal.memories.items())):
+            if number % CHARGERS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # Let the others have a turn.
+            relay = self.proxy.relays.get(charger_id)
+            told["chargers"][charger_id] = charger_view(memory, relay, now, self.shown, self.clean)
+        try:
+            async with asyncio.timeout(LEDGER_SECONDS):
+                for name, query in LOOK_UPS.items():
+                    rows = await journal.look_up(query, {"since": now.utc - ENERGY_DAYS * DAY})
+                    told[name] = [self._row_view(name, row) for row in rows]
+        except (TimeoutError, sqlite3.Error) as error:
+            self.complaints.say(
+                logging.WARNING, "look up", "status: no ledger: %s", error or "no answer of the disk"
+            )
+        return http_response(HTTPStatus.OK, dump(told), "application/json")
+
+    def _row_view(self, name: str, row: Record) -> View:
+        """Return what the page shows of a row that was looked up."""
+        if name == "sessions":
+            return session_view(row, self.shown, self.clean)
+        return row | {key: self.clean(row[key]) for key in ("words", "text") if key in row}
 
     async def _ledger(self, link: Link, asked: dict[str, str]) -> Response:
         """Return the sessions that began within the days that are asked for. Raises RefusedError."""
@@ -7184,108 +5952,6 @@ class Status:
             place |= {"begun": rows[-1]["begun"], "number": rows[-1]["number"]}
         return "".join(parts)
 
-    # Pages.
-
-    def _open(self, link: Link, request: Request) -> None:
-        """Let a page be told what happens. Raises RefusedError."""
-        if len(self.pages) >= MAX_PAGES:
-            headers = retry_after(RETRY_AFTER_SECONDS)
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open", headers)
-        if link.accept(link.answer_to(request), None):
-            self.pages[link] = page = Page(link, self.proxy.journal.memories)
-            link.attach(page)
-
-    async def _look(self) -> None:
-        """Look at what has changed, for as long as the process lives."""
-        while True:
-            await asyncio.sleep(BEHIND_SECONDS if self.stale else LOOK_SECONDS)
-            self._take_in()
-            self.pages = {link: page for link, page in self.pages.items() if not link.is_closed}
-            if self.pages:
-                self._refresh()
-                self._tell_pages()
-
-    def _take_in(self) -> None:
-        """Take in which chargers have changed, and bring the gauges up to date."""
-        journal, news = self.proxy.journal, self.proxy.journal.news
-        changed, news.changed = news.changed, {}
-        self.stale.update(changed)
-        if time.monotonic() >= self.gauges_at:
-            self.gauges_at = time.monotonic() + GAUGES_SECONDS
-            self.stale.update(dict.fromkeys(journal.memories))
-        for page in self.pages.values():
-            page.owed.update(changed)
-        now, until = current_instant(), time.monotonic() + LOOK_BUDGET_SECONDS
-        while self.stale and time.monotonic() < until:
-            charger_id = next(iter(self.stale))
-            del self.stale[charger_id]
-            memory, relay = journal.memories.get(charger_id), self.proxy.relays.get(charger_id)
-            is_expected = self.proxy.config.host.admits(charger_id)
-            self.gauges.update(
-                charger_id, share_of(memory, relay, is_expected, now.utc) if memory else None, memory
-            )
-
-    def _refresh(self) -> None:
-        """Bring the tables up to date."""
-        news, totals, now = self.proxy.journal.news, self.gauges.totals, time.monotonic()
-        self._set("unlisted", [[badge, *meeting] for badge, meeting in news.unlisted.items()])
-        self._set("events", list(self.events.lines))
-        summary = [[*key, count] for key, count in totals.items() if count and key[0] in SUMMARY]
-        oldest = min(self.gauges.oldest.values(), default=None)
-        self._set("summary", {"counts": summary, "oldest": oldest, "trouble": self.proxy.trouble()})
-        for name, (query, pace) in LOOK_UPS.items():
-            if now >= self.look_up_at[name] and name not in self.looking_up:
-                self.look_up_at[name] = now + pace
-                self.looking_up.add(name)
-                self.tasks.start(self._look_up(name, query), f"status: {name}")
-
-    def _set(self, name: str, value: Any) -> None:
-        text = dump(value)
-        if self.tables.get(name) != text:
-            self.tables[name] = text
-
-    async def _look_up(self, name: str, query: str) -> None:
-        """Bring a table of the past up to date."""
-        since = {"since": time.time() - ENERGY_DAYS * DAY}
-        try:
-            async with asyncio.timeout(LEDGER_SECONDS):
-                rows = await self.proxy.journal.look_up(query, since)
-        except (TimeoutError, sqlite3.Error) as error:
-            words = str(error) or "no answer of the disk"
-            self.complaints.say(logging.WARNING, name, "status: no %s: %s", name, words)
-            return
-        finally:
-            self.looking_up.discard(name)
-        self._set(name, [self._row_view(name, row) for row in rows])
-
-    def _row_view(self, name: str, row: Row) -> View:
-        """Return what the page shows of a row that was looked up."""
-        if name == "sessions":
-            return session_view(row, self.shown, self.clean)
-        return (
-            {**row, "words": self.clean(row["words"]), "text": self.clean(row["text"])}
-            if name == "refusals"
-            else row
-        )
-
-    def _tell_pages(self) -> None:
-        """Tell each page what it has not been told."""
-        now, host, views = current_instant(), self.proxy.config.host, dict[str, str]()
-        for link, page in self.pages.items():
-            link.keep_alive(now.seconds, host.ping_interval)
-            if now.seconds - link.seen > host.ping_interval + host.ping_timeout:
-                link.abort("nothing is seen of it")
-            elif not page.is_behind():
-                owed = list(itertools.islice(page.owed, CHARGERS_A_LOOK))
-                for charger_id in owed:
-                    views[charger_id] = views.get(charger_id) or self._view(charger_id, now)
-                page.tell({charger_id: views[charger_id] for charger_id in owed}, self.tables, now.utc)
-
-    def _view(self, charger_id: str, now: Instant) -> str:
-        """Return in JSON what a page shows of a charger; null = it is not remembered any more."""
-        memory, relay = self.proxy.journal.memories.get(charger_id), self.proxy.relays.get(charger_id)
-        return dump(charger_view(memory, relay, now, self.shown, self.clean) if memory else None)
-
 
 SUMMARY = ("chargers", "servers", "stored_calls")  # Gauges that stand above the page.
 
@@ -7307,8 +5973,6 @@ EXIT_OK, EXIT_FAILED, EXIT_MISTAKE = 0, 1, 2
 MAX_LOG_RECORDS = 10_000  # That wait for a stderr that does not take them; beyond it they are counted.
 LINES_AT_ONCE = 100  # That are written with one call.
 MAX_LOG_LINE = 2_000  # Characters.
-MAX_MET_BADGES = 500  # That are masked wherever they stand.
-MIN_MET_BADGE = 6  # Characters.
 FLUSH_SECONDS = 1.0  # For the last log lines at the end.
 DEMO_SECONDS = 14.0
 
@@ -7316,7 +5980,7 @@ DEMO_SECONDS = 14.0
 class Redactor(logging.Filter):
     """Makes every log line safe to read and to keep: one line of ASCII, no credentials, badges masked.
 
-    Badges are known by their keys; those met so are masked wherever else they stand, as in a server's words.
+    Badges are known by their keys; not where they stand in other people's prose.
     """
 
     BADGE = re.compile(
@@ -7333,7 +5997,6 @@ class Redactor(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self.full_badges = False
-        self.met: dict[str, None] = {}  # Badges in lower case, the oldest first; MAX_MET_BADGES.
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not getattr(
@@ -7351,27 +6014,9 @@ class Redactor(logging.Filter):
         text = self.URL_LOGIN.sub("//hidden@", text[: 2 * MAX_LOG_LINE])
         text = self.HEADER_LOGIN.sub(r"\1 hidden", text)
         if not self.full_badges:
-            text = self.BADGE.sub(lambda found: found[1] + '"' + self._masked(found[2].strip('\\"')), text)
-            text = self.TOLD_BADGE.sub(lambda found: found[1] + self._masked(found[2]), text)
-            name, blank, rest = text.partition(" ")  # Nobody's badge hides a charger's id.
-            text = name + blank + self._without_met(rest)
+            text = self.BADGE.sub(lambda found: found[1] + '"' + masked(found[2].strip('\\"')), text)
+            text = self.TOLD_BADGE.sub(lambda found: found[1] + masked(found[2]), text)
         return escaped(text)[:MAX_LOG_LINE]
-
-    def meet(self, badge: str) -> None:
-        """Know a badge from now on, wherever it stands; short ones are words, too."""
-        if len(badge) >= MIN_MET_BADGE and not badge.startswith("****"):
-            self.met[badge.lower()] = None
-            trim(self.met, MAX_MET_BADGES)
-
-    def _masked(self, badge: str) -> str:
-        self.meet(badge)
-        return masked(badge)
-
-    def _without_met(self, text: str) -> str:
-        lower = text.lower()
-        for badge in [badge for badge in self.met if badge in lower]:
-            text = re.sub(re.escape(badge), lambda found: masked(found[0]), text, flags=re.IGNORECASE)
-        return text
 
 
 REDACTOR = Redactor()
@@ -7437,8 +6082,6 @@ def set_up_logging(config: Config) -> LogWriter:
     writer = LogWriter()
     logging.basicConfig(level=logging.WARNING, handlers=[writer], force=True)
     REDACTOR.full_badges = config.full_badges
-    for badge in config.default.badges.exact:
-        REDACTOR.meet(badge)
     for name, level in config.levels.items():
         shows_credentials = "websockets" in name and level == "DEBUG"
         logging.getLogger(name).setLevel("INFO" if shows_credentials else level)
@@ -7610,12 +6253,11 @@ def validity_of(certificate: Mapping[str, Any], utc: float) -> str:
 
 def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
     """Say which server a badge goes to, and by which line of the ini."""
-    route = Router(charger, Memory(), "ocpp1.6", 0.0).route_of_badge(badge)
+    route = Router(charger, Memory(), "ocpp1.6").route_of_badge(badge)
     entry = charger.badges.entry(badge) if route.is_vouched else None
     line = charger.lines.get("unknown_rfid") if entry is None else charger.badges.lines[entry]
     where = "by default" if line is None else f"{path}:{line}" + (f" ({entry})" if entry else "")
-    whose = "rejected" if route.is_rejected else route.owner.value
-    return f"badge {badge}: {whose}: {route.why}, {where}"
+    return f"badge {badge}: {route.whose}: {route.why}, {where}"
 
 
 # --demo
@@ -7657,19 +6299,16 @@ class DemoServer:
             if message.type is not MessageType.CALL:
                 continue
             answer = self.answer(message)
-            self.answerers[message.message_id] = self.name
-            print(f"    {self.name} gets {message.action} {dump(message.payload)}, answers {dump(answer)}")
+            self.answerers[str(message.message_id)] = self.name
+            print(f"    {self.name} gets {message.action} {dump(message.payload)}, answers {answer}")
             await connection.send(result_text(message.message_id, answer))
             if message.action == "StopTransaction":
                 self.got_stop.set()
 
-    def answer(self, message: Message) -> dict[str, Any]:
-        facts = CHARGER_16.get(message.action, PLAIN)
-        values: dict[Fill, Any] = {Fill.NOW: DEMO_TIME, Fill.STATUS: "Accepted"}
-        if facts.role is Role.START:
-            values[Fill.TRANSACTION] = next(self.transactions)
-        answer: dict[str, Any] = filled(facts.answer, values)
-        return answer
+    def answer(self, message: Message) -> str:
+        said = Content(CHARGER_16.get(message.action, PLAIN), message.payload)
+        number = next(self.transactions) if said.facts.role is Role.START else None
+        return said.answer("Accepted", DEMO_TIME, number)
 
 
 async def demo_charger(port: int, answerers: dict[str, str], delivered: asyncio.Event) -> None:
@@ -7680,7 +6319,7 @@ async def demo_charger(port: int, answerers: dict[str, str], delivered: asyncio.
         async def call(action: str, **payload: Any) -> dict[str, Any]:
             print(f"charger sends {action} {dump(payload)}")
             message_id = new_message_id()
-            await connection.send(call_text(message_id, action, payload))
+            await connection.send(call_text(message_id, action, dump(payload)))
             answer = parse(str(await connection.recv()))
             print(f"charger hears from {answerers.get(message_id, 'the proxy')}: {dump(answer.payload)}")
             return answer.payload
@@ -7774,4 +6413,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # All is closed and written; a disk or a look-up that hangs must not hold up the end.

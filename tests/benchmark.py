@@ -16,6 +16,7 @@ busy those were is told. Chargers and servers are processes of their own that se
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import hashlib
 import itertools
@@ -921,18 +922,14 @@ def measure_farm(size: Size) -> None:
 
 def write_state(path: Path, sessions: int) -> None:
     """Write a state file as a proxy leaves it behind: ten sessions a charger, one of them open."""
-    file, now = p.StateFile(path), p.current_instant()
-    file.prepare()
-    statements = []
+    now, journal = p.current_instant(), p.Journal(p.current_instant, path)
     for number in range(sessions):
-        memory = p.Memory(f"CP-{number // 10:05}", VERSION)
-        session = p.Session(p.Peer.SECONDARY, "SECO-1", 1, now.utc, now.seconds, transaction_id=number + 1)
-        session.ended = now.seconds if number % 10 else None
-        session.number, session.start = number + 1, p.fingerprint([number])
-        statements.append(p.upsert("chargers", p.charger_row(memory, now)))
-        statements.append(p.upsert("sessions", p.session_row(memory, session, now)))
-    file.write(statements)
-    file.close()
+        memory = journal.memory(f"CP-{number // 10:05}")
+        memory.version = VERSION
+        session = p.Session(p.Peer.SECONDARY, "SECO-1", 1, now.utc, now.utc, transaction_id=number + 1)
+        session.ended, session.start = now.utc if number % 10 else None, p.fingerprint([number])
+        memory.note(session)
+    asyncio.run(journal.close())
 
 
 def measure_start(size: Size) -> None:

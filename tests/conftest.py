@@ -41,5 +41,4 @@ def play(tmp_path: Path) -> Iterator[Play]:
 
     yield begin
     for stage in stages:
-        assert stage.journal.file is not None
-        stage.journal.file.close()
+        stage.journal.database.close()

@@ -7,7 +7,6 @@ The proxy of such a play is killed and started again with what its file holds, i
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -156,23 +155,19 @@ def told_id(stage: Stage) -> Any:
 
 def left(stage: Stage, peer: p.Peer = SECONDARY) -> list[str]:
     """Return the Actions of what is stored for a server."""
-    return [call.action for call in stage.memory.stored.get(peer, [])]
+    return [call.action for call in stage.memory.stored if call.peer is peer]
 
 
 def refused(stage: Stage) -> list[tuple[str, str]]:
     """Return the Actions that were refused, each with the server's words."""
-    return [(refusal.call.action, refusal.words) for refusal in stage.memory.refused]
+    return [(call.action, call.refused) for call in stage.memory.refused]
 
 
 @contextmanager
 def full_disk(stage: Stage) -> Iterator[None]:
     """Let every save fail."""
 
-    def write(_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    assert stage.journal.file is not None
-    with patch.object(stage.journal.file, "write", write):
+    with patch.object(stage.journal, "_write", lambda _: "database or disk is full"):
         yield
 
 
@@ -180,12 +175,12 @@ def full_disk(stage: Stage) -> Iterator[None]:
 def slow_disk(stage: Stage) -> Iterator[Callable[[], None]]:
     """Let saves hang; what is yielded lets the one that hangs succeed."""
     jobs: list[Any] = []
-    hand_over = stage.journal._hand_over
+    run = stage.journal._run
 
     def finish() -> None:
-        hand_over(*jobs.pop(0))
+        run(*jobs.pop(0))
 
-    with patch.object(stage.journal, "_hand_over", lambda *job: jobs.append(job)):
+    with patch.object(stage.journal, "_run", lambda *job: jobs.append(job)):
         yield finish
 
 

@@ -83,14 +83,13 @@ class Session:
     owner: p.Peer
     badge: str
     version: str = "ocpp1.6"
-    forwards: bool = False  # `secondary_replies = forward`.
     transaction_id: Any = None  # As the charger knows it.
     messages: list[Said] = field(default_factory=list)  # In order.
 
     @property
     def is_relayed(self) -> bool:
-        """Whether its owner answers the charger itself."""
-        return self.owner is p.Peer.PRIMARY or self.forwards
+        """Whether nothing of it is stored; also what `forward` lets the secondary answer is."""
+        return self.owner is p.Peer.PRIMARY
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +107,12 @@ class Said:
     @property
     def key(self) -> Key:
         return self.session.charger_id, self.timestamp
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it neither begins nor ends its session, nor tells whose it is."""
+        is_update = self.payload.get("eventType") == "Updated" and "idToken" not in self.payload
+        return self.action == "MeterValues" or is_update
 
     @property
     def name(self) -> str:
@@ -162,7 +167,7 @@ class Charger:
     def session(self, connector: int) -> Iterator[Said]:
         owner, name = self.story_random.choice(((p.Peer.PRIMARY, "PRIM"), (p.Peer.SECONDARY, "SECO")))
         badge = f"{name}{len(self.sessions):04}"
-        self.sessions.append(Session(self.charger_id, owner, badge, self.version, self.forwards))
+        self.sessions.append(Session(self.charger_id, owner, badge, self.version))
         play = self.session_16 if self.version == "ocpp1.6" else self.session_2
         return play(self.sessions[-1], connector, self.story_random.randint(1, 4))
 
@@ -429,7 +434,7 @@ async def trouble(server: Server, luck: Random, is_over: asyncio.Event) -> None:
 OUTSIDE = "at any moment"
 POINTS: dict[str, tuple[type, str]] = {
     "between commit and answer": (p.Journal, "_saved"),
-    "between answer and delivery": (p.Outbox, "_send"),
+    "between answer and delivery": (p.Answers, "text_for_server"),
     "between the server's answer and its record": (p.Outbox, "_delivered"),
 }
 UNSYNCED = "right after an answer that waited for no sync"
@@ -437,8 +442,8 @@ UNSYNCED = "right after an answer that waited for no sync"
 # What the proxy waits for, in the time of a test.
 TIMES = {
     "TICK_SECONDS": 0.1,
-    "COPY_SECONDS": 0.5,
-    "STAND_IN_SECONDS": 0.6,
+    "PASSING_SECONDS": 0.5,
+    "ANSWER_SECONDS": 0.6,
     "AWAITED_SECONDS": 0.3,
     "DELIVERY_SECONDS": 0.8,
     "DIAL_SECONDS": 1.0,
@@ -448,9 +453,9 @@ TIMES = {
     "RETRY_SECONDS": (0.2, 0.4),
     "STEADY_SECONDS": 0.3,
     "CLOSE_SECONDS": 0.5,
-    "REDIAL": {p.Peer.PRIMARY: p.Redial(True, 0.1, 0.4), p.Peer.SECONDARY: p.Redial(False, 0.1, 0.4)},
+    "REDIAL_SECONDS": {p.Peer.PRIMARY: (0.0, 0.4), p.Peer.SECONDARY: (0.1, 0.4)},
 }
-TRIES = 3  # CallErrors until a stored message is put aside until the proxy starts again.
+TRIES = 3  # CallErrors until a stored message is put aside until the proxy starts again; of a reading 1.
 
 
 def kill_oneself_at(point: str, number: int) -> None:
@@ -459,7 +464,7 @@ def kill_oneself_at(point: str, number: int) -> None:
     original, passes = getattr(owner, name), itertools.count(1)
 
     def passing(*arguments: Any) -> Any:
-        is_meant = name != "_send" or arguments[1].kind is p.Kind.STORED
+        is_meant = name != "text_for_server" or arguments[1].kind is p.Kind.STORED
         if is_meant and next(passes) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments)
@@ -469,20 +474,17 @@ def kill_oneself_at(point: str, number: int) -> None:
 
 def answer_unsynced(number: int) -> None:
     """Let answers wait for nothing; the process kills itself after the n-th."""
-    passes = itertools.count(1)
+    passes, sent = itertools.count(1), p.Relay._sent
+    p.Journal.has = lambda *_: True  # type: ignore[method-assign]
 
-    def commit(
-        self: p.Journal,  # noqa: ARG001
-        memory: p.Memory,  # noqa: ARG001
-        then: Callable[[], None],
-        otherwise: Callable[[], None] | None = None,  # noqa: ARG001
-    ) -> bool:
-        then()
-        if next(passes) == number:
+    def passing(self: p.Relay, decision: Any) -> bool:
+        is_sent = sent(self, decision)
+        is_stored = isinstance(decision, p.OwnAnswer) and decision.call.kind is p.Kind.STORED
+        if is_stored and next(passes) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return True
+        return is_sent
 
-    p.Journal.commit = commit  # type: ignore[method-assign]
+    p.Relay._sent = passing  # type: ignore[method-assign]
 
 
 def run_proxy(ini: Path, point: str, number: int, is_unsynced: bool) -> int:
@@ -617,10 +619,17 @@ class Ledger:
 
     def _is_passed_over(self, said: Said, at: float) -> bool:
         """Whether the rest of the session had not to wait for a message any more."""
-        missed = [r for r in self._at_owner(said) if r.received < at and not r.is_accepted]
+        missed = self._missed(said, at)
         if said.is_kept and said.session.is_relayed:
-            return bool(missed)  # The verdict on a badge does not wait for the events before it.
-        return said is not said.session.messages[0] and sum(r.is_refused for r in missed) >= TRIES
+            # The verdict on a badge waits for the events before it until the first of them fails.
+            messages = said.session.messages
+            return any(self._missed(kept, at) for kept in messages[: messages.index(said) + 1])
+        tries = 1 if said.is_reading else TRIES
+        return said is not said.session.messages[0] and sum(r.is_refused for r in missed) >= tries
+
+    def _missed(self, said: Said, at: float) -> list[Receipt]:
+        """Return the chances to accept a message that its owner had missed by this time."""
+        return [r for r in self._at_owner(said) if r.received < at and not r.is_accepted]
 
     def _check_transaction_ids(self, session: Session) -> None:
         """What follows a start names an id that the owner gave for this very start."""
@@ -651,12 +660,12 @@ class Ledger:
             return self._why_delivered_again(same[-1], receipt)
         # A repeat of what the proxy has stored is known to it; MeterValues are never taken for repeats.
         may_repeat = said.session.is_relayed or said.action == "MeterValues"
-        ids = {old.message_id for old in before}
-        if may_repeat and sum(at <= receipt.received for at in said.sent) > len(ids):
-            return CHARGER_AGAIN
-        # What the proxy takes over from a relay that failed gets a message id of the proxy.
-        is_taken_over = said.session.owner is p.Peer.SECONDARY and said.session.forwards
-        return self._why_delivered_again(before[-1], receipt) if is_taken_over else ""
+        times = sum(at <= receipt.received for at in said.sent) if may_repeat else 1
+        # A stored message keeps its id until it meets a CallError.
+        is_stored = said.is_kept or not said.session.is_relayed
+        refused = sum(old.is_refused for old in before) if is_stored else 0
+        ids = len({old.message_id for old in before})
+        return CHARGER_AGAIN if times > ids else REFUSED if times + refused > ids else ""
 
     def _why_delivered_again(self, first: Receipt, second: Receipt) -> str:
         """Return why the proxy sent the same once more, "" for no reason."""

@@ -548,6 +548,7 @@ async def primary_resets_handshake(folder: Path) -> str:
 )
 async def primary_resets_call(folder: Path) -> str:
     async with full_house(folder) as (proxy, primary, secondary), charger(proxy) as cp:
+        await secondary.connection()
         primary.answers = None
         await say(cp, "first", "DataTransfer", vendorId="V")
         await primary.heard.call("DataTransfer")

@@ -47,7 +47,6 @@ class StageLink:
         self.ping_at = 0.0
         self.pings = 0
         self.has_ponged = True
-        self.floods = 0
         self.is_closed = False
         self.closed_by = "the play"
 
@@ -77,13 +76,13 @@ class StageLink:
         self.seen = self.stage.time
         self.user.link_received(self, text)
 
-    def calls(self, message_id: str, action: str, **payload: Any) -> None:
+    def calls(self, message_id: p.MessageId, action: str, **payload: Any) -> None:
         self.says(json.dumps([2, message_id, action, payload]))
 
-    def answers(self, message_id: str, **payload: Any) -> None:
+    def answers(self, message_id: p.MessageId, **payload: Any) -> None:
         self.says(json.dumps([3, message_id, payload]))
 
-    def errs(self, message_id: str, code: str = "InternalError") -> None:
+    def errs(self, message_id: p.MessageId, code: str = "InternalError") -> None:
         self.says(json.dumps([4, message_id, code, "", {}]))
 
     def hears(self) -> list[Any]:
@@ -115,10 +114,10 @@ class StageJournal(p.Journal):
     """Saves at once, in this thread, whenever somebody looks."""
 
     def _save_soon(self) -> None:
-        self.is_due = self.file is not None and not self.failure
+        self.is_due = not (self.failure or self.writing)
 
-    def _hand_over(self, job: Callable[[], Callable[[], None]]) -> None:
-        job()()
+    def _run(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        then(job())
 
     def settle(self) -> None:
         """Save until nobody waits for it any more."""
@@ -130,7 +129,12 @@ class StageDialer(p.Dialer):
     """Dials nobody."""
 
     def __init__(self) -> None:
-        pass
+        self.error: p.DialError | None = None
+
+    async def dial(self, *_: Any) -> Any:
+        """Fail as the play says."""
+        assert self.error is not None
+        raise self.error
 
 
 class StageTasks(p.Tasks):
@@ -173,14 +177,14 @@ class Stage:
         """Start the proxy, with what its state file holds."""
         self.journal = StageJournal.open(self.state, self.now) if self.state else StageJournal(self.now)
         config = self.config.charger("CP1")
-        version = self.journal.memory("CP1").version or self.version
+        memory = self.journal.memory("CP1")
+        version = memory.version or self.version
         self.relay = p.Relay("CP1", config, version, self.config.host, StageDialer(), self.journal, self.now)
         self.relay.tasks = StageTasks()
 
     def killed(self, ini: str = "") -> None:
         """Kill the proxy, edit its ini, and start it again; nobody is connected any more."""
-        assert self.journal.file is not None
-        self.journal.file.close()
+        self.journal.database.close()
         if ini:
             self.config = config_of(ini)
         self.open()
@@ -192,6 +196,10 @@ class Stage:
     @property
     def memory(self) -> p.Memory:
         return self.relay.memory
+
+    def waiting(self, peer: p.Peer | None) -> list[p.Call]:
+        """Return what is stored for a server."""
+        return [call for call in self.memory.stored if call.peer is peer]
 
     def outbox(self, peer: p.Peer) -> p.Outbox:
         return self.relay.outboxes[peer]
@@ -211,6 +219,12 @@ class Stage:
         self.secondary = self.connects(p.Peer.SECONDARY)
         if accepts:
             self.charger_boots()
+
+    def cannot_dial(self, peer: p.Peer, error: p.DialError) -> None:
+        """Let a dial of a server fail."""
+        dialer: Any = self.relay.dialer
+        dialer.error = error
+        asyncio.run(self.outbox(peer)._dial())
 
     def primary_connects(self) -> None:
         """Let the primary accept another connection for the same charger."""
@@ -251,8 +265,15 @@ class Stage:
                 if not link.is_open:
                     link.is_closed = True  # type: ignore[misc]
                     link.user.link_closed(link)  # type: ignore[union-attr]
+            self.journal.settle()
             if self.relay.deadline <= self.time:
                 self.relay.tick()
+            self.journal.settle()
+
+    def sweeps(self, after: float) -> list[p.Decision]:
+        """Let the router remove what will have expired then."""
+        now = self.now()
+        return self.relay.router.sweep(p.Instant(now.seconds + after, now.utc + after))
 
     def starts(self, badge: str, message_id: str = "s1", connector: int = 1, meter: int = 0) -> None:
         """Let the charger send a StartTransaction."""

@@ -46,26 +46,24 @@ QUIET_SECONDS = 60.0  # At most until everything is said, delivered and forgotte
 TIMES: dict[str, Any] = {
     "SESSION_SECONDS": 60.0,
     "CLAIM_SECONDS": 60.0,
-    "RESERVATION_SECONDS": 10.0,
-    "REQUEST_SECONDS": 60.0,
-    "ACCEPTED_SECONDS": 60.0,
+    "SILENT_SECONDS": 60.0,
     "SWEEP_SECONDS": 20.0,
     "DIAL_SECONDS": 4.0,
     "HANDSHAKE_SECONDS": 3.0,
     "CLOSE_SECONDS": 1.0,
     "PROBE_SECONDS": 1.0,
-    "COPY_SECONDS": 1.0,
-    "STAND_IN_SECONDS": 2.0,
+    "PASSING_SECONDS": 1.0,
+    "ANSWER_SECONDS": 2.0,
     "AWAITED_SECONDS": 1.0,
     "DELIVERY_SECONDS": 3.0,
     "BOOT_RETRY_SECONDS": 2.0,
     "STEADY_SECONDS": 1.0,
     "REFUSAL_SECONDS": 5.0,
-    "REDIAL": {p.Peer.PRIMARY: p.Redial(True, 0.5, 2.0), p.Peer.SECONDARY: p.Redial(False, 1.0, 4.0)},
+    "REDIAL_SECONDS": {p.Peer.PRIMARY: (0.0, 2.0), p.Peer.SECONDARY: (1.0, 4.0)},
 }
 # These are counted, with what each of their containers holds ...
 COUNTED: tuple[type, ...] = (p.Proxy, p.Doorkeeper, p.Tasks, p.Dialer, p.Resolver, p.Journal, p.Memory)
-COUNTED += (p.Relay, p.Complaints, p.Router, p.Outbox, p.Link, p.Redactor)
+COUNTED += (p.Relay, p.Complaints, p.Router, p.Commands, p.Outbox, p.Link)
 # ... and these alone: a router remembers the last of some for as long as it lives.
 PASSING: tuple[type, ...] = (p.Session, p.Call, p.ServerCall, p.Claim)
 MEMORY, FILES, TASKS = "KiB of memory (RSS)", "file descriptors", "asyncio tasks"
@@ -110,7 +108,7 @@ def collect(proxy: p.Proxy) -> Sample:
     """Measure once a week has passed for what expires, and Python has removed what nobody can reach."""
     now = p.current_instant()
     for relay in proxy.relays.values():
-        relay.carry_out(relay.router.sweep(now._replace(seconds=now.seconds + 8 * p.DAY)))
+        relay.carry_out(relay.router.sweep(p.Instant(now.seconds + 8 * p.DAY, now.utc + 8 * p.DAY)))
     gc.collect()
     return sample()
 
@@ -130,8 +128,7 @@ async def serve_watched(config: p.Config) -> None:
             tell(sample)
         elif question == COLLECT:
             # Once what waits for the disk is there.
-            proxy.journal.promises.append(p.Promise(partial(tell, partial(collect, proxy)), None))
-            proxy.journal.save()
+            proxy.journal.wait(partial(tell, partial(collect, proxy)))
         else:
             asyncio.get_running_loop().remove_reader(0)
             closed.set()
@@ -163,9 +160,13 @@ MAX_LINES = 4  # Of the log, for each thing that happened.
 SPARE = {MEMORY: 8 * 1024}
 SPARE_OF_A_CHARGER = {MEMORY: 16}
 # The rest has bounds of its own, and stays.
-SPARE |= {"Doorkeeper.refusals": STRANGERS, "Redactor.met": p.MAX_MET_BADGES, "Proxy.lags": p.LAG_TICKS}
+SPARE |= {"Doorkeeper.refusals": STRANGERS, "Proxy.lags": p.LAG_TICKS}
 SPARE_OF_A_CHARGER |= dict.fromkeys(("Complaints.told", "Complaints.held_back"), p.MAX_SUBJECTS)
-SPARE_OF_A_CHARGER |= {"Router.spent": p.MAX_SPENT_IDS, **{kind.__name__: 2 for kind in PASSING}}
+SPARE_OF_A_CHARGER |= {
+    "Commands.spent": p.MAX_SPENT_IDS,
+    "Memory.asked": p.MAX_ASKED,
+    **{kind.__name__: 2 for kind in PASSING},
+}
 
 
 def spare(name: str, chargers: int) -> int:

@@ -69,7 +69,7 @@ def template(action: str, facts: p.Facts, badge: str, version: str) -> str:
         (facts.reason, "Local"),
     ):
         put(payload, path, value)
-    text = p.call_text("i", action, payload)
+    text = p.call_text("i", action, p.dump(payload))
     return text.replace('"{transaction}"', "{transaction}") if version == "ocpp1.6" else text
 
 
@@ -94,8 +94,8 @@ def templates(version: str) -> list[tuple[str, str]]:
         for badge in ("PRIM1", "SECO1")[: 1 + bool(facts.badge)]
     ]
     answers = [
-        p.result_text("{id}", ANSWER),
-        p.result_text("{id}", {}),
+        p.result_text("{id}", p.dump(ANSWER)),
+        p.result_text("{id}", "{}"),
         p.error_text("{id}", "InternalError", ""),
     ]
     answers.append(answers[2].replace("4", "5", 1))
@@ -135,10 +135,10 @@ class Storm:
     def pending_id(self, peer: str) -> str:
         """Return the message id of a Call that this peer may answer."""
         if peer == "charger":
-            outstanding = self.stage.relay.router.outstanding
-            return outstanding.wire_id if outstanding else "nobody"
+            outstanding = self.stage.relay.commands.outstanding
+            return str(outstanding.wire_id) if outstanding else "nobody"
         call = self.stage.outbox(p.Peer(peer)).in_flight
-        return call.message_id if call else "nobody"
+        return str(call.message_id) if call else "nobody"
 
     def says(self, peer: str, text: str) -> None:
         """Let a peer say something, with the ids that are of interest now, and check what follows."""
@@ -155,11 +155,11 @@ class Storm:
         try:
             message = p.parse(text)
         except p.MessageError as error:
-            if error.message_id:
-                self.unreadable[peer, error.message_id] += 1
+            if error.message_id is not None:
+                self.unreadable[peer, str(error.message_id)] += 1
             return
         if message.type in (p.MessageType.CALL, p.MessageType.SEND):
-            self.said.setdefault((peer, message.message_id), []).append(message)
+            self.said.setdefault((peer, str(message.message_id)), []).append(message)
 
     def passes(self, seconds: float) -> None:
         """Let time pass at once."""
@@ -171,13 +171,11 @@ class Storm:
         """Write all down, kill the proxy, and start it again."""
         stage = self.stage
         stage.journal.save()
-        assert stage.journal.file is not None
         assert not stage.journal.failure
         sessions = len(stage.memory.sessions)
         stage.killed()
         assert len(stage.memory.sessions) == sessions
-        assert stage.journal.file is not None
-        stage.journal.file.close()
+        stage.journal.database.close()
 
     def settle(self, speaker: str) -> None:
         """Let everybody hear what there is, and come back who has gone."""
@@ -207,7 +205,7 @@ class Storm:
 
     def check_answer(self, peer: str, message: p.Message, speaker: str) -> None:
         """An answer has been asked for, is the only one, and is none of the secondary's."""
-        key = peer, message.message_id
+        key = peer, str(message.message_id)
         self.answered[key] += 1
         asked = len(self.said.get(key, ())) + self.unreadable[key]
         assert self.answered[key] <= asked, f"{peer} hears {message.text}, an answer too many"
@@ -216,30 +214,27 @@ class Storm:
 
     def check_forwarded(self, message: p.Message) -> None:
         """A Call of the charger's is what the charger has said; others are the proxy's own."""
-        said = self.said.get(("charger", message.message_id))
+        said = self.said.get(("charger", str(message.message_id)))
         if said is None:
             is_own = message.action in ("BootNotification", "StatusNotification", "Heartbeat")
-            assert is_own or len(message.message_id) == 36, f"nobody said {message.text}"
+            assert is_own or len(str(message.message_id)) == 36, f"nobody said {message.text}"
         elif all(message.text != original.text for original in said):
             meant = [(original.action, without_ids(original.payload)) for original in said]
             assert (message.action, without_ids(message.payload)) in meant, f"nobody said {message.text}"
 
     def check_tables(self) -> None:
         """Nothing grows without end."""
-        memory, router = self.stage.memory, self.stage.relay.router
+        memory, commands = self.stage.memory, self.stage.relay.commands
         bounds: list[tuple[Sized, int]] = [
             (memory.sessions, p.MAX_SESSIONS),
-            (memory.connectors, p.MAX_SESSIONS),
             (memory.claims, p.MAX_CLAIMS),
-            (memory.requests, p.MAX_REQUESTS),
-            (memory.accepted, p.MAX_ACCEPTED),
+            (memory.asked, p.MAX_ASKED),
             (memory.statuses, p.MAX_STATUSES),
+            (memory.stored, p.MAX_STORED),
             (memory.refused, p.MAX_REFUSED),
-            (router.spent, p.MAX_SPENT_IDS),
-            *((calls, p.MAX_WAITING) for calls in router.waiting.values()),
-            *((calls, p.MAX_STORED + 1) for calls in memory.stored.values()),
-            *((session.kept, p.MAX_KEPT_EVENTS) for session in memory.sessions.values()),
-            *((session.seen, p.MAX_SEEN_EVENTS) for session in memory.sessions.values()),
+            (commands.spent, p.MAX_SPENT_IDS),
+            *((calls, p.MAX_COMMANDS) for calls in commands.waiting.values()),
+            *((session.answers, p.MAX_ANSWERS) for session in memory.sessions.values()),
         ]
         for table, most in bounds:
             assert len(table) <= most

@@ -16,7 +16,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 import ocpp_2w_proxy as p
-from tests.kills import event, warnings
+from tests.kills import warnings
 from tests.peers import PATIENCE, charger, deaf, eventually, house, running
 from tests.plays import Stage, actions, config_of
 
@@ -29,55 +29,14 @@ def call_with(data: str) -> str:
     return f'[2,"1","DataTransfer",{{"vendorId":"x","data":{data}}}]'
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        call_with("[" + ",".join(["[]"] * p.MAX_CONTAINERS) + "]"),
-        call_with("[" + ",".join(["{}"] * p.MAX_CONTAINERS) + "]"),
-        call_with("[" + ",".join(["1"] * p.MAX_COMMAS) + ",1,1]"),
-        call_with("{" + ",".join(f'"k{n}":1' for n in range(p.MAX_KEYS + 1)) + "}"),
-        call_with("{" + ",".join(['"k":1'] * (p.MAX_KEYS + 1)) + "}"),
-        call_with("9" * (p.MAX_DIGITS + 1)),
-        call_with("[" * p.MAX_DEPTH + "]" * p.MAX_DEPTH),
-        call_with("[" * 100_000),
-        '[2,"1","DataTransfer",{}' + ",1" * p.MAX_KEYS + "]",
-    ],
-)
-def test_a_message_that_would_hold_up_the_others_is_answered_with_a_call_error(text: str) -> None:
-    """Objects, commas, keys, digits, depth: each has a bound, and the Call is answered by its id."""
+@pytest.mark.parametrize("data", ["[" * 100_000, "[" * 100_000 + "]" * 100_000, "9" * 5000])
+def test_a_message_that_json_refuses_is_answered_with_a_call_error(data: str) -> None:
+    """It is dropped; the connection stands, and the Call is answered by its id."""
     stage = Stage()
-    stage.charger.says(text)
+    stage.charger.says(call_with(data))
     assert [answer[:3] for answer in stage.charger.hears()] == [[4, "1", "FormationViolation"]]
     assert stage.primary.hears() == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        call_with("[" + ",".join(["[]"] * (p.MAX_CONTAINERS - 3)) + "]"),
-        call_with("[" + ",".join(["1"] * (p.MAX_COMMAS - 4)) + "]"),
-        call_with("{" + ",".join(f'"k{n}":1' for n in range(p.MAX_KEYS)) + "}"),
-        call_with("9" * p.MAX_DIGITS),
-        call_with("[" * (p.MAX_DEPTH - 2) + "]" * (p.MAX_DEPTH - 2)),
-        call_with('"' + "[" * 1000 + '"'),
-    ],
-)
-def test_what_is_within_the_bounds_passes_unchanged(text: str) -> None:
-    """Up to the last object, comma, key, digit and level."""
-    stage = Stage()
-    stage.charger.says(text)
-    assert stage.primary.hears_text() == text
-
-
-@pytest.mark.parametrize("padding", ["1", '"' + "x" * 100_000 + '"'])
-@pytest.mark.parametrize("key", ['"\\u0069dTag"', '"idTag":1,"idTag"'])
-def test_a_key_that_stands_twice_is_seen_in_a_message_of_any_length(key: str, padding: str) -> None:
-    """Two readers could see two badges in it; one that is only written in an odd way is as good as any."""
-    stage = Stage()
-    stage.charger.says(f'[2,"1","Authorize",{{"x":{padding},{key}:"PRIM1"}}]')
-    heard = [answer[:3] for answer in stage.charger.hears()]
-    assert heard == ([[4, "1", "FormationViolation"]] if "," in key else [])
-    assert actions(stage.primary.hears()) == ([] if "," in key else ["Authorize"])
+    assert stage.charger.closed_with is None
 
 
 @pytest.mark.parametrize("value", ["3", "idTag", "transactionId"])
@@ -108,9 +67,9 @@ def test_the_longest_last_message_of_a_session_reaches_its_server(version: str) 
         payload |= {"transactionInfo": {"transactionId": "T1"}, "idToken": {"idToken": "SECO1", "type": "x"}}
         action, readings = "TransactionEvent", "meterValue"
     reading = {"timestamp": "2026-01-01T00:00:00Z", "sampledValue": [value] * 9}
-    room = 2**20 - len(p.call_text("9", action, payload)) - 30
+    room = 2**20 - len(p.call_text("9", action, p.dump(payload))) - 30
     payload[readings] = [reading] * (room // (len(p.dump(reading)) + 1))
-    text = p.call_text("9", action, payload)
+    text = p.call_text("9", action, p.dump(payload))
     assert 2**20 - 1000 < len(text) <= 2**20
     stage.charger.says(text)
     assert [answer[:2] for answer in stage.charger.hears()] == [[3, "9"]]
@@ -130,22 +89,9 @@ def test_a_long_last_event_reaches_its_server_with_its_badge() -> None:
     assert [answer[0] for answer in stage.charger.hears()] == [3, 3]
 
 
-def test_a_number_with_a_fraction_is_kept_as_it_stands() -> None:
-    """To read tens of thousands of them would hold up the others; where one counts, it is read."""
-    message = p.parse(call_with("[1.50,-2.5e-300,7]"))
-    assert message.payload["data"] == ["1.50", "-2.5e-300", 7]
-    assert p.watt_hours({"value": p.Fraction("1.5"), "unitOfMeasure": {"unit": "kWh"}}) == 1500
-
-
-def test_a_message_type_that_is_a_long_list_is_named_in_short() -> None:
-    """Nobody writes it out."""
-    with pytest.raises(p.MessageError, match=r"^unknown message type 'none'$"):
-        p.parse("[[" + ",".join(["1.5"] * 10_000) + '],"x","A",{}]')
-
-
 def test_calls_that_wait_for_the_charger_are_bounded_in_length_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that sends long ones is told so."""
-    monkeypatch.setattr(p, "MAX_WAITING_TEXT", 1000)
+    monkeypatch.setattr(p, "MAX_COMMANDS_TEXT", 1000)
     stage = Stage()
     for number in range(5):
         stage.primary.calls(str(number), "DataTransfer", vendorId="v", data="x" * 600)
@@ -158,11 +104,11 @@ def test_calls_that_wait_for_the_charger_are_bounded_in_length_too(monkeypatch: 
 
 def test_calls_that_wait_for_a_server_are_bounded_in_length_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The charger sends what is dropped again."""
-    monkeypatch.setattr(p, "MAX_WAITING_TEXT", 1000)
+    monkeypatch.setattr(p, "MAX_LIVE_TEXT", 1000)
     stage = Stage()
     for number in range(5):
         stage.charger.calls(str(number), "DataTransfer", vendorId="v", data="x" * 600)
-    assert [call.message_id for call in stage.outbox(p.Peer.PRIMARY).queue] == ["1", "2"]
+    assert [call.message_id for call in stage.outbox(p.Peer.PRIMARY).live] == ["1", "2"]
     assert stage.journal.news.counts["dropped_messages", "queue-full"] == 2
 
 
@@ -177,26 +123,18 @@ def test_statuses_are_bounded_together() -> None:
     assert list(stage.memory.statuses) == ["[2,2]", "[3,3]"]
 
 
-def test_a_badge_or_id_that_is_too_long_is_refused() -> None:
-    """Nobody has one like that; it would be kept in memory."""
-    stage = Stage()
-    stage.charger.calls("1", "Authorize", idTag="A" * (p.MAX_FIELD + 1))
-    stage.charger.calls("2", "Authorize", idTag="A" * p.MAX_FIELD)
-    assert [answer[:3] for answer in stage.charger.hears()] == [[4, "1", "FormationViolation"]]
-    assert actions(stage.primary.hears()) == ["Authorize"]
-
-
 def test_starts_and_stops_are_known_again_however_long_they_are(play: Any) -> None:
     """What they are known by is kept short."""
     stage = play()
+    told = []
     for message_id in ("a", "b"):
         stage.charger.calls(
             message_id, "StartTransaction", connectorId=1, idTag="SECO1", meterStart=0, timestamp="9" * 1000
         )
-    first, second = (answer[2]["transactionId"] for answer in stage.charger.hears())
-    assert first == second
+        told += [answer[2]["transactionId"] for answer in stage.charger.hears()]
+    assert told[0] == told[1]
     (session,) = stage.memory.sessions.values()
-    assert len(session.start) <= p.MAX_FIELD
+    assert len(session.start) <= p.MAX_SHORT
 
 
 def test_a_boot_or_status_that_is_too_long_passes_but_is_not_remembered() -> None:
@@ -211,56 +149,14 @@ def test_a_boot_or_status_that_is_too_long_passes_but_is_not_remembered() -> Non
     assert stage.memory.statuses == {}
 
 
-def test_a_long_answer_to_a_start_is_kept_short_for_its_repeats() -> None:
-    """The charger hears it in full; a repeat hears the verdict and the id."""
-    stage = Stage()
-    stage.starts("PRIM1", "a")
-    stage.primary.hears()
-    status = {"status": "Accepted", "parentIdTag": "x" * p.MAX_SELF_DESCRIPTION}
-    stage.primary.answers("a", transactionId=7, idTagInfo=status)
-    assert stage.charger.hears() == [[3, "a", {"transactionId": 7, "idTagInfo": status}]]
-    stage.starts("PRIM1", "b")
-    assert stage.charger.hears() == [[3, "b", {"idTagInfo": {"status": "Accepted"}, "transactionId": 7}]]
-
-
-def test_refused_calls_are_bounded_in_length_too(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_calls_are_bounded_in_length_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes, as with too many of them."""
-    stage = play()
-    call = p.stored_call('[2,"1","Heartbeat",{}]', "ocpp1.6", None)
-    monkeypatch.setattr(p, "MAX_STORED_TEXT", 2 * len(call.text))
+    stage = Stage()
+    text = '[2,"1","Heartbeat",{}]'
+    monkeypatch.setattr(p, "MAX_STORED_TEXT", 2 * len(text))
     for _ in range(3):
-        call = p.stored_call('[2,"1","Heartbeat",{}]', "ocpp1.6", None)
-        stage.journal.refuse(stage.memory, p.Refusal(p.Peer.SECONDARY, call, "no", False))
+        stage.memory.refuse(p.Call(p.Kind.STORED, "Heartbeat", "1", text, p.NOTHING), "no", False)
     assert len(stage.memory.refused) == 2
-
-
-# Transactions without an owner.
-
-
-def test_of_too_many_transactions_without_a_badge_the_next_goes_to_the_primary() -> None:
-    """So that a charger that never tells cannot fill the memory."""
-    stage = Stage(version="ocpp2.0.1")
-    for number in range(p.MAX_OWNERLESS + 1):
-        event(stage, 0, "Started", name=f"T{number}")
-    owners = [session.owner for session in stage.memory.sessions.values()]
-    assert owners == [None] * p.MAX_OWNERLESS + [p.Peer.PRIMARY]
-
-
-def test_long_events_without_a_badge_go_to_the_primary() -> None:
-    """Their text has a bound, too."""
-    stage = Stage(version="ocpp2.0.1")
-    for number in range(3):
-        info = {"transactionId": "T"}
-        stage.charger.calls(
-            str(number),
-            "TransactionEvent",
-            eventType="Updated",
-            seqNo=number,
-            transactionInfo=info,
-            customData={"vendorId": "x" * (p.MAX_KEPT_TEXT // 2)},
-        )
-    (session,) = stage.memory.sessions.values()
-    assert session.owner is p.Peer.PRIMARY
 
 
 # Frames.
@@ -309,10 +205,8 @@ async def test_a_frame_that_announces_too_much_closes_its_sender_at_once() -> No
         assert await close_code(reader) == 1009
 
 
-async def test_a_flood_is_read_slowly_and_slows_nobody_else(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Beyond the budget the sender's own buffers fill; one WARNING tells of it."""
+async def test_a_flood_is_read_slowly_and_slows_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the budget the sender's own buffers fill."""
     monkeypatch.setattr(p, "FRAMES_AHEAD", 20.0)
     monkeypatch.setattr(p, "FRAMES_PER_SECOND", 50.0)
     async with running(f"watchdog_interval = 0.1\n{LOCAL}") as proxy, charger(proxy) as good:
@@ -325,8 +219,6 @@ async def test_a_flood_is_read_slowly_and_slows_nobody_else(
             await good.calls("1", "Heartbeat")
             assert len(loud.heard.messages) < 100
             await loud.heard.answer("99")
-            await eventually(lambda: bool(warnings(caplog, "LOUD: the charger sends more than 50 frames")))
-    assert len(warnings(caplog, "frames a second")) == 1
 
 
 async def test_a_ping_flood_of_a_peer_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,7 +434,6 @@ def test_of_too_many_chargers_only_so_many_are_looked_through(monkeypatch: pytes
     assert not journal.has_room("d")
     assert journal.has_room("d")
     assert set(journal.memories) == {"a", "b"}
-    assert "c" in journal.news.changed  # So that whoever looks forgets it, too.
     assert journal.has_room("a")
 
 

@@ -59,21 +59,6 @@ def test_one_call_at_a_time_is_outstanding_at_the_primary() -> None:
     assert [message[1] for message in stage.primary.hears()] == ["3"]
 
 
-def test_a_repeated_waiting_call_takes_its_predecessors_place() -> None:
-    """While the primary is away; it gets the Call once, the charger its answer under the newest id."""
-    stage = Stage(connect=False)
-    stage.charger_connects()
-    stage.primary.lost()
-    stage.charger.calls("1", "Heartbeat")
-    stage.charger.calls("2", "DataTransfer", vendorId="a")
-    stage.charger.calls("3", "Heartbeat")
-    stage.primary_connects()
-    assert stage.primary.hears_call()[0] == "3"
-    stage.primary.answers("3", currentTime="t")
-    assert stage.primary.hears_call()[0] == "2"
-    assert [message[1] for message in stage.charger.hears()] == ["3"]
-
-
 def test_equal_calls_sent_ahead_are_all_answered() -> None:
     """A charger that does not wait for answers repeats nothing."""
     stage = Stage()
@@ -90,15 +75,15 @@ def test_equal_meter_values_that_wait_are_all_delivered() -> None:
     stage.primary.lost()
     for message_id in "12":
         stage.charger.calls(message_id, "MeterValues", connectorId=1, meterValue=[])
-    assert len(stage.outbox(p.Peer.PRIMARY).queue) == 2
+    assert len(stage.outbox(p.Peer.PRIMARY).live) == 2
 
 
 def test_a_flood_of_waiting_calls_is_bounded() -> None:
     """What is too much is dropped; its sender repeats it."""
     stage = Stage()
-    for number in range(p.MAX_WAITING + 10):
+    for number in range(p.MAX_LIVE + 10):
         stage.charger.calls(str(number), "DataTransfer", vendorId=str(number))
-    assert len(stage.outbox(p.Peer.PRIMARY).queue) == p.MAX_WAITING
+    assert len(stage.outbox(p.Peer.PRIMARY).live) == p.MAX_LIVE
 
 
 # Rule 4 and 5: Calls of the servers.
@@ -176,7 +161,7 @@ def test_a_verdict_against_a_badge_is_told(caplog: pytest.LogCaptureFixture) -> 
     stage.secondary.answers(stage.secondary.hears_call()[0], idTagInfo={"status": "Invalid"})
     told = [record.getMessage() for record in caplog.records]
     assert "CP1: primary answers Authorize with status Blocked; badge ****4567" in told
-    assert any(line.startswith("CP1: secondary: answers status Invalid to what the proxy") for line in told)
+    assert "CP1: secondary answers Authorize with status Invalid; badge ****4567" in told
 
 
 def test_the_servers_take_turns() -> None:
@@ -241,9 +226,11 @@ def test_a_call_that_waits_unsent_for_too_long_is_answered_too() -> None:
 def test_too_many_waiting_calls_of_a_server_are_answered_at_once() -> None:
     """The queue for the charger has a bound for each server."""
     stage = Stage()
-    for number in range(p.MAX_WAITING + 2):
+    for number in range(p.MAX_COMMANDS + 2):
         stage.primary.calls(str(number), "ClearCache")
-    assert [message[:3] for message in stage.primary.hears()] == [[4, str(p.MAX_WAITING + 1), "GenericError"]]
+    assert [message[:3] for message in stage.primary.hears()] == [
+        [4, str(p.MAX_COMMANDS + 1), "GenericError"]
+    ]
 
 
 def test_the_calls_of_a_server_that_is_gone_are_forgotten() -> None:
@@ -267,7 +254,7 @@ def test_a_call_that_nobody_waits_for_times_out_silently() -> None:
     stage.secondary.calls("1", "ClearCache")
     stage.secondary.lost()
     stage.passes(31)
-    assert stage.relay.router.outstanding is None
+    assert stage.relay.commands.outstanding is None
 
 
 # Who may name whose transaction.
@@ -385,14 +372,6 @@ def test_a_malformed_call_whose_id_can_be_read_gets_the_versions_code(version: s
         assert peer.hears()[0][:3] == [4, "77", code]
 
 
-def test_a_call_of_a_server_that_can_be_read_in_two_ways_is_refused() -> None:
-    """Ownership must not depend on which of two ids one looks at."""
-    stage = Stage()
-    stage.primary.says('[2,"1","RemoteStopTransaction",{"transactionId":1,"transactionId":2}]')
-    assert stage.primary.hears()[0][:3] == [4, "1", "FormationViolation"]
-    assert stage.charger.hears() == []
-
-
 # OCPP 2.1: SEND and CallResultError.
 
 
@@ -404,31 +383,15 @@ def test_a_send_of_the_charger_goes_to_the_primary_and_blocks_nothing() -> None:
     assert [message[1] for message in stage.primary.hears()] == ["1", "2"]
 
 
-def test_a_send_of_a_server_goes_to_the_charger() -> None:
-    """It needs no turn, because no answer is due."""
+def test_a_send_of_a_server_goes_to_nobody() -> None:
+    """No Action of a server is one."""
     stage = Stage(version="ocpp2.1")
-    stage.primary.calls("1", "ClearCache")
     stage.secondary.says('[6,"2","Whatever",{}]')
-    assert [message[1] for message in stage.charger.hears()] == ["1", "2"]
-
-
-def test_a_call_result_error_goes_to_whoever_gave_the_answer() -> None:
-    """In both directions, under the ids that each side knows."""
-    stage = Stage(version="ocpp2.1")
-    stage.charger.calls("1", "Heartbeat")
-    stage.primary.answers("1", currentTime="t")
-    stage.primary.hears()
-    stage.charger.says('[5,"1","FormatViolation","",{}]')
-    assert stage.primary.hears() == [[5, "1", "FormatViolation", "", {}]]
-    stage.secondary.calls("9", "ClearCache")
-    stage.charger.hears()
-    stage.charger.answers("9", status="Accepted")
-    stage.secondary.says('[5,"9","FormatViolation","",{}]')
-    assert stage.charger.hears() == [[5, "9", "FormatViolation", "", {}]]
+    assert stage.charger.hears() == []
 
 
 def test_a_call_result_error_for_no_answer_goes_nowhere() -> None:
-    """Neither a wrong id nor a wrong sender reaches anybody."""
+    """Nor does any other: what they say of an answer helps nobody here."""
     stage = Stage(version="ocpp2.1")
     stage.charger.says('[5,"1","FormatViolation","",{}]')
     stage.secondary.calls("9", "ClearCache")
@@ -436,24 +399,6 @@ def test_a_call_result_error_for_no_answer_goes_nowhere() -> None:
     stage.charger.hears()
     stage.primary.says('[5,"9","FormatViolation","",{}]')
     assert stage.charger.hears() == stage.primary.hears() == []
-
-
-def test_a_call_result_error_of_a_server_that_came_back_goes_nowhere() -> None:
-    """The connection that gave or got the answer is gone."""
-    stage = Stage(version="ocpp2.1")
-    stage.secondary.calls("9", "ClearCache")
-    stage.charger.answers("9", status="Accepted")
-    stage.charger.calls("1", "Heartbeat")
-    stage.primary.answers("1", currentTime="t")
-    stage.primary.lost()
-    stage.primary_connects()
-    stage.secondary.lost()
-    stage.secondary_connects(accepts=False)
-    stage.charger.hears(), stage.primary.hears(), stage.secondary.hears()
-    stage.secondary.says('[5,"9","FormatViolation","",{}]')
-    stage.charger.says('[5,"1","FormatViolation","",{}]')
-    assert stage.charger.hears() == []
-    assert 5 not in [message[0] for message in stage.primary.hears()]
 
 
 def test_a_call_of_a_server_without_a_charger_is_answered_with_an_error() -> None:

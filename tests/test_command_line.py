@@ -339,7 +339,9 @@ def test_check_says_which_line_rejects_a_badge(tmp_path: Path) -> None:
     """The one of unknown_rfid, in the section of the charger if it has one."""
     ini = f"{BADGES}[charger CP1]\nunknown_rfid = reject\n"
     _, told = check(tmp_path, ini, "CP1", "--badge", "05")
-    assert told.startswith("badge 05: rejected: its badge is on no list, ocpp-2w-proxy.ini:12\n")
+    assert told.startswith(
+        "badge 05: rejected: its badge is on no list: unknown_rfid = reject, ocpp-2w-proxy.ini:12\n"
+    )
 
 
 def test_a_badge_is_looked_up_by_check_alone() -> None:

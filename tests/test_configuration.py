@@ -41,7 +41,8 @@ secondary_rfid = 04D5E6F7, 04D5E6F8
 
 SERVER_KEYS = (
     "server, primary_rfid, primary_id, primary_user, primary_password, primary_auth, primary_ca, "
-    "primary_cert, primary_key, primary_grace, secondary_server, secondary_rfid, secondary_id, "
+    "primary_cert, primary_key, primary_copies, primary_grace, secondary_server, secondary_rfid, "
+    "secondary_id, "
     "secondary_user, secondary_password, secondary_auth, secondary_ca, secondary_cert, secondary_key, "
     "secondary_replies, secondary_copies, secondary_refuse, unknown_rfid, versions"
 )
@@ -140,6 +141,7 @@ def test_defaults_of_an_almost_empty_ini(load: Load, tmp_path: Path, path: Path)
             unknown_rfid="primary",
             secondary_replies="ignore",
             secondary_copies=frozenset({"StatusNotification"}),
+            primary_copies=frozenset(),
             secondary_refuse=frozenset(),
             primary_grace=15,
             versions=("ocpp2.1", "ocpp2.0.1", "ocpp1.6"),

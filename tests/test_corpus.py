@@ -71,7 +71,7 @@ def is_told(word: str, text: str, sent: str) -> bool:
     if word == "as it came":
         return text == sent
     if word == "under another id":
-        return text == p.with_message_id(sent, message_id) != sent
+        return text == p.patch(sent, (1,), message_id) != sent
     if first in ("CallError", "CallResult"):
         outcome = [4, code] if code else [3]
         return [kind, *rest[:1]][: len(outcome)] == outcome and f'"{message_id}"' in sent

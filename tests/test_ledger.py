@@ -15,6 +15,7 @@ from tests.ledger import (
     OUTSIDE,
     POINTS,
     PROXY_DIED,
+    REFUSED,
     SERVER_DIED,
     UNSYNCED,
     Ledger,
@@ -57,12 +58,11 @@ class Books:
     """One session of OCPP 1.6, said at 1, 2 and 3 s; and what the servers have booked."""
 
     owner: p.Peer = SECONDARY
-    forwards: bool = False
     receipts: dict[p.Peer, list[Receipt]] = field(default_factory=lambda: {PRIMARY: [], SECONDARY: []})
     deaths: list[float] = field(default_factory=list)  # Of the proxy.
 
     def __post_init__(self) -> None:
-        self.session = Session("CP-1", self.owner, "BADGE", forwards=self.forwards)
+        self.session = Session("CP-1", self.owner, "BADGE")
         for at, action in enumerate(("StartTransaction", "MeterValues", "StopTransaction"), 1):
             payload = {"meter": at} if at == 1 else {"meter": at, "transactionId": 2_000_000_001}
             self.session.messages.append(Said(self.session, action, f"{at}", payload, False, [at], at))
@@ -142,16 +142,40 @@ def test_a_message_that_no_charger_said_is_a_problem() -> None:
 
 
 def test_a_message_that_overtakes_another_is_a_problem() -> None:
-    """Unless its owner has refused the other one as often as it is tried."""
+    """Unless its owner has refused the other one, a reading, at once."""
     books = Books()
     books.receives(0, 10)
-    for at in (11, 12, 13):
-        books.receives(1, at).is_refused = True
+    books.receives(1, 11).is_refused = True
     books.receives(2, 14)
     books.receives(1, 15)
     assert books.problems() == []
+    del books.receipts[SECONDARY][1]
+    assert books.problems() == ["order", "order"]
+
+
+def test_what_tells_an_owner_is_overtaken_after_three_refusals() -> None:
+    """Each under an id of its own."""
+    books = Books()
+    books.session.messages[1].action = "TransactionEvent"
+    books.receives(0, 10)
+    for at in (11, 12, 13):
+        books.receives(1, at, f"id-{at}").is_refused = True
+    books.receives(2, 14)
+    books.receives(1, 15, "id-15")
+    assert books.problems() == []
+    assert books.check().again == {REFUSED: 3}
     del books.receipts[SECONDARY][2]
     assert books.problems() == ["order", "order"]
+
+
+def test_another_id_without_a_refusal_is_a_problem() -> None:
+    """A stored message keeps its id, also for another connection."""
+    books = Books()
+    books.receives(0, 10, answer=False)
+    books.receives(0, 11, "another id")
+    books.receives(1, 12)
+    books.receives(2, 13)
+    assert books.problems() == ["double"]
 
 
 def test_a_message_that_comes_twice_needs_a_death_in_between() -> None:
@@ -180,20 +204,14 @@ def test_a_message_that_comes_back_after_its_successors_is_a_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "forwards", "place", "problems"),
-    [
-        (PRIMARY, False, 0, []),
-        (SECONDARY, True, 0, []),
-        (SECONDARY, False, 0, ["double"]),
-        (SECONDARY, False, 1, []),
-        (SECONDARY, False, 2, ["double"]),
-    ],
+    ("owner", "place", "problems"),
+    [(PRIMARY, 0, []), (SECONDARY, 0, ["double"]), (SECONDARY, 1, []), (SECONDARY, 2, ["double"])],
 )
 def test_a_message_that_the_charger_repeats_is_stored_once(
-    owner: p.Peer, forwards: bool, place: int, problems: list[str]
+    owner: p.Peer, place: int, problems: list[str]
 ) -> None:
     """Only what is relayed, and meter values, may come once for each time that the charger has sent it."""
-    books = Books(owner, forwards)
+    books = Books(owner)
     books.session.messages[place].sent = [1, 9]
     for number in range(3):
         books.receives(number, 10 + number)

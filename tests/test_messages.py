@@ -23,8 +23,8 @@ scalars = st.none() | st.booleans() | numbers | st.text() | st.sampled_from(["\u
 keys = st.sampled_from("abc") | st.text().filter(lambda key: key != "*")  # In a FieldPath: every element.
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(keys, inner), max_leaves=20)
 payloads = st.dictionaries(keys, values, max_size=6)
-ids = st.text(min_size=1, max_size=p.MAX_MESSAGE_ID)
-actions = st.text(max_size=p.MAX_ACTION)
+ids = st.text(min_size=1, max_size=p.MAX_MESSAGE_ID) | st.integers()
+actions = st.text()
 messages = st.one_of(
     st.tuples(st.sampled_from([CALL, SEND]), ids, actions, payloads),
     st.tuples(st.just(CALLRESULT), ids, payloads),
@@ -80,6 +80,8 @@ def refused(text: str) -> p.MessageError:
         ('[2,"1","A",{"idTag":"04A1\x00\x1f\n"}]', (CALL, "1", "A", {"idTag": "04A1\x00\x1f\n"})),
         (f'[2,"{255 * "i"}","{64 * "A"}",{{}}]', (CALL, 255 * "i", 64 * "A", {})),
         ('[2,"1","A",{"a":9223372036854775807}]', (CALL, "1", "A", {"a": 2**63 - 1})),
+        ('[2,12345678,"A",{}]', (CALL, 12345678, "A", {})),
+        ("[3,0,{}]", (CALLRESULT, 0, "", {})),
     ],
 )
 def test_parse_well_formed(text: str, expected: tuple[p.MessageType, str, str, dict[str, Any]]) -> None:
@@ -110,7 +112,8 @@ def test_parse_well_formed(text: str, expected: tuple[p.MessageType, str, str, d
         '[[2],"1","A",{}]',
         f'[{LONG[:4000]},"1","A",{{}}]',
         f'[{LONG},"1","A",{{}}]',
-        '[2,1,"A",{}]',
+        '[2,1.5,"A",{}]',
+        '[2,true,"A",{}]',
         '[2,null,"A",{}]',
         '[2,["1"],"A",{}]',
         '[2,"","A",{}]',
@@ -123,7 +126,6 @@ def test_parse_well_formed(text: str, expected: tuple[p.MessageType, str, str, d
         '[5,"1",{},"",{}]',
         '[6,"1","A"]',
         '[6,"1","A",[]]',
-        f'[6,"1","{65 * "A"}",{{}}]',
         '[3,"1",{"a":NaN}]',
         f'[3,"1",{{"a":{LONG}}}]',
         '[3,"1",{}],',
@@ -151,7 +153,6 @@ def test_parse_malformed(text: str) -> None:
         '[2,"i","A",""]',
         '[2,"i",1,{}]',
         '[2,"i",null,{}]',
-        f'[2,"i","{65 * "A"}",{{}}]',
         '[2,"i"]',
         '[2,"i",',
         '[2,"i"',
@@ -172,6 +173,12 @@ def test_parse_malformed(text: str) -> None:
 def test_parse_malformed_call_with_readable_id(text: str) -> None:
     """A Call that cannot be read tells its id, so that it can be answered."""
     assert refused(text).message_id == "i"
+
+
+@pytest.mark.parametrize("text", ['[2,17,"A"]', '[2, 17 ,"A",{]', "[2,17,1,{}]"])
+def test_parse_malformed_call_with_a_number_for_an_id(text: str) -> None:
+    """Its answer bears the number, too."""
+    assert refused(text).message_id == 17
 
 
 def test_parse_malformed_call_with_longest_id() -> None:
@@ -198,12 +205,11 @@ def is_message_or_error(text: str) -> None:
     """Check that parsing the text has one of its two outcomes."""
     result = outcome(text)
     if isinstance(result, p.MessageError):
-        assert result.message_id is None or f'"{result.message_id}"' in text
+        assert result.message_id is None or str(result.message_id) in text
     else:
         assert result.text == text
         assert result.type in p.MessageType
-        assert 1 <= len(result.message_id) <= p.MAX_MESSAGE_ID
-        assert len(result.action) <= p.MAX_ACTION
+        assert type(result.message_id) is int or 1 <= len(str(result.message_id)) <= p.MAX_MESSAGE_ID
         assert type(result.payload) is dict
 
 
@@ -241,8 +247,8 @@ def test_parse_damaged_message(
 
 
 def as_read(value: Any) -> Any:
-    """Return a value as the proxy reads it: numbers with a fraction as they stand in the text."""
-    return json.loads(json.dumps(value), parse_float=p.Fraction)
+    """Return a value as JSON gives it back."""
+    return json.loads(json.dumps(value))
 
 
 @settings(deadline=None)
@@ -278,8 +284,8 @@ def test_parse_nested_to_the_limit(bracket: str) -> None:
 
 def test_texts_of_the_proxy() -> None:
     """The proxy's own messages are compact ASCII, and read back."""
-    assert p.call_text("1", "A", {"a": "\xe4"}) == '[2,"1","A",{"a":"\\u00e4"}]'
-    assert p.result_text("1", {}) == '[3,"1",{}]'
+    assert p.call_text("1", "A", p.dump({"a": "\xe4"})) == '[2,"1","A",{"a":"\\u00e4"}]'
+    assert p.result_text(1, "{}") == "[3,1,{}]"
     assert p.error_text("1", "GenericError", 300 * "x") == f'[4,"1","GenericError","{255 * "x"}",{{}}]'
 
 
@@ -306,68 +312,56 @@ SPACED = ' [ 2 , "1" , "A" ,\n { "a" : [ 1 , { "b" : "x" } ] ,\t"b" : { "a" : { 
 @pytest.mark.parametrize(
     ("path", "found"),
     [
-        ((), [SPACED.lstrip()]),
-        ((0,), ["2 ,"]),
-        ((1,), ['"1" ,']),
-        ((3, "a"), ['[ 1 , { "b" : "x" } ]']),
-        ((3, "a", 0), ["1 ,"]),
-        ((3, "a", 1, "b"), ['"x" }']),
-        ((3, "b", "a"), ["{ } ,"]),
-        ((3, "b", "c"), ["-1.50e3"]),
-        ((3, "c"), []),
-        ((3, "a", 2), []),
-        ((3, "a", "b"), []),
-        ((3, "b", "c", "d"), []),
-        ((3, 0), []),
-        ((4,), []),
+        ((), SPACED.strip()),
+        ((0,), "2"),
+        ((1,), '"1"'),
+        ((3, "a"), '[ 1 , { "b" : "x" } ]'),
+        ((3, "a", 0), "1"),
+        ((3, "a", 1, "b"), '"x"'),
+        ((3, "b", "a"), "{ }"),
+        ((3, "b", "c"), "-1.50e3"),
+        ((3, "c"), ""),
+        ((3, "a", 2), ""),
+        ((3, "a", "b"), ""),
+        ((3, "b", "c", "d"), ""),
+        ((3, 0), ""),
+        ((4,), ""),
     ],
 )
-def test_starts(path: p.TextPath, found: list[str]) -> None:
-    """A value is found where it stands, whatever white space is around it."""
-    places = p.starts(SPACED, path)
-    assert [SPACED[place : place + len(text)] for place, text in zip(places, found, strict=True)] == found
+def test_value_text(path: p.TextPath, found: str) -> None:
+    """A value is found as it stands in the text, whatever white space is around it."""
+    assert p.value_text(SPACED, path) == found
 
 
 @pytest.mark.parametrize(
     ("payload", "path", "found"),
     [
-        ('{"a":1,"a":2}', ("a",), ["1,", "2}"]),
-        ('{"\\u0061":1,"a":2}', ("a",), ["1,", "2}"]),
-        ('{"a":{"b":1},"a":{"b":2}}', ("a", "b"), ["1}", "2}"]),
-        ('{"]}\\"":"}]\\"","a":3}', ("a",), ["3"]),
-        ('{"x\ny":1,"a":4}', ("a",), ["4"]),
-        ("null", ("a",), []),
+        ('{"a":1,"a":2}', ("a",), "2"),
+        ('{"\\u0061":1,"a":2}', ("a",), "2"),
+        ('{"]}\\"":"}]\\"","a":3}', ("a",), "3"),
+        ('{"x\ny":1,"a":4}', ("a",), "4"),
+        ("null", ("a",), ""),
     ],
 )
-def test_starts_in_payload(payload: str, path: p.TextPath, found: list[str]) -> None:
-    """Repeated, escaped and strange keys are told apart as a JSON reader does."""
-    text = f'[2,"1","A",{payload}]'
-    places = p.starts(text, (3, *path))
-    assert [text[place : place + len(word)] for place, word in zip(places, found, strict=True)] == found
+def test_value_text_in_payload(payload: str, path: p.TextPath, found: str) -> None:
+    """Escaped and strange keys are told apart as a JSON reader does; of repeated ones the last counts."""
+    assert p.value_text(f'[2,"1","A",{payload}]', (3, *path)) == found
 
 
 @pytest.mark.parametrize(
-    ("payload", "path", "twice"),
+    ("payload", "twice"),
     [
-        ('{"a":1}', ("a",), False),
-        ('{"b":1}', ("a",), False),
-        ('{"a":1,"a":1}', ("a",), True),
-        ('{"a":1,"\\u0061":2}', ("a",), True),
-        ('{"b":{"a":1},"a":2}', ("a",), False),
-        ('{"b":{"a":1},"c":{"a":2}}', ("b", "a"), False),
-        ('{"b":{"a":1,"a":2}}', ("b", "a"), True),
-        ('{"b":{"a":1},"b":{"a":2}}', ("b", "a"), True),
-        ('{"b":{"a":1},"b":{}}', ("b", "a"), True),
-        ('{"b":{},"b":{"a":1}}', ("b", "a"), True),
-        ('{"b":{"a":1},"\\u0062":null}', ("b", "a"), True),
-        ('{"x":"\\u00e4","a":1}', ("a",), False),
-        ("null", ("a",), False),
+        ('{"a":1}', False),
+        ('{"a":1,"a":1}', True),
+        ('{"a":1,"\\u0061":2}', True),
+        ('{"b":{"a":1},"a":2}', False),
+        ('{"b":[{"a":1,"a":2}]}', True),
+        ("null", False),
     ],
 )
-def test_repeats(payload: str, path: p.TextPath, twice: bool) -> None:
-    """A key of the path that stands twice in its object is noticed, however it is spelt."""
-    twice_at = p.repeated(f'[2,"1","A",{payload}]', [(1,), (3, *path)])
-    assert twice_at == ((3, *path) if twice else None)
+def test_has_repeated_key(payload: str, twice: bool) -> None:
+    """A key that stands twice in its object is noticed, however it is spelt and wherever it is."""
+    assert p.has_repeated_key(f'[2,"1","A",{payload}]') is twice
 
 
 @pytest.mark.parametrize(
@@ -434,15 +428,6 @@ def test_with_message_id_any_message(
 ) -> None:
     """Another message id changes the message id and no other character."""
     head, tail = (around + spell((parts[0], MARK, *parts[2:])) + around).split(p.dump(MARK), 1)
-    text = p.with_message_id(head + spell(parts[1]) + tail, message_id)
+    text = p.patch(head + spell(parts[1]) + tail, (1,), message_id)
     assert text == head + p.dump(message_id) + tail
     assert p.parse(text) == (parts[0], message_id, *p.parse(head + spell(parts[1]) + tail)[2:4], text)
-
-
-@settings(deadline=None)
-@given(messages, spellings(), keys)
-def test_repeats_any_message_without_repeated_keys(
-    parts: tuple[Any, ...], spell: Callable[[Any], str], key: str
-) -> None:
-    """What stands once at most is never taken for repeated."""
-    assert p.repeated(spell(parts), [(len(parts) - 1, key)]) is None

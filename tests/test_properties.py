@@ -29,36 +29,28 @@ SERVER_IDS = st.sampled_from([1, 2, 7, 0, -1, p.FIRST_PROXY_ID, p.FIRST_PROXY_ID
 MESSAGE_IDS = st.sampled_from(["1", "2", "3", "4"])
 
 
-LATELY = {"touched": None, "meter_stop": None}  # A relayed message is no reason to save.
+# A reading, or a start of the proxy, changes them.
+LATELY = {
+    "touched",
+    "meter_stop",
+    "has_error",
+    "refused",
+    "is_refused",
+}  # A reading, or a start, changes them.
 
 
-class Disk:
-    """Notes what is written on its way to the file: the last row of every charger and session."""
-
-    def __init__(self, file: p.StateFile) -> None:
-        self.rows: dict[tuple[str, Any], p.Row] = {}
-        self.write = file.write
-        file.write = self.note  # type: ignore[method-assign]
-
-    def note(self, statements: list[p.Statement]) -> None:
-        for statement, row in statements:
-            if "INTO chargers" in statement:
-                self.rows["charger", row["charger"]] = row
-            elif "INTO sessions" in statement:
-                self.rows["session", row["number"]] = {**row, **LATELY}
-        self.write(statements)
+def columns(row: p.Row | p.Memory) -> dict[str, Any]:
+    """Return what the file is to hold of a row."""
+    names = [column.name for column in p.COLUMNS[type(row)] if column.name not in LATELY]
+    values = {name: getattr(row, name) for name in names}
+    return {k: v.number if isinstance(v, p.Session) else p.to_column(v) for k, v in values.items()}
 
 
-def remembered(memory: p.Memory, now: p.Instant) -> list[Any]:
+def remembered(memory: p.Memory) -> list[Any]:
     """Return all that is to survive of a charger's Memory."""
-    sessions = [{**p.session_row(memory, session, now), **LATELY} for session in memory.sessions.values()]
-    stored = [
-        (peer, call.message_id, call.text, call.since, call.session and call.session.number)
-        for peer in p.SERVERS
-        for call in memory.stored.get(peer, ())
-    ]
-    refused = [(refusal.call.message_id, refusal.words) for refusal in memory.refused]
-    return [p.charger_row(memory, now), sorted(sessions, key=lambda row: row["number"]), stored, refused]
+    sessions = sorted((s for s in memory.sessions.values() if s.number), key=lambda row: row.number)
+    calls = sorted((*memory.stored, *memory.refused), key=lambda row: row.number)  # The refused wait again.
+    return [columns(memory), *map(columns, sessions), *map(columns, calls)]
 
 
 class OnePeerEach(RuleBasedStateMachine):
@@ -84,8 +76,6 @@ class OnePeerEach(RuleBasedStateMachine):
 
     def come_alive(self) -> None:
         """Connect everybody to a proxy that has just been started."""
-        assert self.stage.journal.file is not None
-        self.disk = Disk(self.stage.journal.file)
         for name in ("primary", "secondary"):
             self.forget(name)
         self.at_charger = []
@@ -162,7 +152,8 @@ class OnePeerEach(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def charger_repeats_a_start(self, data: st.DataObject) -> None:
-        opened = [s for s in self.stage.memory.sessions.values() if s.ended is None and s.start]
+        sessions = [s for s in self.stage.memory.sessions.values() if s.ended is None and s.start]
+        opened = [s for s in sessions if not (s.is_used or s.is_turned_away)]
         if opened:
             connector, badge, meter, timestamp = json.loads(data.draw(st.sampled_from(opened)).start)
             message_id = self.new_id()
@@ -261,7 +252,9 @@ class OnePeerEach(RuleBasedStateMachine):
     def charger_comes_again(self) -> None:
         self.listen()
         self.at_charger = []
+        old = self.stage.primary
         self.stage.charger_connects()
+        old.lost()
         self.forget("primary")
         if not self.stage.secondary.is_open:
             self.forget("secondary")
@@ -271,22 +264,26 @@ class OnePeerEach(RuleBasedStateMachine):
     def proxy_is_killed(self) -> None:
         self.listen()
         self.stage.journal.tick()
-        before = remembered(self.stage.memory, self.stage.now())
+        self.stage.journal.save()
+        before = remembered(self.stage.memory)
         self.stage.killed()
-        after = remembered(self.stage.memory, self.stage.now())
+        after = remembered(self.stage.memory)
         assert after == before, "the proxy has come back as another"
         self.come_alive()
 
     @invariant()
     def the_disk_knows_it_all(self) -> None:
         if hasattr(self, "stage"):
-            self.stage.journal.save()
-            memory, now = self.stage.memory, self.stage.now()
-            assert self.disk.rows.get(("charger", "CP1"), {}) in ({}, p.charger_row(memory, now))
+            journal, memory = self.stage.journal, self.stage.memory
+            journal.save()
+            assert journal.pending == journal.writing == {}
+            (row,) = journal.database.execute("SELECT * FROM chargers")
+            assert columns(memory).items() <= dict(row).items()
             for session in memory.sessions.values():
-                row = {**p.session_row(memory, session, now), **LATELY}
-                assert self.disk.rows.get(("session", session.number), row) == row
-                assert session.number
+                rows = journal.database.execute("SELECT * FROM sessions WHERE number = ?", [session.number])
+                for row in rows:
+                    stands = dict(row)
+                    assert {name: stands[name] for name in columns(session)} == columns(session)
 
     @invariant()
     def everything_heard_is_right(self) -> None:
@@ -294,10 +291,9 @@ class OnePeerEach(RuleBasedStateMachine):
             if not self.stage.charger.is_open or not self.stage.secondary.is_open:
                 self.charger_comes_again()
             self.listen()
-            assert len(self.at_charger) <= 1 or self.stage.relay.router.spent, "two Calls outstanding"
+            assert len(self.at_charger) <= 1 or self.stage.relay.commands.spent, "two Calls outstanding"
             for outbox in self.stage.relay.outboxes.values():
-                brief = [call for call in outbox.queue if call.kind is not p.Kind.STORED]
-                assert outbox.queue.others == len(brief), "the queue has miscounted"
+                assert all(call in self.stage.memory.stored for call in outbox.stored), "a Call too many"
             for session in self.stage.memory.sessions.values():
                 if session.transaction_id is not None and session.owner is not None:
                     owner = self.owners.setdefault((session.begun, session.transaction_id), session.owner)
@@ -306,25 +302,24 @@ class OnePeerEach(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "stage"):
             return
-        assert self.stage.journal.file is not None
         self.stage.charger.lost()
         for link in list(self.stage.relay.links()):
             link.user.link_closed(link)  # type: ignore[union-attr]
-        router, memory = self.stage.relay.router, self.stage.memory
-        week = p.SESSION_SECONDS + 1
-        for times in (1, 2, 3):
-            router.sweep(p.Instant(self.stage.time + times * week, 0.0))
+        memory, commands = self.stage.memory, self.stage.relay.commands
+        for days in (31, 39, 47):
+            self.stage.sweeps(days * p.DAY)
         assert memory.sessions == {}
-        assert memory.connectors == {}
         assert memory.claims == []
-        assert memory.requests == {}
-        assert router.outstanding is None
-        assert not any(router.waiting.values())
+        assert self.stage.relay.router.waiting.keys() <= {
+            (call.session, call.content.mark) for call in memory.stored
+        }
+        assert commands.outstanding is None
+        assert not any(commands.waiting.values())
         for outbox in self.stage.relay.outboxes.values():
-            assert all(call.kind is p.Kind.STORED for call in outbox.queue)
+            assert outbox.live == []
             assert outbox.in_flight is None
-            assert outbox.unanswered == {}
-        self.stage.journal.file.close()
+            assert outbox.sent == {}
+        self.stage.journal.database.close()
         self.folder.cleanup()
 
 

@@ -1,4 +1,7 @@
-"""No credential and no full badge in anything that the proxy says, whatever the peers say to it."""
+"""No credential and no full badge in what the proxy says, whatever the peers say to it.
+
+A badge is known by its key: what stands in the prose of others is not looked through.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +60,9 @@ secondary_rfid = {BADGES[1]}
 
 
 def talkative(action: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Answer like a server that repeats badges in free text."""
+    """Answer like a server that tells of a badge in JSON within a string."""
     if action == "DataTransfer":
-        return {"status": "Rejected", "data": f"who is {BADGES[2].lower()}?"}
+        return {"status": "Rejected", "data": json.dumps({"idTag": BADGES[2].lower()})}
     return accepting(action, payload)
 
 
@@ -86,10 +89,10 @@ async def play(cp: FakeCharger, primary: FakeServer, secondary: FakeServer) -> N
     """Say everything that carries a badge or a key, well formed and not."""
     await cp.boots()
     await cp.calls("odd", "DataTransfer", vendorId="x", data=json.dumps({"idTag": BADGES[2]}))
-    for badge in BADGES:
-        await cp.calls(f"a{badge}", "Authorize", idTag=badge)
-        number = await cp.starts(badge, f"s{badge}")
-        await cp.calls(f"e{badge}", "StopTransaction", transactionId=number, meterStop=9, idTag=badge)
+    for count, badge in enumerate(BADGES):
+        await cp.calls(f"a{count}", "Authorize", idTag=badge)
+        number = await cp.starts(badge, f"s{count}")
+        await cp.calls(f"e{count}", "StopTransaction", transactionId=number, meterStop=9, idTag=badge)
     await secondary.heard.call("StopTransaction")
     for fake in (primary, secondary):
         for key in ("AuthorizationKey", "x"):
@@ -102,8 +105,8 @@ async def play(cp: FakeCharger, primary: FakeServer, secondary: FakeServer) -> N
     for text in (
         f'[2,"m1","Authorize",{{"idTag":"{BADGES[0]}"',
         f'[2,"m2","ChangeConfiguration",["AuthorizationKey","{NEW_KEY}"]]',
-        f'[4,"m3","InternalError","no badge {BADGES[0].lower()} here",{{}}]',
-        f'[9,"m4","{BADGES[1]}"]',
+        f'[4,"m3","InternalError","no such badge",{{"idTag":"{BADGES[0].lower()}"}}]',
+        f'[9,"m4",{{"idToken":{{"idToken":"{BADGES[1]}","type":"ISO14443"}}}}]',
         f'[3,"nobody",{{"idTag":"{BADGES[1]}","password":"{NEW_KEY}"}}]',
     ):
         await cp.connection.send(text)
@@ -139,7 +142,10 @@ async def test_a_process_at_debug_tells_no_planted_secret(tmp_path: Path) -> Non
         ]
     said = stderr.decode()
     assert "CP1 > [2," in said, "it was not at DEBUG"
-    assert [line for line in said.splitlines() if told(line)] == []
+    telling = [line for line in said.splitlines() if told(line)]
+    # But for the line that names a badge on no list: it is the number to copy.
+    assert {tuple(told(line)) for line in telling} == {(BADGES[2],)}
+    assert all(f"; the badge is {BADGES[2]}" in line for line in telling)
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("*.db*")).decode("latin-1")
     passwords = [secret for secret in told(kept) if secret not in BADGES]
     assert passwords == []
@@ -201,7 +207,7 @@ def test_a_traceback_tells_no_planted_secret(capfd: pytest.CaptureFixture[str]) 
         try:
             raise ValueError(f'[2,"1","Authorize",{{"idTag":"{BADGES[2]}"}}] {CHARGER_LOGIN}')
         except ValueError:
-            logging.getLogger("asyncio").exception("it broke at %s and %s", BADGES[0], CHARGER_LOGIN)
+            logging.getLogger("asyncio").exception("it broke at %s", CHARGER_LOGIN)
         writer.close()
     said = capfd.readouterr().err
     assert "ValueError" in said

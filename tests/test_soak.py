@@ -58,8 +58,9 @@ def test_a_table_that_leaks_is_found() -> None:
     memory = p.Memory("CP1")
     gc.collect()  # What other tests have left must not go now.
     before = contents()
-    memory.stored[p.Peer.PRIMARY] = []
     assert growth(before, contents(), chargers=1) == []
-    memory.stored[p.Peer.PRIMARY] += [p.Call(p.Kind.STORED, "MeterValues", "m", "[]", p.NOTHING)]
+    for _ in range(3):
+        memory.store(p.Call(p.Kind.STORED, "MeterValues", "m", "[]", p.NOTHING))
+    memory.changed.clear()
     (found,) = growth(before, contents(), chargers=1)
     assert found.startswith("Memory.stored: ")

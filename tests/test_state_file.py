@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
 import socket
 import sqlite3
@@ -23,7 +24,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.kills import FORWARD, SECONDARY, Play, killed, named, save, told_id, waits, warnings
+from tests.kills import FORWARD, SECONDARY, Play, killed, named, save, told_id, waits
 from tests.peers import FakeCharger, FakeServer, charger, eventually, server
 from tests.plays import INI, Stage, StageJournal, config_of
 from tests.test_command_line import LOCAL, command, line_with, port_of, run
@@ -32,8 +33,7 @@ from tests.test_command_line import LOCAL, command, line_with, port_of, run
 def rows(stage: Stage, table: str = "sessions") -> list[dict[str, Any]]:
     """Return what the file holds; only its own connection can read it."""
     save(stage)
-    assert stage.journal.file is not None
-    return [dict(row) for row in stage.journal.file.connection.execute(f"SELECT * FROM {table}")]
+    return [dict(row) for row in stage.journal.database.execute(f"SELECT * FROM {table}")]
 
 
 def stops(stage: Stage, transaction_id: object, **more: object) -> None:
@@ -55,8 +55,7 @@ def test_only_its_owner_can_read_it(play: Play, tmp_path: Path) -> None:
 def test_it_says_whose_it_is(play: Play, tmp_path: Path) -> None:
     """By application id and schema version."""
     stage = play()
-    assert stage.journal.file is not None
-    stage.journal.file.close()
+    stage.journal.database.close()
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         assert connection.execute("PRAGMA application_id").fetchone() == (p.APPLICATION_ID,)
         assert connection.execute("PRAGMA user_version").fetchone() == (p.SCHEMA_VERSION,)
@@ -78,9 +77,8 @@ async def test_a_second_process_on_the_same_file_ends_with_exit_code_2(tmp_path:
         first.send_signal(signal.SIGKILL)
         await first.wait()
     journal = p.Journal.open(tmp_path / "ocpp-2w-proxy.db", p.current_instant)
-    assert journal.file is not None
     assert [session.badge for session in journal.memories["CP1"].sessions.values()] == ["BADGE"]
-    journal.file.close()
+    journal.database.close()
 
 
 def test_a_path_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -138,16 +136,15 @@ async def test_without_a_state_file_one_warning_is_given(tmp_path: Path) -> None
 
 
 def test_without_a_state_file_nothing_piles_up_to_be_saved() -> None:
-    """Whatever is kept is kept in the Memory alone."""
+    """It is saved in memory."""
     stage = Stage()
     stops(stage, stage.secondary_session())
     stage.delivers()
     stage.primary_session(badge="PRIM1", connector=2)
     stage.relay.tick()
     stage.journal.tick()
-    assert (stage.memory.unsaved, stage.memory.is_unsaved) == ({}, False)
-    journal = stage.journal
-    assert (journal.changed, journal.calls, journal.promises, journal.wakes) == ({}, {}, [], {})
+    assert (stage.journal.pending, stage.journal.writing, stage.journal.waiters) == ({}, {}, {})
+    assert len(rows(stage)) == 2
 
 
 # What cannot be read.
@@ -161,14 +158,14 @@ def unreadable(path: Path) -> list[str]:
 def is_set_aside(path: Path, caplog: pytest.LogCaptureFixture) -> bool:
     """Open the journal; return whether the file was set aside, told of with ERRORs, and a new one begun."""
     journal = StageJournal.open(path, lambda: p.Instant(0.0, 1_800_000_000.0))
-    assert journal.file is not None
     assert journal.memories == {}
-    journal.note(journal.memory("CP1"))
+    journal.memory("CP1")
     journal.tick()
-    journal.file.close()
+    journal.database.close()
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert told[0].startswith(f"state file {path} cannot be read: ")
-    assert told[1].startswith(f"the unreadable one is kept as {path}.unreadable-20270115-080000; ")
+    (line,) = told
+    assert line.startswith(f"state file {path} cannot be used: ")
+    assert f"the old one is kept as {path}.unreadable-20270115-080000, " in line
     return "state.db.unreadable-20270115-080000" in unreadable(path)
 
 
@@ -189,9 +186,8 @@ def filled(path: Path, sql: str = "") -> None:
     stage.secondary.lost()
     stage.starts("SECO1")
     assert rows(stage, "calls")
-    assert stage.journal.file is not None
-    stage.journal.file.connection.executescript(sql)
-    stage.journal.file.close()
+    stage.journal.database.executescript(sql)
+    stage.journal.database.close()
 
 
 @pytest.mark.parametrize(
@@ -202,17 +198,10 @@ def filled(path: Path, sql: str = "") -> None:
         "UPDATE calls SET text = 'no JSON'",
         "UPDATE calls SET peer = 'tertiary', session = NULL",
         "UPDATE sessions SET owner = 'tertiary'",
-        "UPDATE sessions SET transaction_id = '[1'",
-        "UPDATE sessions SET seen = '5'",
-        "UPDATE sessions SET kept = '[7]'",
-        "UPDATE sessions SET transaction_id = '{}'",
+        "UPDATE sessions SET answers = '[1'",
         "UPDATE chargers SET statuses = ''",
         "UPDATE chargers SET claims = '[1]'",
-        "UPDATE chargers SET requests = '[[1]]'",
-        "UPDATE chargers SET askers = '[7]'",
-        "UPDATE calls SET since = 'yesterday'",
-        "UPDATE sessions SET touched = 'yesterday'",
-        "ALTER TABLE sessions DROP COLUMN kept",
+        "ALTER TABLE sessions DROP COLUMN answers",
         "DROP TABLE calls",
     ],
 )
@@ -227,24 +216,42 @@ def test_what_cannot_be_understood_is_set_aside(
         assert connection.execute("SELECT count(*) FROM chargers").fetchone() == (1,)
 
 
-def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Whatever waits in it is delivered."""
+def first_edition(path: Path, version: int, calls: str = "", kept: str = "[]") -> None:
+    """Make a file as the first edition left it, as far as the second looks at it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"""
+            PRAGMA application_id = {p.APPLICATION_ID};
+            PRAGMA user_version = {version};
+            CREATE TABLE chargers (charger TEXT PRIMARY KEY);
+            INSERT INTO chargers VALUES ('CP1');
+            CREATE TABLE sessions (number INTEGER PRIMARY KEY, kept TEXT);
+            INSERT INTO sessions VALUES (1, '{kept}');
+            CREATE TABLE calls (number INTEGER PRIMARY KEY, refused TEXT);
+            {calls}
+        """)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_the_first_edition_is_set_aside(
+    version: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing in it waits for a server; what was refused is kept for whoever looks."""
     path = tmp_path / "state.db"
-    before = (
-        "ALTER TABLE chargers DROP COLUMN seen; UPDATE sessions SET delivered = begun, ended = begun + 600;"
-    )
-    filled(path, f"{before} PRAGMA user_version = 1")
-    journal = p.Journal.open(path, p.current_instant)
-    assert journal.file is not None
-    try:
-        assert unreadable(path) == []
-        memory = journal.memories["CP1"]
-        assert [len(calls) for calls in memory.stored.values()] == [1]
-        (session,) = memory.sessions.values()
-        assert session.delivered is None  # Only its start was: the first version took that for it.
-        assert memory.seen == pytest.approx(1_800_001_000)  # When its session was last heard of.
-    finally:
-        journal.file.close()
+    first_edition(path, version, "INSERT INTO calls VALUES (1, 'no');")
+    assert is_set_aside(path, caplog)
+
+
+@pytest.mark.parametrize("more", [{"calls": "INSERT INTO calls VALUES (1, NULL);"}, {"kept": '["x"]'}])
+def test_a_file_of_the_first_edition_that_owes_something_ends_the_proxy(
+    more: dict[str, str], tmp_path: Path
+) -> None:
+    """That edition has to deliver it; the file is left as it is."""
+    path = tmp_path / "state.db"
+    first_edition(path, 2, **more)
+    words = "holds 1 messages of version 1 that are not delivered yet; let that version deliver them first"
+    with pytest.raises(p.StateError, match=words):
+        p.Journal.open(path, p.current_instant)
+    assert unreadable(path) == []
 
 
 def test_when_a_charger_was_last_seen_outlives_a_restart(play: Play) -> None:
@@ -275,14 +282,13 @@ def test_what_stands_in_sqlites_log_only_is_set_aside_as_well(
     stage = Stage(state=tmp_path / "running.db")
     stage.starts("SECO1")
     save(stage)
-    assert stage.journal.file is not None
-    with stage.journal.file.connection as connection:
+    with stage.journal.database as connection:
         connection.execute("UPDATE calls SET text = 'no JSON'")
     path = tmp_path / "state.db"
     for suffix in ("", "-wal"):
         copy = path.with_name(path.name + suffix)
         copy.write_bytes((tmp_path / f"running.db{suffix}").read_bytes())
-    stage.journal.file.close()
+    stage.journal.database.close()
     assert is_set_aside(path, caplog)
     with closing(sqlite3.connect(tmp_path / unreadable(path)[0])) as connection:
         assert connection.execute("SELECT text FROM calls").fetchall() == [("no JSON",)]
@@ -340,8 +346,8 @@ def test_a_session_of_the_secondary_is_told_in_full(play: Play) -> None:
         "server": "ws://secondary.example",
         "badge": "SECO1",
         "connector": 2,
-        "transaction_id": str(transaction_id),
-        "server_id": "70",
+        "transaction_id": transaction_id,
+        "server_id": 70,
         "begun": stage.utc + 1000,
         "ended": stage.utc + 1060,
         "delivered": stage.utc + 1120,
@@ -363,12 +369,10 @@ def test_a_relayed_session_is_told_as_well(play: Play) -> None:
     readings = [{"timestamp": "t", "sampledValue": samples}]
     stage.charger.calls("m", "MeterValues", connectorId=1, transactionId=transaction_id, meterValue=readings)
     stage.primary.answers("m")
-    stage.time += p.SWEEP_SECONDS / 2
-    stage.relay.carry_out(stage.relay.router.sweep(stage.now()))
     (row,) = rows(stage)
     assert (row["meter_start"], row["meter_stop"], row["stopped_at"]) == (0.0, 1500.0, "")
     assert (row["owner"], row["server"]) == ("primary", "ws://primary.example")
-    assert (row["server_id"], row["transaction_id"]) == ("0", str(transaction_id))
+    assert (row["server_id"], row["transaction_id"]) == (0, transaction_id)
     stops(stage, transaction_id, meterStop=2000)
     stage.primary.answers("e")
     (row,) = rows(stage)
@@ -394,7 +398,7 @@ def test_a_2_x_transaction_is_told_by_its_samples(play: Play) -> None:
     (row,) = rows(stage)
     assert (row["meter_start"], row["meter_stop"]) == (1250.0, 3000.0)
     assert (row["started_at"], row["stopped_at"], row["reason"]) == ("t0", "t2", "Local")
-    assert (row["transaction_id"], row["server_id"], row["connector"]) == ('"T"', '"T"', 1)
+    assert (row["transaction_id"], row["server_id"], row["connector"]) == ("T", "T", 1)
     assert None not in (row["ended"], row["delivered"])
 
 
@@ -452,9 +456,9 @@ def test_old_sessions_leave_the_file_at_a_start(play: Play) -> None:
 def test_old_sessions_leave_the_file_once_a_day(play: Play) -> None:
     """A proxy that runs for years does not fill the disk."""
     stage = ended_session(play)
-    for _ in range(401):
+    for _ in range(400):
         assert len(rows(stage)) == 1
-        stage.time += p.PURGE_SECONDS
+        stage.time += p.DAY
     assert rows(stage) == []
 
 
@@ -488,16 +492,17 @@ def test_what_was_refused_leaves_the_file_with_its_session(play: Play) -> None:
     assert (rows(stage), rows(stage, "calls")) == ([], [])
 
 
-def test_an_open_session_that_was_silent_for_a_week_counts_as_ended(play: Play) -> None:
+def test_an_open_session_that_was_silent_for_a_month_counts_as_ended(play: Play) -> None:
     """It frees its connector; its late stop is delivered all the same."""
     stage = play()
     transaction_id = stage.secondary_session(server_id=70)
     save(stage)
-    stage.time += p.SESSION_SECONDS + 60
+    stage.time += p.SILENT_SECONDS + 60
     stage.killed()
-    assert stage.memory.connectors == {}
+    stage.passes(1)
+    assert stage.memory.on_connector(1) is None
     (row,) = rows(stage)
-    assert (row["ended"], row["stopped_at"]) == (pytest.approx(stage.now().utc - 60), "")
+    assert (row["ended"] is not None, row["has_stop"]) == (True, 0)
     stage.charger_connects()
     stage.secondary_connects(accepts=False)
     stage.passes(2.5)
@@ -516,7 +521,6 @@ def test_a_clock_that_was_set_back_between_two_runs_ends_nothing(play: Play) -> 
     stage.killed()
     opened = [session for session in stage.memory.sessions.values() if session.ended is None]
     assert [session.transaction_id for session in opened] == [transaction_id]
-    assert all(session.touched <= stage.time for session in stage.memory.sessions.values())
     stage.passes(1)
     assert len(rows(stage)) == 2
     stage.killed()
@@ -547,7 +551,8 @@ def test_a_clock_that_is_set_lets_no_other_server_have_a_relayed_session(play: P
     stage = play(FORWARD)
     waits(stage, 1)
     stage.starts("SECO1", "1")
-    stage.secondary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    message_id = stage.secondary.hears_call()[0]
+    stage.secondary.answers(message_id, transactionId=7, idTagInfo={"status": "Accepted"})
     assert told_id(stage) == 7
     save(stage)
     stage.utc += 30 * p.DAY
@@ -559,15 +564,16 @@ def test_a_clock_that_is_set_lets_no_other_server_have_a_relayed_session(play: P
     assert named(stage.delivers()) == [("StopTransaction", 7)]
 
 
-def test_a_clock_that_is_set_by_years_removes_no_session_that_is_young(play: Play) -> None:
-    """The file is purged by the same clock."""
+def test_a_clock_that_is_set_by_decades_removes_no_session_that_is_young(play: Play) -> None:
+    """A machine without a battery for its clock begins in 1970."""
     stage = play()
+    stage.utc = 0.0
     stops(stage, stage.secondary_session(server_id=70))
     stage.delivers()
     save(stage)
-    stage.utc += 500 * p.DAY
+    stage.utc = 1_800_000_000.0
     for _ in range(3):
-        stage.time += p.PURGE_SECONDS
+        stage.time += p.DAY
         assert len(rows(stage)) == 1
 
 
@@ -590,9 +596,9 @@ def test_an_ended_session_stays_ended_when_the_clock_is_set_back(play: Play) -> 
 
 @pytest.mark.parametrize("is_error", [False, True])
 def test_the_bound_of_what_was_refused_holds_for_the_file(
-    play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_error: bool
+    play: Play, monkeypatch: pytest.MonkeyPatch, is_error: bool
 ) -> None:
-    """Whatever the refusal; one WARNING for each that goes."""
+    """Whatever the refusal; the oldest goes."""
     monkeypatch.setattr(p, "MAX_REFUSED", 5)
     monkeypatch.setattr(p, "RETRY_SECONDS", ())
     stage = play()
@@ -607,24 +613,6 @@ def test_the_bound_of_what_was_refused_holds_for_the_file(
         kept = [json.loads(row["text"])[3]["meterStart"] for row in rows(stage, "calls")]
         assert kept == list(range(max(0, number - 4), number + 1))
     assert len(stage.memory.refused) == 5
-    assert len(warnings(caplog, "CP1: of more than 5 refused Calls the oldest goes")) == 3
-
-
-def test_the_rest_of_a_session_is_tried_again_although_its_start_had_to_go(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the session has met were CallErrors, and it knows that by itself."""
-    monkeypatch.setattr(p, "MAX_REFUSED", 3)
-    monkeypatch.setattr(p, "RETRY_SECONDS", ())
-    stage = play()
-    for number in range(4):
-        stage.starts("SECO1", f"s{number}", connector=number + 1)
-        stage.secondary.errs(stage.secondary.hears_call()[0])
-    transaction_id = stage.charger.hears()[0][2]["transactionId"]
-    stops(stage, transaction_id)
-    killed(stage)
-    delivered = [action for action, _ in stage.delivers()]
-    assert delivered == ["StartTransaction", "StartTransaction", "StopTransaction"]
 
 
 # What peers may send.
@@ -635,21 +623,24 @@ VALUES = TEXTS | NUMBERS | st.floats() | st.none() | st.booleans() | st.lists(st
 
 
 def remembered(stage: Stage) -> list[Any]:
-    """Return what matters of the sessions."""
+    """Return what matters of the sessions; half of a surrogate pair is kept as a question mark."""
     return [
-        (session.transaction_id, session.server_id, session.start, session.stop, session.ended is None)
+        (
+            *map(p.to_column, (session.transaction_id, session.server_id, session.start, session.stop)),
+            session.ended,
+        )
         for session in stage.memory.sessions.values()
     ]
 
 
 def survives(stage: Stage) -> None:
     """Save, kill the proxy and start it again: it is as it was, and goes on saving."""
-    before, stored = remembered(stage), [call.text for call in stage.memory.stored.get(SECONDARY, [])]
+    before, stored = remembered(stage), [call.text for call in stage.waiting(SECONDARY)]
     save(stage)
     assert stage.journal.failure == ""
     stage.killed()
     assert remembered(stage) == before
-    assert [call.text for call in stage.memory.stored.get(SECONDARY, [])] == stored
+    assert [call.text for call in stage.waiting(SECONDARY)] == stored
     stage.charger_connects()
     save(stage)
     assert stage.journal.failure == ""
@@ -663,8 +654,7 @@ def on_disk(version: str = "ocpp1.6") -> tuple[Stage, TemporaryDirectory[str]]:
 
 def end(stage: Stage, folder: TemporaryDirectory[str]) -> None:
     """Let go of the file and the folder."""
-    assert stage.journal.file is not None
-    stage.journal.file.close()
+    stage.journal.database.close()
     folder.cleanup()
 
 
@@ -728,22 +718,19 @@ def test_nothing_about_the_station_breaks_a_save(text: str, number: Any, interva
         for message in stage.charger.hears():
             if message[0] == 2:
                 stage.charger.answers(message[1], status="Accepted")
-    before = p.charger_row(stage.memory, stage.now())
+    before = stage.memory.claims
     survives(stage)
-    after = p.charger_row(stage.memory, stage.now())
-    for column in ("claims", "requests", "askers"):
-        assert json.loads(after[column]) == json.loads(before[column])
+    assert list(map(repr, stage.memory.claims)) == list(map(repr, before))
     end(stage, folder)
 
 
-@given(TEXTS | NUMBERS | st.floats(allow_nan=False) | st.none() | st.booleans())
+@given(TEXTS | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.none() | st.booleans())
 def test_every_value_can_be_stored(value: Any) -> None:
     """As it is, if sqlite has a place for it."""
     with closing(sqlite3.connect(":memory:")) as connection:
-        ((stored,),) = connection.execute("SELECT :value", {"value": p.storable(value)})
-    is_text = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
-    if is_text or isinstance(value, float) or (isinstance(value, int) and abs(value) <= p.MAX_COLUMN):
-        assert stored == value
+        ((stored,),) = connection.execute("SELECT :value", {"value": p.to_column(value)})
+    expected = re.sub("[\ud800-\udfff]", "?", value) if isinstance(value, str) else value
+    assert stored == expected
 
 
 # With real sockets, and the thread that writes.
@@ -791,7 +778,7 @@ async def test_what_is_left_is_delivered_by_the_next_run_without_the_charger(tmp
             assert (boot["chargePointModel"], stop["transactionId"]) == ("M", 7)
             await (await secondary.connection()).wait_closed()
             await eventually(lambda: not proxy.relays)
-            assert not any(proxy.journal.memories["CP1"].stored.values())
+            assert not proxy.journal.memories["CP1"].stored
         async with proxy_with(path, ini) as proxy:
             assert proxy.relays == {}
     assert len(secondary.requests) == 1
@@ -825,23 +812,22 @@ async def test_a_killed_process_goes_on_with_its_sessions(tmp_path: Path) -> Non
 async def test_all_chargers_share_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is at one save, everybody's changes gather for the next."""
     writes: list[int] = []
-    write = p.StateFile.write
+    write = p.Journal._write
 
-    def slow_write(file: p.StateFile, statements: list[p.Statement]) -> None:
+    def slow_write(journal: p.Journal, statements: list[Any]) -> str:
         writes.append(len(statements))
         time.sleep(0.02)
-        write(file, statements)
+        return write(journal, statements)
 
     async with proxy_with(tmp_path / "state.db", "[ext-server]\nserver = local") as proxy:
         async with AsyncExitStack() as stack:
             fakes = [await stack.enter_async_context(charger(proxy, f"CP{number}")) for number in range(50)]
-            monkeypatch.setattr(p.StateFile, "write", slow_write)
+            monkeypatch.setattr(p.Journal, "_write", slow_write)
             await asyncio.gather(*(fake.starts("BADGE") for fake in fakes))
             assert 1 <= len(writes) <= 15
     journal = p.Journal.open(tmp_path / "state.db", p.current_instant)
-    assert journal.file is not None
     assert sum(len(memory.sessions) for memory in journal.memories.values()) == 50
-    journal.file.close()
+    journal.database.close()
 
 
 async def test_stopping_saves_what_was_unsaved(tmp_path: Path) -> None:
@@ -853,6 +839,5 @@ async def test_stopping_saves_what_was_unsaved(tmp_path: Path) -> None:
             proxy.journal.retry_at = float("inf")  # The watchdog saves nothing.
             await fake.calls("t", "StatusNotification", connectorId=4, errorCode="NoError", status="Faulted")
     journal = p.Journal.open(path, p.current_instant)
-    assert journal.file is not None
     assert len(journal.memories["CP1"].statuses) == 2
-    journal.file.close()
+    journal.database.close()

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 import ocpp_2w_proxy as p
@@ -31,12 +30,6 @@ from tests.sections import SCRIPT
 from tests.test_command_line import LOCAL, command, line_with
 
 PASSWORD = "let-me-look"
-
-
-@pytest.fixture(autouse=True)
-def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(p, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(p, "LOOK_UPS", {name: (query, 0.02) for name, (query, _) in p.LOOK_UPS.items()})
 
 
 @asynccontextmanager
@@ -101,20 +94,22 @@ def login(password: str) -> dict[str, str]:
 
 
 class Viewer:
-    """A page, as far as it listens."""
+    """A page that asks again and again."""
 
-    def __init__(self, connection: ClientConnection) -> None:
-        self.connection = connection
+    def __init__(self, status: p.Status, headers: dict[str, str]) -> None:
+        self.status = status
+        self.headers = headers
         self.chargers: dict[str, Any] = {}
         self.tables: dict[str, Any] = {}
 
     async def sees(self, is_wanted: Callable[[Viewer], object]) -> None:
-        """Listen until something is to be seen."""
+        """Ask until something is to be seen."""
         async with asyncio.timeout(PATIENCE):
             while not is_wanted(self):
-                news = json.loads(await self.connection.recv())
-                self.chargers |= news.pop("chargers")
-                self.tables |= news
+                reply = await get(self.status, "/status.json", **self.headers)
+                assert reply.status == 200
+                news = json.loads(reply.text)
+                self.chargers, self.tables = news.pop("chargers"), news
 
     async def sees_session(self, **wanted: Any) -> dict[str, Any]:
         """Return the last session once it is as wanted."""
@@ -129,10 +124,9 @@ class Viewer:
 
 
 @asynccontextmanager
-async def viewer(status: p.Status, **options: Any) -> AsyncIterator[Viewer]:
+async def viewer(status: p.Status, **headers: str) -> AsyncIterator[Viewer]:
     """Somebody who has the page open."""
-    async with connect(f"ws://127.0.0.1:{status.port}/live", **options) as connection:
-        yield Viewer(connection)
+    yield Viewer(status, headers)
 
 
 # The page.
@@ -273,49 +267,6 @@ async def test_a_page_tells_the_last_events_with_badges_masked(caplog: pytest.Lo
         )
 
 
-async def test_a_page_is_told_of_a_bounded_number_of_chargers_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """And of the others with the next looks."""
-    monkeypatch.setattr(p, "CHARGERS_A_LOOK", 1)
-    async with watched() as (status, *_), charger(status.proxy, "A"), charger(status.proxy, "B"):
-        async with viewer(status) as page:
-            await page.sees(lambda page: page.chargers)
-            assert len(page.chargers) == 1
-            await page.sees(lambda page: page.chargers.keys() == {"A", "B"})
-
-
-async def test_a_page_that_does_not_read_is_told_nothing_more_for_a_while() -> None:
-    """What it has missed is told when it reads again."""
-    async with watched() as (status, *_), viewer(status) as page:
-        await page.sees(lambda page: page.tables)
-        (open_page,) = status.pages.values()
-        open_page.is_behind = lambda: True  # type: ignore[method-assign]
-        async with charger(status.proxy):
-            await eventually(lambda: "CP1" in open_page.owed)
-            del open_page.is_behind
-            await page.sees(lambda page: "CP1" in page.chargers)
-
-
-async def test_no_more_than_so_many_pages_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one hears 503, and when to come again."""
-    monkeypatch.setattr(p, "MAX_PAGES", 1)
-    async with watched() as (status, *_), viewer(status):
-        with pytest.raises(InvalidStatus) as refused:
-            async with viewer(status):
-                pass
-        assert refused.value.response.status_code == 503
-        assert refused.value.response.headers["Retry-After"] == "10"
-
-
-async def test_a_page_that_is_gone_is_forgotten() -> None:
-    """Nothing of it is left."""
-    async with watched() as (status, *_):
-        async with viewer(status) as page:
-            await page.sees(lambda page: page.tables)
-        await eventually(lambda: not status.pages and not status.links)
-
-
 async def test_a_page_sees_what_a_primary_has_against_a_session() -> None:
     """It answers the charger itself; people want to know all the same."""
 
@@ -370,6 +321,7 @@ def session_of_stage(stage: Stage, badge: str, reason: str = "Local") -> None:
 
 async def ledger_of(stage: Stage, days: str = "") -> list[dict[str, str]]:
     """Return what the second port of a stage's proxy says of its sessions."""
+    stage.journal.save()
     proxy = p.Proxy(config_of(f"{LOCAL}[status]\nport = {free_port()}\n"), stage.journal)
     async with status_of(proxy) as status:
         reply = await get(status, f"/sessions.csv{days}")
@@ -383,6 +335,7 @@ async def test_the_ledger_tells_all_of_a_session(is_kept: bool, tmp_path: Path) 
     """What it takes to prove a bill; out of the state file, or out of memory where there is none."""
     stage = Stage(state=tmp_path / "state.db" if is_kept else None)
     session_of_stage(stage, "SECO1234")
+    stage.journal.settle()
     stage.journal.save()
     (row,) = await ledger_of(stage)
     assert int(row.pop("transaction_id")) >= p.FIRST_PROXY_ID
@@ -427,6 +380,7 @@ async def test_the_ledger_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp
     stage = Stage(state=tmp_path / "state.db")
     for number in range(5):
         session_of_stage(stage, f"SECO{number}")
+    stage.journal.settle()
     stage.journal.save()
     assert [row["badge"] for row in await ledger_of(stage)] == [f"SECO{number}" for number in range(5)]
 
@@ -461,7 +415,7 @@ async def test_a_ledger_on_a_disk_that_hangs_is_503(monkeypatch: pytest.MonkeyPa
     """The loop does not wait for it."""
     monkeypatch.setattr(p, "LEDGER_SECONDS", 0.05)
 
-    async def hangs(*_: object) -> list[p.Row]:
+    async def hangs(*_: object) -> list[p.Record]:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -481,14 +435,14 @@ async def test_a_ledger_on_a_disk_that_hangs_is_503(monkeypatch: pytest.MonkeyPa
         ({"ended": None}, "open"),
         ({"server": p.LOCAL}, "recorded"),
         ({}, "delivered"),
-        ({"delivered": None, "stopped_at": ""}, "no stop"),
+        ({"delivered": None, "has_stop": 0}, "no stop"),
         ({"delivered": None}, "unconfirmed"),
     ],
 )
-def test_the_delivery_of_a_session_in_a_word(changes: p.Row, state: str) -> None:
+def test_the_delivery_of_a_session_in_a_word(changes: p.Record, state: str) -> None:
     """From 10 to 20 s at a server that has answered its stop, but for one change."""
     row = {"is_rejected": 0, "refused": "", "refused_call": None, "waits_since": None, "server": "ws://x"}
-    row |= {"begun": 10.0, "ended": 20.0, "delivered": 20.1, "stopped_at": "2026-01-01T00:00:00Z"}
+    row |= {"begun": 10.0, "ended": 20.0, "delivered": 20.1, "has_stop": 1}
     assert p.delivery_of({**row, **changes}).state == state
 
 
@@ -553,13 +507,14 @@ async def test_metrics_count_a_day() -> None:
     async with watched() as (status, *_, primary, _), charger(status.proxy) as cp:
         await cp.boots()
         await cp.starts("PRIM1")
-        await cp.starts("SECO1", "start2")
+        start = {"connectorId": 2, "idTag": "SECO1", "meterStart": 0, "timestamp": "2026-01-01T00:00:00Z"}
+        await cp.calls("start2", "StartTransaction", **start)
         await cp.connection.send("garbage")
         await primary.calls("r", "Reset", type="Soft")
         await cp.heard.call("Reset")
         await cp.connection.send(json.dumps([4, "r", "NotSupported", "", {}]))
         await primary.heard.until(lambda message: message[0] == 4)
-        await eventually(lambda: not any(status.proxy.journal.memories["CP1"].stored.values()))
+        await eventually(lambda: not status.proxy.journal.memories["CP1"].stored)
         found = await samples(status)
         assert found["chargers", "online"] == 1
         assert found["chargers", "offline"] == 0
@@ -626,37 +581,12 @@ def test_a_charger_that_has_moved_away_is_not_missed_for_ever(chargers: str, day
     assert share["chargers", state] == 1
 
 
-async def test_a_look_up_that_nobody_waits_for_any_more_is_not_made(tmp_path: Path) -> None:
-    """Those that have waited for a disk that hung hold up nobody once it is back."""
-    stage = Stage(state=tmp_path / "state.db")
-    found: asyncio.Future[list[p.Row]] = asyncio.get_running_loop().create_future()
-    found.cancel()
-    assert stage.journal._looked_up("no SQL at all", {}, found)() is None
-    assert stage.journal.file is not None
-    stage.journal.file.close()
-
-
 async def test_a_ledger_that_nobody_waits_for_any_more_is_not_made() -> None:
     """Whoever has asked for it is gone."""
     async with watched() as (status, *_):
         link = p.incoming_link(1024, lambda _: None)
         link.ended.set_result(None)
         assert await status._ledger_text(link, 0, 1e10) == p.csv_text([p.CSV_COLUMNS])
-
-
-async def test_a_look_stops_when_it_has_held_the_loop_for_long_enough(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """And goes on with the others a moment later."""
-    async with watched() as (status, proxy, *_), charger(proxy, "A"), charger(proxy, "B"):
-        status.tasks.cancel()
-        monkeypatch.setattr(p, "LOOK_BUDGET_SECONDS", -1.0)
-        status._take_in()
-        assert set(status.stale) == {"A", "B"}
-        monkeypatch.setattr(p, "LOOK_BUDGET_SECONDS", PATIENCE)
-        status._take_in()
-        assert not status.stale
-        assert status.gauges.totals["chargers", "online"] == 2
 
 
 async def test_metrics_count_refusals() -> None:
@@ -680,32 +610,11 @@ async def test_metrics_count_refusals() -> None:
 def test_whatever_is_counted_is_a_metric() -> None:
     """What the script counts under a name that is none would be seen by nobody."""
     script = SCRIPT.read_text()
-    counted = set(re.findall(r'(?:news\.count|self\._changed)\(\s*"(\w+)"', script))
+    counted = set(re.findall(r'news\.count\(\s*"(\w+)"', script))
     assert len(counted) > 5
     assert {f"{name}_total" for name in counted} == {
         name for name, metric in p.METRICS.items() if metric.kind == "counter"
     }
-
-
-def test_a_charger_that_is_forgotten_adds_nothing_to_the_gauges() -> None:
-    """Nor does what has been delivered."""
-    stage = Stage()
-    stage.secondary_session()
-    gauges = p.Gauges()
-
-    def look() -> None:
-        share = p.share_of(stage.memory, stage.relay, True, stage.now().utc)
-        gauges.update("CP1", share, stage.memory)
-
-    look()
-    assert gauges.totals["chargers", "online"] == 1
-    stage.charger.calls("m", "MeterValues", connectorId=1, meterValue=[])
-    look()
-    assert gauges.totals["stored_calls", "secondary"] == 1
-    assert gauges.age_of_oldest(stage.now().utc + 5) == 5
-    gauges.update("CP1", None, None)
-    assert set(gauges.totals.values()) == {0}
-    assert gauges.age_of_oldest(stage.now().utc) == 0
 
 
 # Who may look.
@@ -714,25 +623,12 @@ def test_a_charger_that_is_forgotten_adds_nothing_to_the_gauges() -> None:
 async def test_without_the_password_there_is_nothing_to_see() -> None:
     """Neither the page, nor the ledger, nor metrics, nor what happens live."""
     async with watched(status=f"password = {PASSWORD}\n") as (status, *_):
-        for path in ("/", "/metrics", "/sessions.csv", "/live", "/nothing"):
+        for path in ("/", "/metrics", "/sessions.csv", "/status.json", "/nothing"):
             reply = await get(status, path)
             assert reply.status == 401
             assert reply.headers["WWW-Authenticate"].startswith("Basic realm=")
         assert (await get(status, "/", **login("wrong"))).status == 401
         assert (await get(status, "/", **login(PASSWORD))).status == 200
-
-
-async def test_the_page_itself_opens_what_happens_live() -> None:
-    """By a token of its own: not every browser shows a password for a websocket."""
-    async with watched(status=f"password = {PASSWORD}\n") as (status, *_):
-        with pytest.raises(InvalidStatus):
-            async with viewer(status):
-                pass
-        page = await get(status, "/", **login(PASSWORD))
-        token = re.search(r'name="token" content="([^"]+)"', page.text)
-        assert token is not None
-        async with connect(f"ws://127.0.0.1:{status.port}/live?token={token[1]}") as connection:
-            await Viewer(connection).sees(lambda page: page.tables)
 
 
 async def test_wrong_passwords_are_answered_slowly_and_shut_nobody_out(
@@ -786,19 +682,12 @@ async def test_where_a_password_guards_it_any_name_may_lead_here() -> None:
 
 
 async def test_a_web_page_of_another_host_hears_nothing() -> None:
-    """Browsers let any page open a websocket to any host."""
+    """It says where it is from."""
     async with watched() as (status, *_):
-        with pytest.raises(InvalidStatus) as refused:
-            async with viewer(status, additional_headers={"Origin": "http://evil.example"}):
-                pass
-        assert refused.value.response.status_code == 403
-        for other in ("http://127.0.0.1:3000", "file://", "null"):
-            with pytest.raises(InvalidStatus):
-                async with viewer(status, additional_headers={"Origin": other}):
-                    pass
-        own = {"Origin": f"http://127.0.0.1:{status.port}"}
-        async with viewer(status, additional_headers=own) as page:
-            await page.sees(lambda page: page.tables)
+        for other in ("http://evil.example", "http://127.0.0.1:3000", "file://", "null"):
+            assert (await get(status, "/status.json", Origin=other)).status == 403
+        own = f"http://127.0.0.1:{status.port}"
+        assert (await get(status, "/status.json", Origin=own)).status == 200
 
 
 async def test_there_is_nothing_to_change() -> None:
@@ -845,7 +734,7 @@ async def test_no_answer_of_the_second_port_tells_a_password() -> None:
     """Of neither server, and not its own."""
     more = f"secondary_password = {SECONDARY_PASSWORD}"
     async with watched(more, f"password = {PASSWORDS[0]}\n") as (status, *_):
-        async with charger(status.proxy), viewer(status, additional_headers=login(PASSWORDS[0])) as page:
+        async with charger(status.proxy), viewer(status, **login(PASSWORDS[0])) as page:
             await page.sees(lambda page: page.chargers and "summary" in page.tables)
             seen = str((page.chargers, page.tables))
         for path in ("/", "/metrics", "/sessions.csv", "/healthz"):

@@ -91,15 +91,6 @@ def test_what_settles_a_transaction_without_a_badge(
     assert stage.secondary.hears() == []
 
 
-def test_the_hundredth_event_gives_a_transaction_to_the_primary(stage: Stage) -> None:
-    """What is kept has a bound."""
-    for number in range(p.MAX_KEPT_EVENTS - 1):
-        assert event(stage, number) == [[3, f"e{number}", {}]]
-    assert stage.primary.hears() == []
-    assert event(stage, p.MAX_KEPT_EVENTS - 1) == []
-    assert stage.primary.hears_call()[2]["seqNo"] == 0
-
-
 def test_a_rejected_badge_settles_a_transaction_that_nobody_gets(stage: Stage) -> None:
     """`unknown_rfid = reject`: recorded here, Invalid for the charger, delivered nowhere."""
     stage = Stage("unknown_rfid = reject", version=stage.version)
@@ -152,13 +143,6 @@ def test_a_started_that_is_repeated_after_the_end_is_no_new_transaction(stage: S
     assert numbers(stage.delivers()) == [0, 1]
 
 
-def test_a_started_with_another_time_is_a_repeat_while_its_transaction_goes_on(stage: Stage) -> None:
-    """Its clock may have been set meanwhile."""
-    event(stage, 0, "Started", "SECO1", timestamp="1970-01-01T00:00:09Z")
-    event(stage, 0, "Started", "SECO1", timestamp="2026-01-01T00:00:09Z")
-    assert numbers(stage.delivers()) == [0]
-
-
 def test_a_full_store_keeps_the_event_that_says_whose_the_session_is(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +154,7 @@ def test_a_full_store_keeps_the_event_that_says_whose_the_session_is(
     for number in range(2, 9):
         event(stage, number)
     event(stage, 9, "Ended")
-    left = [call.content.payload["seqNo"] for call in stage.memory.stored[p.Peer.SECONDARY]]
+    left = [call.content.payload["seqNo"] for call in stage.waiting(p.Peer.SECONDARY)]
     assert left == [0, 1, 8, 9]
 
 
@@ -207,49 +191,12 @@ def test_a_remote_start_id_counts_only_together_with_the_badge(stage: Stage) -> 
     assert actions(stage.primary.hears()) == ["TransactionEvent"]
 
 
-def test_a_remote_start_id_in_use_for_the_other_server_is_translated(stage: Stage) -> None:
-    """Both say 1; each gets its own number back, in every event that names it."""
-    assert request_start(stage, "primary", 1)["remoteStartId"] == 1
-    wire = request_start(stage, "secondary", 1)["remoteStartId"]
-    assert wire != 1
-    event(stage, 0, "Started", remoteStartId=wire)
-    event(stage, 1, "Updated", remoteStartId=wire)
-    infos = [payload["transactionInfo"]["remoteStartId"] for _, payload in stage.delivers()]
-    assert infos == [1, 1]
-
-
-def test_remote_start_ids_are_told_apart_while_they_wait(stage: Stage) -> None:
-    """Both servers say 1 before the charger has heard either."""
-    stage.primary.calls("busy", "GetBaseReport", requestId=5, reportBase="FullInventory")
-    for link in (stage.primary, stage.secondary):
-        link.calls("r", "RequestStartTransaction", idToken={"idToken": "TAG"}, remoteStartId=1)
-    numbers = set()
-    stage.charger.answers(stage.charger.hears()[0][1], status="Accepted")
-    for _ in range(2):
-        message_id, _, payload = stage.charger.hears_call()
-        numbers.add(payload["remoteStartId"])
-        stage.charger.answers(message_id, status="Accepted")
-    assert len(numbers) == 2
-
-
 def test_of_two_claims_for_a_badge_the_one_whose_number_is_named_wins(stage: Stage) -> None:
     """The remoteStartId tells which of two remote starts it was."""
     wire = request_start(stage, "secondary", 4)["remoteStartId"]
     request_start(stage, "primary", 9)
     event(stage, 0, "Started", "TAG", remoteStartId=wire)
     assert numbers(stage.delivers()) == [0]
-
-
-def test_a_kept_event_gets_the_remote_start_id_of_its_owner(stage: Stage) -> None:
-    """An event that named the number before its owner was known is restored, too."""
-    request_start(stage, "primary", 1)
-    wire = request_start(stage, "secondary", 1, evse=2)["remoteStartId"]
-    stage.memory.claims[-1].remote_start = None
-    event(stage, 0, "Started", remoteStartId=wire)
-    stage.memory.claims[-1].remote_start = (wire, 1)
-    event(stage, 1, "Updated", "TAG")
-    infos = [payload["transactionInfo"].get("remoteStartId") for _, payload in stage.delivers()]
-    assert infos == [1, None]
 
 
 def test_the_answer_to_a_remote_start_may_name_its_transaction(stage: Stage) -> None:
@@ -384,12 +331,3 @@ def test_the_proxy_answers_a_vat_number_with_itself() -> None:
     stage = Stage(ini="[ext-server]\nserver = local\n{more}", version="ocpp2.1")
     stage.charger.calls("1", "VatNumberValidation", vatNumber="DE1")
     assert stage.charger.hears() == [[3, "1", {"vatNumber": "DE1", "status": "Rejected"}]]
-
-
-def test_an_answer_with_two_transaction_ids_is_read_by_everybody_in_one_way() -> None:
-    """A charger might take the first of them, the proxy the last."""
-    stage = Stage()
-    stage.starts("PRIM1")
-    stage.primary.hears()
-    stage.primary.says('[3,"s1",{"transactionId":5,"transactionId":6,"idTagInfo":{"status":"Accepted"}}]')
-    assert stage.charger.hears_text() == '[3,"s1",{"transactionId":6,"idTagInfo":{"status":"Accepted"}}]'
