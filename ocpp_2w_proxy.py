@@ -3890,10 +3890,18 @@ class Outbox:
         # Within a session by arrival; but a stored Call that fails holds up no verdict.
         first, timeout = self.stored[0] if self.stored else None, self.owner.host.call_timeout
         is_stuck = first and (first.tries or (first.sent is not None and now >= first.sent + timeout))
+        behind = {old.session for old in self.stored} if self.live and not is_stuck else set()
+        if (
+            self.live
+            and self.answered
+            and not (self.owner.journal.has(self.answered) or self.owner.journal.failure)
+        ):
+            behind.add(self.answered.session)  # A restart would send that one again.
+            self.owner.journal.wait(self.pump)
         for call in self.live if self.version == self.owner.version else ():
             if head and head.queued <= call.queued:
                 break
-            if is_stuck or not (call.session and any(old.session is call.session for old in self.stored)):
+            if call.session is None or call.session not in behind:
                 self.live.remove(call)
                 return call
         return head

@@ -7,6 +7,7 @@ import random
 import pytest
 
 import ocpp_2w_proxy as p
+from tests.kills import slow_disk
 from tests.plays import Stage, actions
 
 SECONDARY = p.Peer.SECONDARY
@@ -674,6 +675,21 @@ def test_kept_events_that_the_primary_leaves_unanswered_hold_up_no_verdict() -> 
     stage.charger.calls("1", "TransactionEvent", eventType="Ended", seqNo=1, **info)
     stage.primary.hears()
     stage.passes(31)
+    assert stage.primary.hears_call()[0] == "1"
+
+
+def test_the_settling_event_waits_until_a_restart_would_not_send_the_kept_one_again() -> None:
+    """Else a kill between them sends the beginning of the transaction after its second event."""
+    stage = Stage(version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    token = {"idToken": {"idToken": "PRIM1", "type": "ISO14443"}}
+    stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, **info, **token)
+    started = stage.primary.hears_call()[0]
+    with slow_disk(stage) as finish:
+        stage.primary.answers(started)
+        assert stage.primary.hears() == []
+        finish()
     assert stage.primary.hears_call()[0] == "1"
 
 
