@@ -2613,11 +2613,9 @@ class Answers:
 # ---------------------------------------------------------------------------------------------------------
 
 MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
-MAX_LOOKED_THROUGH = 100  # Chargers, at a time, for one that can be forgotten.
 MAX_UNLISTED = 100  # Badges that were shown and are on no list; beyond it the oldest goes.
 KEEP_SECONDS = 400 * DAY  # Sessions stay in the file for so long.
 SAVE_SECONDS = 5.0  # A disk that takes longer counts as failing.
-SAVE_RETRY_SECONDS = 1.0  # After a save that failed.
 LAST_SAVE_SECONDS = 1.0  # At the end.
 LOCK_SECONDS = 2.0  # For another process to let go of the file.
 COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
@@ -2644,6 +2642,8 @@ SCHEMA += [
     "CREATE INDEX sessions_by_end ON sessions (ended)",
     "CREATE INDEX sessions_by_begin ON sessions (begun)",
     "CREATE INDEX calls_by_session ON calls (session)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
 ]
 KNOWN_SESSIONS = """SELECT * FROM sessions
     WHERE ended IS NULL OR ended > ? OR number IN (SELECT session FROM calls) ORDER BY number"""
@@ -2700,8 +2700,6 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
         run("BEGIN IMMEDIATE")
         for statement in SCHEMA if is_new else ():
             run(statement)
-        run(f"PRAGMA application_id = {APPLICATION_ID}")
-        run(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 @dataclass(slots=True)
@@ -2735,9 +2733,8 @@ class Journal:
         self.is_due = False  # The next save is about to begin.
         self.is_closed = False  # There is no next save.
         self.failure = ""  # Why the last save failed; "" = it did not.
-        self.begun = self.failing_since = 0.0  # Monotonic seconds.
-        self.retry_at = self.complain_at = self.purge_at = 0.0  # Likewise.
-        self.last: dict[type, int] = {}  # The largest number given to a Session, and to a Call.
+        self.begun = 0.0  # Monotonic seconds; when the last save began, of those that fail the first.
+        self.complain_at = self.purge_at = 0.0  # Monotonic seconds.
         self.writer = ThreadPoolExecutor(1, "journal")
         self.database = sqlite3.connect(path or ":memory:", timeout=LOCK_SECONDS, check_same_thread=False)
         self.database.row_factory = sqlite3.Row
@@ -2750,8 +2747,7 @@ class Journal:
     @classmethod
     def open(cls, path: Path, clock: Callable[[], Instant]) -> Self:
         """Return the journal in the file; one that is unreadable is set aside. Raises StateError."""
-        date = datetime.fromtimestamp(clock().utc, UTC).strftime("%Y%m%d-%H%M%S")
-        aside, words = path.with_name(f"{path.name}.unreadable-{date}"), ""
+        words = ""
         try:
             path.touch(0o600)  # It holds badges.
             try:
@@ -2761,44 +2757,37 @@ class Journal:
             if code not in UNREADABLE:
                 advice = "another process uses it; stop that one, or name another file with `state`"
                 raise StateError(f"state file {path}: {advice if code in BUSY else words}")
+            date = datetime.fromtimestamp(clock().utc, UTC).strftime("%Y%m%d-%H%M%S")
+            aside = f"{path}.unreadable-{date}"
             for suffix in ("-wal", ""):
-                part = path.with_name(path.name + suffix)
-                if part.exists():
-                    part.rename(aside.with_name(aside.name + suffix))
-            path.touch(0o600)
-            journal = cls(clock, path)
-        except (OSError, sqlite3.Error) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise StateError(f"state file {path}: {words and f'{words}; '}{reason}") from None
+                if (part := Path(f"{path}{suffix}")).exists():
+                    part.rename(aside + suffix)
+        except OSError as error:
+            raise StateError(f"state file {path}: {words and f'{words}; '}{error.strerror}") from None
         what = "state file %s cannot be used: %s; a new one is begun, the old one is kept as %s, undelivered"
         log.error(what, path, words, aside)
-        return journal
+        return cls.open(path, clock)
 
     def _load(self, utc: float) -> None:
-        def rows(query: str, *values: float) -> Iterator[tuple[Any, Memory]]:
-            for row in self.database.execute(query, values):
-                yield row, self.memories.setdefault(row["charger"], Memory(row["charger"]))
-
-        for row, _ in rows("SELECT * FROM chargers"):
-            memory = self.memories[row["charger"]] = Memory(row["charger"], **of_row(Memory, row))
+        read, sessions = self.database.execute, dict[int, Session]()
+        for row in read("SELECT * FROM chargers"):
+            memory = Memory(row["charger"], changed=self.pending, **of_row(Memory, row))
+            self.memories[memory.charger_id] = memory
             for claim in memory.claims:  # None outlives a clock that was set back.
                 if claim.reservation is None:
                     claim.until = min(claim.until, utc + CLAIM_SECONDS)
-        sessions: dict[int, Session] = {}
-        for row, memory in rows(KNOWN_SESSIONS, utc - SESSION_SECONDS):
-            session = sessions[row["number"]] = Session(**of_row(Session, row), number=row["number"])
-            memory.sessions[session.key] = session
-        for row, memory in rows("SELECT * FROM calls ORDER BY number"):
-            message = parse(row["text"])
+        for row in read(KNOWN_SESSIONS, [utc - SESSION_SECONDS]):
+            session = sessions[row["number"]] = Session(number=row["number"], **of_row(Session, row))
+            self.memory(row["charger"]).sessions[session.key] = session
+        for row in read("SELECT * FROM calls ORDER BY number"):
+            message, memory = parse(row["text"]), self.memory(row["charger"])
             said = content_of(VOCABULARIES[row["version"]].charger, message)
             call = Call(Kind.STORED, message.action, message.message_id, content=said, **of_row(Call, row))
             call.number, call.session = row["number"], sessions.get(row["session"])
             memory.refused.append(call) if call.refused else memory.keep(call)
-        for kind in (Session, Call):
-            query = f"SELECT coalesce(max(number), 0) FROM {TABLES[kind]}"
-            self.last[kind] = self.database.execute(query).fetchone()[0]
+        largest = (read(f"SELECT max(number) FROM {table}").fetchone()[0] for table in ("sessions", "calls"))
+        self.numbers = itertools.count(1 + max(number or 0 for number in largest))  # Of rows that are new.
         for memory in self.memories.values():
-            memory.changed = self.pending
             memory.retry(utc)
 
     # What is kept.
@@ -2813,20 +2802,18 @@ class Journal:
 
     def has_room(self, charger_id: str) -> bool:
         """Whether a charger is remembered, or can be: the oldest idle one is forgotten for it."""
-        for name in list(itertools.islice(self.memories, MAX_LOOKED_THROUGH)):
-            if charger_id in self.memories or len(self.memories) < MAX_MEMORIES:
-                break
-            memory = self.memories.pop(name)
-            if memory.is_needed:
-                self.memories[name] = memory  # Last, so that the next look begins with others.
-            else:
-                memory.note(memory, is_there=False)
-        return charger_id in self.memories or len(self.memories) < MAX_MEMORIES
+        if charger_id in self.memories or len(self.memories) < MAX_MEMORIES:
+            return True
+        idle = next((memory for memory in self.memories.values() if not memory.is_needed), None)
+        if idle:
+            del self.memories[idle.charger_id]
+            idle.note(idle, is_there=False)
+        return idle is not None
 
     # Saving.
 
-    def has(self, *rows: Row | Memory) -> bool:
-        """Whether the disk knows these rows as they are."""
+    def has(self, *rows: Row | Memory | None) -> bool:
+        """Whether the disk knows these rows as they are; None is no row."""
         return not any(row in self.pending or row in self.writing for row in rows)
 
     def wait(self, then: Callable[[], None]) -> None:
@@ -2843,11 +2830,9 @@ class Journal:
     def tick(self) -> None:
         """Save what nobody waits for; notice a disk that does not answer; remove what is too old."""
         now = self.clock()
+        self.save()
         if self.writing and now.seconds >= self.begun + SAVE_SECONDS:
-            self._fail(f"no answer for {SAVE_SECONDS:g} s")
-            self._call_waiters()
-        elif now.seconds >= self.retry_at:
-            self.save()
+            self._tell(self.failure or f"no answer for {SAVE_SECONDS:g} s")
         if now.seconds >= self.purge_at:
             self.purge_at, old = now.seconds + DAY, (now.utc - KEEP_SECONDS,)
             self._run(partial(self._write, [(statement, old) for statement in PURGE]), lambda _: None)
@@ -2857,7 +2842,8 @@ class Journal:
         self.is_due = False
         if self.writing or self.is_closed:
             return
-        self.writing, self.begun = dict(self.pending), self.clock().seconds
+        self.begun = self.begun if self.failure else self.clock().seconds
+        self.writing = dict(self.pending)
         self.pending.clear()
         statements = [self._statement(row, memory) for row, memory in self.writing.items()]
         self._run(partial(self._write, statements), self._saved) if statements else self._saved("")
@@ -2873,8 +2859,7 @@ class Journal:
         return f"INSERT OR REPLACE INTO {table} VALUES (?{', ?' * (len(key + values) - 1)})", key + values
 
     def _numbered(self, row: Row) -> int:
-        if not row.number:
-            row.number = self.last[type(row)] = self.last[type(row)] + 1
+        row.number = row.number or next(self.numbers)
         return row.number
 
     def _run(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
@@ -2895,31 +2880,22 @@ class Journal:
     def _saved(self, error: str) -> None:
         """Take note of how a save went; what failed is merged back, for the next one."""
         if error:
-            older, newer = self.writing, dict(self.pending)
-            self.pending.clear()
-            self.pending.update(older | newer)
-            self._fail(error)
+            self.pending.update(self.writing | self.pending)
         elif self.failure:
             log.info("state file %s can be written again; what waited for it goes on", self.path)
-            self.failure = ""
         self.writing = {}
-        self._call_waiters()
-        if self.waiters:
-            self._save_soon()
+        self._tell(error)
 
-    def _call_waiters(self) -> None:
-        waiters, self.waiters = self.waiters, {}
-        for then in waiters:
-            then()
-
-    def _fail(self, error: str) -> None:
-        now = self.clock().seconds
-        self.failing_since = self.failing_since if self.failure else now
-        if now >= self.complain_at:
+    def _tell(self, error: str) -> None:
+        """Let those who wait know that a save is over, or given up; "" = it went well."""
+        self.failure, now = error, self.clock().seconds
+        if error and now >= self.complain_at:
             self.complain_at = now + COMPLAINT_SECONDS
             what = "relayed traffic goes on, what the proxy itself would have to keep stays unanswered"
             log.warning("state file %s cannot be written: %s; %s", self.path, error, what)
-        self.failure, self.retry_at = error, now + SAVE_RETRY_SECONDS
+        waiters, self.waiters = self.waiters, {}
+        for then in waiters:
+            then()
 
     def look_up(self, query: str, values: Any = ()) -> asyncio.Future[list[dict[str, Any]]]:
         """Return rows as they are on disk; the future may raise sqlite3.Error."""
@@ -2931,22 +2907,16 @@ class Journal:
 
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_SAVE_SECONDS):
-                while (self.pending or self.writing) and not self.is_closed:
-                    saved = asyncio.get_running_loop().create_future()
-                    self.waiters[partial(saved.set_result, None)] = None
-                    self.save()
-                    await saved
-                    if self.failure:
-                        break
+        until = self.clock().seconds + LAST_SAVE_SECONDS
+        while (self.pending or self.writing) and self.clock().seconds < until:
+            self.save()
+            await asyncio.sleep(LAST_SAVE_SECONDS / 100)
         if self.pending or self.writing:
             reason = self.failure or "the disk is too slow"
             log.error("state file %s: the last changes may be lost: %s", self.path, reason)
-        if not self.is_closed:
-            self.is_closed = True
-            self.writer.submit(self.database.close)
-            self.writer.shutdown(wait=False)
+        self.is_closed = True
+        self.writer.submit(self.database.close)
+        self.writer.shutdown(wait=False)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -4491,9 +4461,7 @@ class Relay:
             primary = self.outboxes.get(Peer.PRIMARY)
             if self.link and not (primary and primary.link):
                 self._close_charger("primary stays away", "the primary server is away")
-        is_failing = (
-            self.journal.failure and now.seconds >= self.journal.failing_since + self.config.primary_grace
-        )
+        is_failing = self.journal.failure and now.seconds >= self.journal.begun + self.config.primary_grace
         if self.held and is_failing:
             self._close_charger("the disk fails", "what it says cannot be kept")
         if (

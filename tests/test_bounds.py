@@ -424,16 +424,17 @@ async def test_beyond_the_chargers_that_can_be_remembered_newcomers_get_503(
             assert list(proxy.journal.memories) == ["CP1", "CP3"]
 
 
-def test_of_too_many_chargers_only_so_many_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the next look begins with others."""
-    monkeypatch.setattr(p, "MAX_LOOKED_THROUGH", 2)
+def test_the_oldest_idle_charger_is_forgotten_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none is idle, no other is let in."""
     monkeypatch.setattr(p, "MAX_MEMORIES", 3)
     journal = p.Journal(p.current_instant)
     for name in "abc":
-        journal.memory(name).is_in_use = name != "c"
-    assert not journal.has_room("d")
+        journal.memory(name).is_in_use = name == "a"
     assert journal.has_room("d")
-    assert set(journal.memories) == {"a", "b"}
+    assert set(journal.memories) == {"a", "c"}
+    for name in "cd":
+        journal.memory(name).is_in_use = True
+    assert not journal.has_room("e")
     assert journal.has_room("a")
 
 

@@ -292,7 +292,6 @@ async def test_a_disk_that_is_back_lets_the_charger_have_its_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without any other event."""
-    monkeypatch.setattr(p, "SAVE_RETRY_SECONDS", 0.1)
     write, failures = p.Journal._write, iter(range(2))
 
     def failing(journal: p.Journal, statements: list[Any]) -> str:
