@@ -2730,7 +2730,6 @@ class Journal:
         self.pending: dict[Row | Memory, Memory | None] = {}
         self.writing: dict[Row | Memory, Memory | None] = {}  # Those that the thread is at.
         self.waiters: dict[Callable[[], None], None] = {}  # Called after the next save, whatever came of it.
-        self.is_due = False  # The next save is about to begin.
         self.is_closed = False  # There is no next save.
         self.failure = ""  # Why the last save failed; "" = it did not.
         self.begun = 0.0  # Monotonic seconds; when the last save began, of those that fail the first.
@@ -2818,14 +2817,13 @@ class Journal:
 
     def wait(self, then: Callable[[], None]) -> None:
         """Call `then` after the next save, also if it fails; asked for twice, once."""
+        if not (self.waiters or self.writing or self.failure):
+            self._save_soon()
         self.waiters[then] = None
-        self._save_soon()
 
     def _save_soon(self) -> None:
         """Save at the end of this turn of the loop, when every message of it has been dealt with."""
-        if not (self.is_due or self.writing or self.failure):
-            self.is_due = True
-            asyncio.get_running_loop().call_soon(self.save)
+        asyncio.get_running_loop().call_soon(self.save)
 
     def tick(self) -> None:
         """Save what nobody waits for; notice a disk that does not answer; remove what is too old."""
@@ -2839,7 +2837,6 @@ class Journal:
 
     def save(self) -> None:
         """Hand over to the thread what has changed, unless it is still at the last save."""
-        self.is_due = False
         if self.writing or self.is_closed:
             return
         self.begun = self.begun if self.failure else self.clock().seconds
