@@ -3679,6 +3679,7 @@ OWN_BOOT_SECONDS = 2.0  # A charger that has connected may send its BootNotifica
 MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up; its own primary does without.
 BOOT_RETRY_SECONDS = 60.0  # Where the server does not say when to ask again.
 REDIAL_SECONDS = {Peer.PRIMARY: (0.0, 5.0), Peer.SECONDARY: (1.0, 60.0)}  # The first pause, the longest.
+STEADY_SECONDS = 5.0  # A lost server is back when its connection has stood for so long.
 STOOD_SECONDS = 60.0  # A connection that stood for so long makes the next redial a first one.
 VERSION_SECONDS = 3600.0  # Between two tries of a version that the server has refused.
 MAX_LATE = 64  # Calls on one connection whose answer, however late, may still tell something.
@@ -3697,6 +3698,7 @@ class OutboxOwner(Protocol):
     memory: Memory
     journal: Journal
     router: Router
+    commands: Commands
     answers: Answers
     dialer: Dialer
     tasks: Tasks
@@ -3709,9 +3711,6 @@ class OutboxOwner(Protocol):
 
     def server_said(self, peer: Peer, message: Message) -> None:
         """Take a message of the server that is no answer."""
-
-    def server_lost(self, peer: Peer, link: Link) -> None:
-        """Take note that the server's connection was lost."""
 
 
 def message_of(text: str, link: Link, version: str, name: str, owner: OutboxOwner) -> Message | None:
@@ -3749,32 +3748,26 @@ class Outbox:
         self.is_silent = False  # It let an awaited Call time out and has answered nothing since.
         self.link: Link | None = None
         self.dialing: asyncio.Task[None] | None = None
-        self.dial_at = math.inf  # Monotonic seconds, like all that follows but intervals.
+        # Monotonic seconds of the next step: to dial; connected, to send it a boot; booted, a Heartbeat.
+        self.next_at = math.inf
         self.redial_after = REDIAL_SECONDS[peer][0]  # Seconds; grows with each dial.
         self.trouble = ""  # Why it is not connected, as it was logged last.
-        self.other_version_at = 0.0  # When another version than the charger's may be tried again.
-        self.away_since = 0.0  # When the link was lost, or a charger came that it is needed for.
-        self.charger_came_at = 0.0  # The charger may be about to send its boot itself,
-        self.has_own_boot = False  # or has done so.
+        self.other_version_at = 0.0  # When another version than the charger's may be tried again; monotonic.
+        self.lost_at = 0.0  # Monotonic seconds; when it was lost, or had to accept the charger anew.
         self.is_booted = False  # The server accepted a BootNotification on this connection.
-        self.owes_statuses = False  # This connection has not seen the connectors' statuses yet.
-        self.boot_at = math.inf  # When to send it a BootNotification.
-        self.heartbeat_at = math.inf
         self.heartbeat_interval = 0.0  # Seconds, as the server asked for.
         self.fill()
 
     # What goes in.
 
-    def is_for(self, call: Call) -> bool:
-        """Whether a stored Call is for this server, in whatever version."""
-        return call.peer is self.peer and call.server == self.server.url
-
-    def _waiting(self) -> list[Call]:
-        return [call for call in self.owner.memory.stored if self.is_for(call)]
+    def waiting(self) -> list[Call]:
+        """Return the stored Calls for this server, in whatever version."""
+        address, stored = self.server.url, self.owner.memory.stored
+        return [call for call in stored if call.peer is self.peer and call.server == address]
 
     def fill(self) -> None:
         """Take the stored Calls that this connection may carry."""
-        self.stored = [call for call in self._waiting() if call.version == self.version]
+        self.stored = [call for call in self.waiting() if call.version == self.version]
 
     def put(self, call: Call) -> None:
         """Take a Call for this server."""
@@ -3796,16 +3789,16 @@ class Outbox:
         self.pump()
 
     def copy(self, call: Call) -> None:
-        """Take a copy, which is made only while there is a connection."""
-        is_boot = call.action == "BootNotification"
-        self.has_own_boot = self.has_own_boot or is_boot
-        if self.link and self.link.is_open and self.version == self.owner.version:
-            if not is_boot:
-                self.put(call)
-                return
-            self.own, self.boot_at, self.is_booted = [call], math.inf, False
-            self.away_since = self.owner.now().seconds
+        """Take a copy, which is made only while there is a connection; a boot waits for the next."""
+        if self.version != self.owner.version or (self.link and not self.link.is_open):
+            return
+        if call.action == "BootNotification":
+            self.own, self.is_booted = [call], False
+            if self.link:
+                self.next_at, self.lost_at = math.inf, self.owner.now().seconds
             self.pump()
+        elif self.link:
+            self.put(call)
 
     def _answer_awaited(self, now: float) -> None:
         """Let the proxy answer what the charger has waited for long enough."""
@@ -3826,19 +3819,24 @@ class Outbox:
     @property
     def is_wanted(self) -> bool:
         """Whether a connection to this server is needed."""
-        return self.owner.link is not None or (bool(self._waiting()) and not self.server.needs_charger_login)
+        return self.owner.link is not None or (bool(self.waiting()) and not self.server.needs_charger_login)
 
     @property
     def is_the_chargers(self) -> bool:
         """Whether the link is the one that the primary accepted for the charger."""
         return self.peer is Peer.PRIMARY and self.owner.link is not None
 
+    @property
+    def away_since(self) -> float:
+        """Since when the charger is without this server, if it is; in monotonic seconds."""
+        return max(self.lost_at, self.owner.link.opened if self.owner.link else 0.0)
+
     def pump(self) -> None:
         """Send what may be sent now."""
         now = self.owner.now().seconds
         while self.link and self.link.is_open and self.in_flight is None:
-            if now >= self.boot_at:
-                self._boot()
+            if now >= self.next_at:
+                self._greet(now)
             call = self.own.pop(0) if self.own else self._next(now)
             if call is None:
                 return
@@ -3879,7 +3877,7 @@ class Outbox:
         needs_no_boot = self.is_the_chargers and now >= self.link.opened + MADE_UP_BOOT_SECONDS
         if call.sent is not None or now < call.not_before or not (self.is_booted or needs_no_boot):
             return False
-        is_saved = self.owner.journal.has(call, *([self.answered] if self.answered else []))
+        is_saved = self.owner.journal.has(call, self.answered)
         if not is_saved:
             self.owner.journal.wait(self.pump)  # A restart must find this one here, and the last one gone.
         return is_saved
@@ -3891,9 +3889,13 @@ class Outbox:
             Call(Kind.PASSING, action, message_id, call_text(message_id, action, payload), NOTHING)
         )
 
-    def _boot(self) -> None:
-        """Send the charger's BootNotification, the last known or a made-up one."""
-        self.boot_at = math.inf
+    def _greet(self, now: float) -> None:
+        """Send a Heartbeat; until the server has accepted the charger, its last boot or a made-up one."""
+        if self.is_booted:
+            self.next_at = now + self.heartbeat_interval
+            self._send_own("Heartbeat", "{}")
+            return
+        self.next_at = math.inf
         is_known = self.owner.memory.boot and self.owner.memory.version == self.version
         model = dump((self.server.id or self.owner.charger_id)[:20])
         made_up = Template(VOCABULARIES[self.version].boot).substitute(model=model)
@@ -3931,23 +3933,19 @@ class Outbox:
     def _delivered(self, call: Call, message: Message) -> None:
         """Take the answer to a stored Call."""
         memory = self.owner.memory
-        before = len(memory.refused)
         words = self.owner.answers.delivered(call, message, self.owner.now())
         if call in memory.stored:
             log.warning("%s: %s got a %s; it is tried again", self.name, call.action, words)
             return
         self.answered = call
         self.owner.journal.wait(self.pump)  # A kill before that sends it again.
-        self.stored = [other for other in self.stored if other in memory.stored] if words else self.stored[1:]
-        for refused in memory.refused[before:]:
+        for refused in (other for other in self.stored if other.refused):
             self.news.count("refused_calls", self.peer)
-            why = (
-                f"is refused ({words})"
-                if refused is call
-                else f"is not sent (its session is refused: {words})"
-            )
+            what = "is refused" if refused is call else "is not sent: its session is refused"
             then = "; tried again at the next start, and once a day" if refused.has_error else ""
-            log.warning("%s: %s %s and kept%s: %s", self.name, refused.action, why, then, refused.text)
+            values = (self.name, refused.action, what, words, then, refused.text)
+            log.warning("%s: %s %s (%s) and kept%s: %s", *values)
+        self.stored = [other for other in self.stored if other in memory.stored] if words else self.stored[1:]
         if not words:
             self.news.count("delivered_calls", self.peer)
             kind = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
@@ -3964,32 +3962,36 @@ class Outbox:
             wait = interval or BOOT_RETRY_SECONDS
             self.is_booted = False
             if is_own:
-                self.boot_at = now + wait
+                self.next_at = now + wait
                 log.warning("%s: answers the boot with %s; asked again in %g s", self.name, status, wait)
             return
         log.info("%s: accepts the charger", self.name)
-        self.is_booted, self.boot_at = True, math.inf
+        self.is_booted, self.next_at = True, math.inf
         if self.peer is Peer.SECONDARY:
             self.heartbeat_interval = interval or HEARTBEAT_INTERVAL
-            self.heartbeat_at = now + self.heartbeat_interval
-        if self.owes_statuses and self.owner.memory.version == self.version:
+            self.next_at = now + self.heartbeat_interval
+        if is_own and self.owner.memory.version == self.version:
             for text in self.owner.memory.statuses.values():
                 self._send_own("StatusNotification", value_text(text, (3,)))
             self.live = [c for c in self.live if c.action != "StatusNotification" or c.kind is Kind.RELAYED]
-        self.owes_statuses = False
 
     # The connection.
 
     def connected(self, link: Link, needs_boot: bool) -> None:
         """Take a link that has just been opened; the one before it is closed."""
-        now = self.owner.now().seconds
-        self.disconnect()
-        self.link, self.trouble, self.dial_at, self.owner.deadline = link, "", math.inf, 0.0
-        self.owes_statuses = needs_boot
-        if needs_boot:
-            is_soon = self.has_own_boot or self.owner.link is None or self.version != self.owner.version
+        now, charger = self.owner.now().seconds, self.owner.link
+        if self.dialing:
+            self.dialing.cancel()  # This link is not to be replaced by it.
+            self.dialing = None
+        if self.link:
+            self._let_go(self.link)
+        self.link, self.version = link, link.protocol.subprotocol or "ocpp1.6"
+        self.trouble, self.next_at, self.owner.deadline = "", math.inf, 0.0
+        self.fill()
+        if needs_boot and not self.own:  # The charger may be about to send one itself.
             patience = OWN_BOOT_SECONDS if self.owner.memory.boot else MADE_UP_BOOT_SECONDS
-            self.boot_at = now if is_soon else max(now, self.charger_came_at + patience)
+            is_heard = charger and self.version == self.owner.version
+            self.next_at = max(now, charger.opened + patience) if charger and is_heard else now
         log.info("%s: connected to %s", self.name, self.server.url)
         self.news.count("connections", self.peer)
         link.keep_alive(now, self.owner.host.ping_interval)
@@ -3998,7 +4000,7 @@ class Outbox:
 
     def _wanted_version(self) -> str:
         """Return the version to speak: the charger's, unless only Calls of another one are left."""
-        owner, versions = self.owner, list(dict.fromkeys(call.version for call in self._waiting()))
+        owner, versions = self.owner, [call.version for call in self.waiting()]
         is_busy = self.live or self.own or any(s.ended is None for s in owner.memory.sessions.values())
         is_early = owner.now().seconds < self.other_version_at
         if not versions or (owner.link and (is_busy or is_early or owner.version in versions)):
@@ -4007,10 +4009,8 @@ class Outbox:
 
     def dial(self) -> None:
         """Begin to open a connection, unless one is there or being opened."""
-        self.dial_at = math.inf
         if self.link is None and self.dialing is None:
-            self.version = self._wanted_version()
-            self.fill()
+            self.next_at, self.version = math.inf, self._wanted_version()
             self.dialing = self.owner.tasks.start(self._dial(), f"{self.name}: dial")
 
     async def _dial(self) -> None:
@@ -4031,26 +4031,22 @@ class Outbox:
                 advice = advice_for(error, self.peer, "it is dialled again")
                 log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
             link = None
-        finally:
-            if self.dialing is asyncio.current_task():
-                self.dialing = None
-        if link and self.is_wanted and self.link is None:
+        self.dialing = None
+        if link and self.is_wanted:
             self.connected(link, needs_boot=self.peer is Peer.SECONDARY or bool(owner.memory.boot))
-        elif self.link is None:
-            self._redial_later()
-            if link:
-                link.close(1001, "the charger is gone")
+            return
+        self._redial_later()
+        if link:
+            link.close(1001, "the charger is gone")
 
     def _redial_later(self) -> None:
-        most = REDIAL_SECONDS[self.peer][1]
-        after, self.redial_after = self.redial_after, min(max(self.redial_after * 1.6, 0.5), most)
-        if self.is_wanted and after:
-            self.dial_at, self.owner.deadline = (
-                self.owner.now().seconds + after * random.uniform(0.8, 1.2),
-                0.0,
-            )
-        elif self.is_wanted:
-            self.dial()
+        after, most = self.redial_after, REDIAL_SECONDS[self.peer][1]
+        self.redial_after = min(max(after * 1.6, 0.5), most)
+        if self.is_wanted:
+            self.next_at = self.owner.now().seconds + after * random.uniform(0.8, 1.2)
+            self.owner.deadline = 0.0
+            if not after:
+                self.dial()
 
     def link_closed(self, link: Link) -> None:
         for call in self.sent.pop(link, {}).values():
@@ -4063,38 +4059,29 @@ class Outbox:
                     self.news.count("calls", Peer.CHARGER, self.peer, Outcome.UNANSWERED)
                 self.owner.router.lost(call)  # It may have been carried out; its sender repeats it.
         if link is self.link:
-            self.trouble = link.closed_by
+            now, self.trouble = self.owner.now().seconds, link.closed_by
             log.info("%s: disconnected (%s)", self.name, link.closed_by)
-            if self.owner.now().seconds - link.opened >= STOOD_SECONDS:
+            if now >= link.opened + STEADY_SECONDS:
+                self.lost_at = now
+            if now >= link.opened + STOOD_SECONDS:
                 self.redial_after = REDIAL_SECONDS[self.peer][0]
-            self.disconnect()
+            self._let_go(link)
             self._redial_later()
-            self.owner.server_lost(self.peer, link)
+            self.owner.commands.server_gone(self.peer)
         self.pump()
 
-    def disconnect(self) -> None:
+    def _let_go(self, link: Link) -> None:
         """Let go of the link and of all that ends with it, but for answers until it is closed."""
-        if self.dialing:
-            self.dialing.cancel()  # Whoever comes next is not to be replaced by it.
-            self.dialing = None
-        link, self.link, self.in_flight = self.link, None, None
-        if link is None:
-            return
-        self.is_booted, self.boot_at, self.heartbeat_at, self.own = False, math.inf, math.inf, []
-        self.away_since = self.owner.now().seconds
-        gone = [call for call in self.live if call.kind is Kind.PASSING and call not in self.awaited]
-        self.live = [call for call in self.live if call not in gone]
-        for call in gone:
-            self.owner.router.lost(call)
+        self.link, self.in_flight, self.is_booted = None, None, False
+        self.own, self.next_at = [], math.inf
+        live, self.live = self.live, []
+        for call in live:
+            if call.kind is Kind.RELAYED or call in self.awaited:
+                self.live.append(call)
+            else:
+                self.owner.router.lost(call)
         self.news.count("disconnections", self.peer)
         link.close(1001)
-
-    def charger_came(self) -> None:
-        """Take note of a new connection of the charger."""
-        self.has_own_boot, self.charger_came_at = False, self.owner.now().seconds
-        if self.link is None:
-            self.away_since = self.charger_came_at
-            self.dial()
 
     def charger_left(self) -> None:
         """Drop what only the charger waited for; an answer in flight still tells its session."""
@@ -4104,7 +4091,9 @@ class Outbox:
         for call in (*self.awaited, *itertools.chain(*map(dict.values, self.sent.values()))):
             call.reply_to = None
         self.awaited = {call: until for call, until in self.awaited.items() if call.kind is Kind.STORED}
-        if self.link and not self.is_wanted:
+        if self.link is None:
+            self.own = []  # The boot that the next connection was to begin with.
+        elif not self.is_wanted:
             self.link.close(1001, "the charger is gone")
 
     # What time does.
@@ -4114,11 +4103,8 @@ class Outbox:
         now = self.owner.now().seconds
         if self.link:
             self.link.keep_alive(now, self.owner.host.ping_interval)
-        elif now >= self.dial_at and self.is_wanted:
+        elif now >= self.next_at and self.is_wanted:
             self.dial()
-        if now >= self.heartbeat_at:
-            self.heartbeat_at = now + self.heartbeat_interval
-            self._send_own("Heartbeat", "{}")
         self._answer_awaited(now)
         self._time_out(now)
         is_at_rest = self.link and not (self.in_flight or self.own)
@@ -4133,7 +4119,7 @@ class Outbox:
             self.in_flight = None
             log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
             if call.content is NOTHING and call.action == "BootNotification":
-                self.boot_at = now + BOOT_RETRY_SECONDS
+                self.next_at = now + BOOT_RETRY_SECONDS
             if call.kind is Kind.RELAYED:
                 self.news.count("calls", Peer.CHARGER, self.peer, Outcome.UNANSWERED)
                 self.owner.router.stop_waiting(call)
@@ -4146,11 +4132,10 @@ class Outbox:
     @property
     def due(self) -> float:
         """When `tick` has something to do, in monotonic seconds; 0 = it has to look each time."""
-        if self.link is None and not self.awaited:
-            return self.dial_at
-        if self.link is None or self.in_flight or self.live or self.stored or self.awaited or self.own:
+        waits = self.in_flight or self.awaited or (self.is_the_chargers and not self.link)
+        if waits or (self.link and (self.own or self.live or self.stored)):
             return 0.0
-        return min(self.link.ping_at, self.heartbeat_at, self.boot_at)
+        return min(self.link.ping_at, self.next_at) if self.link else self.next_at
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -4161,7 +4146,6 @@ class Outbox:
 # ---------------------------------------------------------------------------------------------------------
 
 SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
-STEADY_SECONDS = 5.0  # A lost primary is back when it has stood for so long.
 MAX_HELD = 1000  # Answers of one charger that wait for the disk; of more, the oldest goes.
 
 
@@ -4192,7 +4176,6 @@ class Relay:
         self.link: Link | None = None  # The charger's.
         self.held: list[ToCharger | OwnAnswer] = []  # What waits for the disk; MAX_HELD.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
-        self.grace_until = math.inf  # Monotonic seconds; the charger is closed then.
         self.sweep_at = 0.0  # Monotonic seconds; when what has expired is removed.
         self._speak(version)
         self.outboxes = {
@@ -4234,14 +4217,6 @@ class Relay:
         else:
             self.carry_out(self.commands.server_call(peer, message, self.now()))
 
-    def server_lost(self, peer: Peer, link: Link) -> None:
-        """Take note that a server's connection was lost."""
-        self.commands.server_gone(peer)
-        now = self.now().seconds
-        is_new = self.grace_until == math.inf or now - link.opened >= STEADY_SECONDS
-        if peer is Peer.PRIMARY and self.link and is_new:
-            self.grace_until = now + self.config.primary_grace
-
     # The charger's connection.
 
     def deliver(self) -> None:
@@ -4249,8 +4224,7 @@ class Relay:
         self.tick()
         for outbox in self.outboxes.values():
             outbox.fill()
-            left = [call for call in self.memory.stored if outbox.is_for(call)]
-            now = outbox.is_wanted
+            left, now = outbox.waiting(), outbox.is_wanted
             then = "delivered now" if now else "delivered when the charger connects: only it has the login"
             if left:
                 log.info("%s: %d stored Calls are left from before; %s", outbox.name, len(left), then)
@@ -4282,11 +4256,9 @@ class Relay:
         self.journal.news.present.add(self.charger_id)
         for peer, outbox in self.outboxes.items():
             if peer is Peer.PRIMARY and primary:
-                outbox.version = version
-                outbox.fill()
                 outbox.connected(primary, needs_boot=False)
             else:
-                outbox.charger_came()
+                outbox.dial()
         link.attach(self)
 
     def link_received(self, link: Link, text: str) -> None:
@@ -4325,7 +4297,7 @@ class Relay:
 
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
         """Let go of the charger's connection and of all that ends with it."""
-        link, self.link, self.grace_until = self.link, successor, math.inf
+        link, self.link = self.link, successor
         self.journal.news.present.discard(self.charger_id)
         self.carry_out(self.commands.charger_gone())
         self.router.charger_gone()
@@ -4453,13 +4425,10 @@ class Relay:
         now = self.now()
         if self.link:
             self.link.keep_alive(now.seconds, self.host.ping_interval)
-        if now.seconds >= self.grace_until:
-            self.grace_until = math.inf
-            primary = self.outboxes.get(Peer.PRIMARY)
-            if self.link and not (primary and primary.link):
-                self._close_charger("primary stays away", "the primary server is away")
-        is_failing = self.journal.failure and now.seconds >= self.journal.begun + self.config.primary_grace
-        if self.held and is_failing:
+        grace, primary = self.config.primary_grace, self.outboxes.get(Peer.PRIMARY)
+        if self.link and primary and not primary.link and now.seconds >= primary.away_since + grace:
+            self._close_charger("primary stays away", "the primary server is away")
+        if self.held and self.journal.failure and now.seconds >= self.journal.begun + grace:
             self._close_charger("the disk fails", "what it says cannot be kept")
         if (
             now.seconds >= self.sweep_at
@@ -4469,7 +4438,7 @@ class Relay:
         for outbox in self.outboxes.values():
             outbox.tick()
         self.carry_out(self.commands.tick(now))
-        times = [self.link.ping_at if self.link else math.inf, self.sweep_at, self.grace_until]
+        times = [self.link.ping_at if self.link else math.inf, self.sweep_at]
         times += [outbox.due for outbox in self.outboxes.values()]
         self.deadline = 0.0 if self.held or self.commands.is_busy else min(times)
 
@@ -5246,7 +5215,7 @@ def server_view(relay: Relay, peer: Peer, now: Instant, clean: Callable[[str], s
         return {"state": "connected" if outbox.is_booted else "has not accepted the boot yet"}
     if not outbox.is_wanted:
         return {"state": "not needed"}
-    next_try = None if outbox.dial_at == math.inf else outbox.dial_at - now.seconds + now.utc
+    next_try = None if outbox.next_at == math.inf else outbox.next_at - now.seconds + now.utc
     return {"state": "down", "words": clean(outbox.trouble), "next": next_try}
 
 

@@ -452,6 +452,7 @@ def test_forward_answers_after_ten_silent_seconds_then_at_once_until_the_seconda
 def test_forward_sends_a_call_again_that_was_in_flight_when_the_connection_was_lost() -> None:
     """The secondary may not have had it; the charger still waits."""
     stage = forwarding()
+    stage.passes(p.OWN_BOOT_SECONDS)
     stage.starts("SECO1", "1")
     text = stage.secondary.hears_text()
     stage.secondary.lost()
