@@ -51,7 +51,6 @@ import itertools
 import json
 import logging
 import math
-import operator
 import os
 import queue
 import random
@@ -3805,7 +3804,7 @@ class Outbox:
         is_away = not self.is_booted and now >= self.away_since + AWAITED_SECONDS
         for call, until in list(self.awaited.items()):
             is_late = now >= until
-            older = itertools.takewhile(partial(operator.is_not, call), self.stored)
+            older = self.stored[: self.stored.index(call)] if call in self.stored else self.stored
             has_older = any(not (old.own_answer or old.was_kept) for old in older)
             if not call.own_answer:
                 del self.awaited[call]
@@ -3988,13 +3987,13 @@ class Outbox:
         self.link, self.version = link, link.protocol.subprotocol or "ocpp1.6"
         self.trouble, self.next_at, self.owner.deadline = "", math.inf, 0.0
         self.fill()
-        if needs_boot and not self.own:  # The charger may be about to send one itself.
-            patience = OWN_BOOT_SECONDS if self.owner.memory.boot else MADE_UP_BOOT_SECONDS
-            is_heard = charger and self.version == self.owner.version
-            self.next_at = max(now, charger.opened + patience) if charger and is_heard else now
+        if needs_boot and not self.own:
+            self.next_at = now
+            if charger and self.version == self.owner.version:  # It may be about to send one itself.
+                patience = OWN_BOOT_SECONDS if self.owner.memory.boot else MADE_UP_BOOT_SECONDS
+                self.next_at = max(now, charger.opened + patience)
         log.info("%s: connected to %s", self.name, self.server.url)
         self.news.count("connections", self.peer)
-        link.keep_alive(now, self.owner.host.ping_interval)
         link.attach(self)
         self.pump()
 
@@ -4194,15 +4193,11 @@ class Relay:
     @property
     def is_idle(self) -> bool:
         """Whether it may be forgotten: neither a charger nor anything to deliver without one."""
-        outboxes = self.outboxes.values()
-        return not (
-            self.link or any(outbox.link or outbox.dialing or outbox.is_wanted for outbox in outboxes)
-        )
+        return not (self.link or any(o.link or o.dialing or o.is_wanted for o in self.outboxes.values()))
 
     def links(self) -> Iterator[Link]:
         """Yield all its connections."""
-        links = [self.link, *(outbox.link for outbox in self.outboxes.values())]
-        yield from filter(None, links)
+        yield from filter(None, [self.link, *(outbox.link for outbox in self.outboxes.values())])
 
     # What the outboxes ask for.
 
@@ -4222,19 +4217,19 @@ class Relay:
     def deliver(self) -> None:
         """Deliver what is left, without waiting for the charger; tell what has to wait."""
         self.tick()
+        self.deadline = 0.0
+        waiting = Counter(call.server for call in self.memory.stored if call.peer)
         for outbox in self.outboxes.values():
             outbox.fill()
-            left, now = outbox.waiting(), outbox.is_wanted
+            now, left = outbox.is_wanted, waiting.pop(outbox.server.url, 0)
             then = "delivered now" if now else "delivered when the charger connects: only it has the login"
             if left:
-                log.info("%s: %d stored Calls are left from before; %s", outbox.name, len(left), then)
+                log.info("%s: %d stored Calls are left from before; %s", outbox.name, left, then)
             if left and now:
                 outbox.dial()
-        waiting = Counter(call.server for call in self.memory.stored if call.peer)
-        self.deadline = 0.0
-        for address in waiting.keys() - {outbox.server.url for outbox in self.outboxes.values()}:
-            what = f"{waiting[address]} stored Calls are kept for {address}, which the ini does not name"
-            log.warning("%s: %s", self.charger_id, what)
+        for address, left in waiting.items():
+            what = "%s: %d stored Calls are kept for %s, which the ini does not name"
+            log.warning(what, self.charger_id, left, address)
 
     def connect(self, link: Link, primary: Link | None, version: str, credentials: Credentials) -> None:
         """Take the charger's new connection, and the one that its primary accepted for it."""
@@ -4250,7 +4245,6 @@ class Relay:
         if version != self.version:
             self._speak(version)
         self.link, self.deadline = link, 0.0
-        link.keep_alive(self.now().seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
         self.journal.news.count("connections", Peer.CHARGER)
         self.journal.news.present.add(self.charger_id)
@@ -4268,7 +4262,7 @@ class Relay:
         if message is None:
             return
         if message.type is MessageType.CALL:
-            if not self._joins(message):
+            if not (self.journal.failure and self._joins(message)):
                 self.carry_out(self.router.charger_call(message, self.now()))
         elif message.type is MessageType.SEND:
             primary = self.outboxes.get(Peer.PRIMARY)
@@ -4281,10 +4275,7 @@ class Relay:
 
     def _joins(self, message: Message) -> bool:
         """Whether the charger repeats what has no answer because the disk fails: it joins what is pending."""
-        held = (
-            [text.call for text in self.held if isinstance(text, OwnAnswer)] if self.journal.failure else []
-        )
-        for call in held:
+        for call in (held.call for held in self.held if isinstance(held, OwnAnswer)):
             if (call.action, call.content.payload) == (message.action, message.payload):
                 call.reply_to = message.message_id
                 return True
@@ -4343,17 +4334,15 @@ class Relay:
                 log.info("%s: %s%s", self.charger_id, decision.what, badge)
 
     def _drop(self, decision: Dropped) -> None:
-        self.journal.news.count(
-            "dropped_messages", "too-many-stored" if decision.is_grave or decision.call else "nobody-waits"
-        )
-        if decision.call:
+        call, is_grave, news = decision.call, decision.is_grave, self.journal.news
+        news.count("dropped_messages", "too-many-stored" if is_grave or call else "nobody-waits")
+        if call:
             for outbox in self.outboxes.values():
-                outbox.stored = [call for call in outbox.stored if call is not decision.call]
-        if decision.call:
+                outbox.stored = [other for other in outbox.stored if other is not call]
             what = "%s: %d stored Calls wait; for each new one the oldest meter values are dropped: %d so far"
             values = (self.charger_id, len(self.memory.stored), self.memory.dropped)
             self.complaints.say(logging.WARNING, "dropped", what, *values)
-        elif decision.is_grave:
+        elif is_grave:
             self.complaints.say(logging.WARNING, "grave", "%s: %s", self.charger_id, decision.why)
         else:
             log.debug("%s ! %s", self.charger_id, decision.why)
@@ -4373,40 +4362,40 @@ class Relay:
 
     def _to_charger(self, decision: ToCharger | OwnAnswer) -> None:
         """Send a text to the charger: now, or once what was decided is on disk."""
-        before = [held for held in self.held if isinstance(held, ToCharger) and not held.needs_disk]
-        if before and isinstance(decision, ToCharger):  # It may name what the charger does not know yet.
-            decision = decision._replace(rows=decision.rows + before[-1].rows, needs_disk=False)
-        if not self._sent(decision):
-            self.held = [*self.held[1 - MAX_HELD :], decision]
-            self.journal.wait(self._release)
-
-    def _sent(self, decision: ToCharger | OwnAnswer) -> bool:
-        """Send a text to the charger, unless it has to wait for the disk."""
-        if isinstance(decision, OwnAnswer):
-            call = decision.call
-            rows = [row for row in (call.session, call) if row]
-            if call.kind is Kind.STORED and not self.journal.has(*rows):
-                return False
-            if not call.own_answer:
-                return True
-            text = self.answers.given(call)
-            if call.peer:
-                self.journal.news.count("calls", Peer.CHARGER, call.peer, Outcome.RECORDED)
-        else:
-            text = decision.text
-            may_go = not decision.needs_disk and self.journal.failure
-            if not may_go and not self.journal.has(*decision.rows):
-                return False
-        log.debug("%s < %s (%s)", self.charger_id, text, decision.why)
-        if self.link and text:
-            self.link.send(text)
-        return True
+        self.held = [*self.held[-MAX_HELD + 1 :], decision]
+        self._release()
 
     def _release(self) -> None:
         """Send what no longer waits for the disk."""
-        self.held = [decision for decision in self.held if not self._sent(decision)]
+        held, self.held, is_behind = self.held, [], False
+        for decision in held:
+            if isinstance(decision, OwnAnswer):
+                call = decision.call
+                waits = call.kind is Kind.STORED and not self.journal.has(call.session, call)
+            else:
+                may_go = self.journal.failure and not decision.needs_disk
+                waits = not may_go and (is_behind or not self.journal.has(*decision.rows))
+                # What comes behind it may name what the charger does not know yet.
+                is_behind = is_behind or (waits and not decision.needs_disk)
+            if waits:
+                self.held.append(decision)
+            else:
+                self._send(decision)
         if self.held:
             self.journal.wait(self._release)
+
+    def _send(self, decision: ToCharger | OwnAnswer) -> None:
+        if isinstance(decision, ToCharger):
+            text = decision.text
+        elif decision.call.own_answer:
+            text = self.answers.given(decision.call)
+            if decision.call.peer:
+                self.journal.news.count("calls", Peer.CHARGER, decision.call.peer, Outcome.RECORDED)
+        else:
+            return  # Its server has answered in the meantime.
+        log.debug("%s < %s (%s)", self.charger_id, text, decision.why)
+        if self.link and text:
+            self.link.send(text)
 
     def _answer(self, decision: Answer) -> None:
         self.journal.news.count("calls", decision.peer, Peer.CHARGER, decision.outcome)
@@ -4430,9 +4419,7 @@ class Relay:
             self._close_charger("primary stays away", "the primary server is away")
         if self.held and self.journal.failure and now.seconds >= self.journal.begun + grace:
             self._close_charger("the disk fails", "what it says cannot be kept")
-        if (
-            now.seconds >= self.sweep_at
-        ):  # At random, so that not all chargers' sessions are looked at at once.
+        if now.seconds >= self.sweep_at:  # At random, so that not all chargers are looked at at once.
             self.sweep_at = now.seconds + SWEEP_SECONDS * random.uniform(0.5, 1.0)
             self.carry_out(self.router.sweep(now))
         for outbox in self.outboxes.values():
