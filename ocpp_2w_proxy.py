@@ -2910,9 +2910,10 @@ class Journal:
         if self.pending or self.writing:
             reason = self.failure or "the disk is too slow"
             log.error("state file %s: the last changes may be lost: %s", self.path, reason)
-        self.is_closed = True
-        self.writer.submit(self.database.close)
-        self.writer.shutdown(wait=False)
+        if not self.is_closed:
+            self.is_closed = True
+            self.writer.submit(self.database.close)
+            self.writer.shutdown(wait=False)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -3989,11 +3990,13 @@ class Outbox:
         self.fill()
         if needs_boot and not self.own:
             self.next_at = now
-            if charger and self.version == self.owner.version:  # It may be about to send one itself.
+            if charger and self.peer is Peer.SECONDARY and self.version == self.owner.version:
+                # The charger may be about to send one itself.
                 patience = OWN_BOOT_SECONDS if self.owner.memory.boot else MADE_UP_BOOT_SECONDS
                 self.next_at = max(now, charger.opened + patience)
         log.info("%s: connected to %s", self.name, self.server.url)
         self.news.count("connections", self.peer)
+        link.keep_alive(now, self.owner.host.ping_interval)
         link.attach(self)
         self.pump()
 
@@ -4245,6 +4248,7 @@ class Relay:
         if version != self.version:
             self._speak(version)
         self.link, self.deadline = link, 0.0
+        link.keep_alive(self.now().seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
         self.journal.news.count("connections", Peer.CHARGER)
         self.journal.news.present.add(self.charger_id)

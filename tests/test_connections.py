@@ -217,7 +217,6 @@ def test_a_refusal_says_what_to_change(status: int, advice: str, caplog: pytest.
 def test_a_lost_primary_is_redialled_at_once_while_calls_wait_in_order() -> None:
     """Within `primary_grace` the charger notices nothing but a delay."""
     stage = Stage()
-    stage.passes(p.OWN_BOOT_SECONDS)
     dials(stage)
     stage.primary.lost()
     stage.passes(0.5)
@@ -236,7 +235,6 @@ def test_a_lost_primary_is_redialled_at_once_while_calls_wait_in_order() -> None
 def test_a_call_that_was_sent_when_the_primary_was_lost_is_not_sent_again() -> None:
     """It may have been carried out; its sender repeats it."""
     stage = Stage()
-    stage.passes(p.OWN_BOOT_SECONDS)
     stage.starts("PRIM1", "1")
     stage.primary.lost()
     stage.primary_connects()
@@ -273,7 +271,6 @@ def test_a_primary_that_does_not_accept_the_repeated_boot_still_gets_the_charger
 ) -> None:
     """The charger has been let in; it must not be left without answers."""
     stage = Stage()
-    stage.passes(p.OWN_BOOT_SECONDS)
     stage.primary.lost()
     stage.charger.calls("1", "Heartbeat")
     stage.primary_connects()
@@ -312,7 +309,6 @@ def test_a_primary_that_is_back_in_time_keeps_the_charger(away: int) -> None:
 def test_a_charger_that_boots_itself_ends_the_repeated_boot() -> None:
     """The primary need not be asked again for what it has accepted."""
     stage = Stage()
-    stage.passes(p.OWN_BOOT_SECONDS)
     stage.primary.lost()
     stage.primary_connects()
     stage.primary.answers(stage.primary.hears_call()[0], status="Pending", currentTime="t", interval=30)
@@ -501,7 +497,6 @@ def test_all_peers_are_pinged_right_away_and_every_interval() -> None:
     """A charger that hangs up on silence does not."""
     stage = Stage()
     links = [stage.charger, stage.primary, stage.secondary]
-    stage.passes(0.5)
     assert [link.pings for link in links] == [1, 1, 1]
     stage.passes(61)
     assert [link.pings for link in links] == [3, 3, 3]
