@@ -3856,13 +3856,10 @@ class Outbox:
         first, timeout = self.stored[0] if self.stored else None, self.owner.host.call_timeout
         is_stuck = first and (first.tries or (first.sent is not None and now >= first.sent + timeout))
         behind = {old.session for old in self.stored} if self.live and not is_stuck else set()
-        if (
-            self.live
-            and self.answered
-            and not (self.owner.journal.has(self.answered) or self.owner.journal.failure)
-        ):
-            behind.add(self.answered.session)  # A restart would send that one again.
-            self.owner.journal.wait(self.pump)
+        last, journal = self.answered, self.owner.journal
+        if self.live and last and not (journal.has(last) or journal.failure):
+            behind.add(last.session)  # A restart would send that one again.
+            journal.wait(self.pump)
         for call in self.live if self.version == self.owner.version else ():
             if head and head.queued <= call.queued:
                 break

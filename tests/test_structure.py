@@ -31,6 +31,20 @@ BANNERS = [
     "Command line",
 ]
 PURE = ["Messages", "Vocabulary", "Routing"]
+MOST_LINES = {
+    "head": 120,
+    "Configuration": 629,
+    "Messages": 201,
+    "Vocabulary": 489,
+    "Routing": 1168,
+    "Journal": 345,
+    "Link": 749,
+    "Outbox": 490,
+    "Relay": 341,
+    "Proxy": 580,
+    "Status": 865,
+    "Command line": 454,
+}
 INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}
 
 
@@ -84,6 +98,25 @@ def test_functions_are_short() -> None:
     sizes = sorted(map(size, functions))
     assert sizes[len(sizes) // 2] <= 8
     assert sizes[-1] <= 30
+
+
+def test_each_section_keeps_to_its_size() -> None:
+    """Lines of the file; whoever needs more takes it from another section, or finds a smaller shape."""
+    sizes = {"head": min(map(min, SECTIONS.values())) - 1} | {name: len(SECTIONS[name]) for name in SECTIONS}
+    too_large = {name: size for name, size in sizes.items() if size > MOST_LINES[name]}
+    assert too_large == {}
+    assert len(TEXT.splitlines()) <= sum(MOST_LINES.values())
+
+
+def test_no_class_is_large() -> None:
+    """400 lines and 40 methods at the most."""
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.ClassDef):
+            assert (node.end_lineno or 0) - node.lineno < 400, node.name
+            methods = [
+                item for item in node.body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))
+            ]
+            assert len(methods) <= 40, node.name
 
 
 def test_only_websockets_and_the_standard_library_are_imported() -> None:
