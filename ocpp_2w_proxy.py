@@ -897,12 +897,10 @@ def _start(text: str, at: int, step: str | int) -> int | None:
     """Return where the value of this key or index begins in the object or array at `at`."""
     if text[at] not in "{[":
         return None
-    is_object, found = text[at] == "{", None
-    key: str | int
+    is_object, found, index = text[at] == "{", None, 0
     at = _skip(text, at + 1)
-    for key in itertools.count():
-        if text[at] in "}]" or (found and not is_object):
-            break  # What comes behind it in an array is not read: it may be long.
+    while text[at] not in "}]" and (is_object or not found):  # What comes behind it in an array may be long.
+        key: str | int = index
         if is_object:
             key, at = scanstring(text, at + 1, False)
             at = _skip(text, _skip(text, at) + 1)
@@ -910,6 +908,7 @@ def _start(text: str, at: int, step: str | int) -> int | None:
             found = at  # Of keys that stand twice the last counts, as for json.loads.
         at = _skip(text, _scan(text, at)[1])
         at = _skip(text, at + 1) if text[at] == "," else at
+        index += 1
     return found
 
 
@@ -1007,22 +1006,14 @@ class Facts:
 PLAIN = Facts()
 TELLS = {"badge", "transaction", "reservation", "request", "by_connector", "asked_by"}  # Of an owner.
 STATUS_REJECTED = '{"status":"Rejected"}'
-ANSWERS = {  # The names that the tables below use.
-    "accepted": '{"status":"Accepted"}',
+ANSWERS = {  # Those that the tables below have no room for.
     "badge-1.6": '{"idTagInfo":{"status":"$verdict"}}',
     "badge-2.x": '{"idTokenInfo":{"status":"$verdict"}}',
     "boot": f'{{"currentTime":"$now","interval":{HEARTBEAT_INTERVAL},"status":"Accepted"}}',
     "chain-status": '{"certificateStatus":[{"certificateHashData":{"hashAlgorithm":"SHA256","issuerNameHash":'
     '"","issuerKeyHash":"","serialNumber":""},"source":"OCSP","status":"Failed","nextUpdate":"$now"}]}',
-    "failed": '{"status":"Failed"}',
-    "no-certificate": '{"status":"Failed","exiResponse":""}',
     "no-contract": '{"idTokenInfo":{"status":"Invalid"},"certificateStatus":"NoCertificateAvailable"}',
-    "processing": '{"status":"Processing"}',
-    "rejected": STATUS_REJECTED,
     "start": '{"idTagInfo":{"status":"$verdict"},"transactionId":$transaction}',
-    "time": '{"currentTime":"$now"}',
-    "unknown-vendor": '{"status":"UnknownVendorId"}',
-    "vat-rejected": '{"vatNumber":$vat_number,"status":"Rejected"}',
 }
 
 
@@ -1039,7 +1030,7 @@ def table(text: str, is_16: bool = False) -> dict[str, Facts]:
             if name == "role":
                 values[name] = Role(value)
             elif name.endswith("answer"):
-                values[name] = ANSWERS[value]
+                values[name] = ANSWERS.get(value, value)
             else:
                 is_path = equals and name != "asked_by"
                 values[name] = tuple(value.split(".")) if is_path else value or True
@@ -1052,15 +1043,15 @@ CHARGER_16 = table(
     """
     Authorize                        role=authorize badge=idTag connector=connectorId answer=badge-1.6
     BootNotification                 role=boot answer=boot
-    DataTransfer                     answer=unknown-vendor
+    DataTransfer                     answer={"status":"UnknownVendorId"}
     DiagnosticsStatusNotification    asked_by=GetDiagnostics
     FirmwareStatusNotification       asked_by=UpdateFirmware
-    Heartbeat                        answer=time
+    Heartbeat                        answer={"currentTime":"$now"}
     LogStatusNotification            request=requestId asked_by=GetLog
     MeterValues                      role=meter transaction=transactionId connector=connectorId by_connector
                                      samples=meterValue.*.sampledValue.*
     SecurityEventNotification
-    SignCertificate                  answer=rejected
+    SignCertificate                  answer={"status":"Rejected"}
     SignedFirmwareStatusNotification request=requestId asked_by=SignedUpdateFirmware
     StartTransaction                 role=start badge=idTag connector=connectorId
                                      reservation=reservationId meter=meterStart answer=start
@@ -1094,24 +1085,24 @@ CHARGER_201 = table("""
     Authorize                        role=authorize badge=idToken.idToken badge_type=idToken.type
                                      answer=badge-2.x certificate_answer=no-contract
     BootNotification                 role=boot answer=boot
-    DataTransfer                     answer=unknown-vendor
+    DataTransfer                     answer={"status":"UnknownVendorId"}
     FirmwareStatusNotification       request=requestId asked_by=UpdateFirmware
     ClearedChargingLimit,NotifyChargingLimit
-    Get15118EVCertificate            answer=no-certificate
-    GetCertificateStatus             answer=failed
-    Heartbeat                        answer=time
+    Get15118EVCertificate            answer={"status":"Failed","exiResponse":""}
+    GetCertificateStatus             answer={"status":"Failed"}
+    Heartbeat                        answer={"currentTime":"$now"}
     LogStatusNotification            request=requestId asked_by=GetLog
     MeterValues                      role=meter connector=evseId by_connector
                                      samples=meterValue.*.sampledValue.*
     NotifyCustomerInformation,NotifyMonitoringReport,NotifyReport request=requestId
     NotifyDisplayMessages            request=requestId transaction=messageInfo.*.transactionId
-    NotifyEVChargingNeeds            connector=evseId by_connector answer=processing
-    NotifyEVChargingSchedule         connector=evseId by_connector answer=accepted
+    NotifyEVChargingNeeds            connector=evseId by_connector answer={"status":"Processing"}
+    NotifyEVChargingSchedule         connector=evseId by_connector answer={"status":"Accepted"}
     NotifyEvent                      transaction=eventData.*.transactionId
     PublishFirmwareStatusNotification request=requestId asked_by=PublishFirmware
     ReportChargingProfiles           request=requestId transaction=chargingProfile.*.transactionId
     ReservationStatusUpdate          reservation=reservationId
-    SignCertificate                  answer=rejected
+    SignCertificate                  answer={"status":"Rejected"}
     StatusNotification               role=status connector=evseId state=connectorStatus
     TransactionEvent                 role=event badge=idToken.idToken badge_type=idToken.type
                                      transaction=transactionInfo.transactionId connector=evse.id
@@ -1151,9 +1142,9 @@ CHARGER_21 = table("""
     ClosePeriodicEventStream,NotifyDERAlarm,NotifyDERStartStop,NotifyPeriodicEventStream
     NotifyWebPaymentStarted
     NotifyPriorityCharging,NotifySettlement transaction=transactionId
-    OpenPeriodicEventStream,PullDynamicScheduleUpdate answer=rejected
+    OpenPeriodicEventStream,PullDynamicScheduleUpdate answer={"status":"Rejected"}
     ReportDERControl                 request=requestId
-    VatNumberValidation              answer=vat-rejected
+    VatNumberValidation              answer={"vatNumber":$vat_number,"status":"Rejected"}
     """)
 SERVER_21 = table("""
     AFRRSignal,AdjustPeriodicEventStream,ClearDERControl,ClearDisplayMessage,GetTariffs rejects
@@ -1188,7 +1179,6 @@ VOCABULARIES = {
 # What only messages of 1.6 carry beside their Action: a FoxESS sends them over ocpp2.0.1 (lbbrhzn/ocpp#2050).
 SHAPE_16 = {"idTag", "transactionId", "connectorId", "chargePointVendor", "errorCode"}
 SHAPE_2X = {"evseId", "evse"}
-ASKED_BY = {row.asked_by for words in VOCABULARIES.values() for row in words.charger.values()} - {""}
 
 
 def values_at(payload: Any, path: FieldPath) -> list[Any]:
@@ -1398,7 +1388,7 @@ def guarded_by(action: str, payload: dict[str, Any]) -> str:
     """Return what only the primary may change of what a server's Call wants to change; "" = nothing."""
     if action in CERTIFICATE_ACTIONS:
         kind = value_at(payload, ("certificateType",))
-        return "" if kind in CAR_CERTIFICATES else short(kind) or "a certificate"
+        return "" if short(kind) in CAR_CERTIFICATES else short(kind) or "a certificate"
     if action not in SETTING_ACTIONS:
         return action if action == "SetNetworkProfile" else ""
     settings = [("", key) for key in values_at(payload, ("key",))]
@@ -1428,11 +1418,10 @@ def rejection_of(facts: Facts, payload: dict[str, Any]) -> str:
 def concern_of(action: str) -> str:
     """Return whether an Action is about the "station", in some version about a "session", or "unknown"."""
     words = VOCABULARIES.values()
-    rows = [table[action] for word in words for table in (word.charger, word.server) if action in table]
-    is_sessions = any(
-        word.charger.get(action, PLAIN).badge or word.charger.get(action, PLAIN).transaction for word in words
-    )
-    return "session" if is_sessions else "station" if rows else "unknown"
+    rows = [word.charger.get(action, PLAIN) for word in words]
+    is_known = any(action in word.charger or action in word.server for word in words)
+    is_sessions = any(row.badge or row.transaction for row in rows)
+    return "session" if is_sessions else "station" if is_known else "unknown"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -1467,6 +1456,7 @@ MAX_COMMANDS = 64  # Calls of one server for the charger;
 MAX_COMMANDS_TEXT = 2**20  # characters of them; a single one may be longer.
 MAX_SPENT_IDS = 16  # Calls given up, whose late answers must not be taken for others'.
 
+CALL_ERROR = "CallError"  # Begins the words of what a CallError has refused: it is tried again.
 ACTION = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # A charger's parser might end it at the first odd character.
 UNKEPT = {"kept": False}  # Marks the attributes that the state file does not hold.
 
@@ -1550,9 +1540,9 @@ class Session:
 
     @property
     def is_turned_away(self) -> bool:
-        """Whether there is no stop to wait for: rejected, or the charger knows that its owner refused it."""
+        """Whether there is no stop to wait for: the charger knows that its owner has refused it."""
         told = self.answers.get(Role.START.value) if self.refused and self.is_told else None
-        return self.is_rejected or (told is not None and verdict_of(json.loads(told)) != "Accepted")
+        return told is not None and verdict_of(decoded(told)) != "Accepted"
 
     @property
     def key(self) -> TransactionId:
@@ -1595,8 +1585,8 @@ class Memory:
     stored: dict[Call, None] = field(default_factory=dict, metadata=UNKEPT)  # In order; MAX_STORED.
     stored_text: int = field(default=0, metadata=UNKEPT)  # Characters of them; MAX_STORED_TEXT.
     refused: list[Call] = field(default_factory=list, metadata=UNKEPT)  # The oldest first; MAX_REFUSED.
-    # Who has asked last for a report: by request id, or by Action where there is none; MAX_ASKED.
-    asked: dict[int | str, ServerCall] = field(default_factory=dict, metadata=UNKEPT)
+    # Who has asked last for something: by request id, or by Action where there is none; MAX_ASKED.
+    asked: dict[int | str, Peer] = field(default_factory=dict, metadata=UNKEPT)
     # Until when a reading may be the answer to a TriggerMessage, in monotonic seconds.
     triggers: dict[Peer, float] = field(default_factory=dict, metadata=UNKEPT)
     # The Journal's: rows that the disk does not know so, with their Memory; None = the row is gone.
@@ -1617,29 +1607,18 @@ class Memory:
     def add(self, session: Session, transaction_id: TransactionId | None = None) -> None:
         """Let a session be found, by the id that the charger is told; beyond the bound the oldest goes."""
         if transaction_id is not None:
-            self.forget(session)
+            if self.sessions.get(session.key) is session:
+                del self.sessions[session.key]
             session.transaction_id = transaction_id
         self.sessions[session.key] = session
         if len(self.sessions) > MAX_SESSIONS:
             ended = (key for key, old in self.sessions.items() if old.ended is not None)
             del self.sessions[next(ended, next(iter(self.sessions)))]
 
-    def forget(self, session: Session) -> None:
-        """Let a session be found no more."""
-        if self.sessions.get(session.key) is session:
-            del self.sessions[session.key]
-
     def on_connector(self, connector: int | None) -> Session | None:
         """Return the open session on a connector; 0 is the whole station."""
         found = [s for s in self.sessions.values() if s.connector == connector and s.ended is None]
         return found[-1] if found and connector else None
-
-    def take_connector(self, session: Session, connector: int | None, utc: float) -> None:
-        """Let a session have its connector; whatever was open there can have no stop any more."""
-        before = self.on_connector(connector)
-        if before and before is not session:
-            self.end(before, utc)
-        session.connector = connector
 
     def end(self, session: Session, utc: float) -> None:
         """Take note that nothing more is charged in a session."""
@@ -1648,17 +1627,16 @@ class Memory:
 
     def repeated_start(self, start: str) -> Session | None:
         """Return the session that a StartTransaction repeats: the charger has not used its id yet."""
-        for session in reversed(self.sessions.values()):
-            if session.start == start and not (session.has_stop or session.is_used):
-                # What its owner has refused may be tried again.
-                return session if session.is_rejected or not session.is_turned_away else None
-        return None
+        fits = [session for session in self.sessions.values() if session.start == start]
+        # What its owner has refused may be tried again.
+        found = (s for s in reversed(fits) if not (s.has_stop or s.is_used or s.is_turned_away))
+        return next(found, None)
 
     def stopped_by(self, said: Content) -> tuple[Session, str] | None:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
         stop, badge = said.stop, normalized(said.badge or "")
         sessions = [session for session in self.sessions.values() if session.owner]
-        waiting = [session for session in sessions if not (session.has_stop or session.is_turned_away)]
+        waiting = [s for s in sessions if not (s.has_stop or s.is_rejected or s.is_turned_away)]
         for fits, why in (
             ([s for s in sessions if s.stop == stop][:1], "it repeats a stop"),
             ([s for s in waiting if badge and normalized(s.badge) == badge], "the open session of its badge"),
@@ -1678,7 +1656,7 @@ class Memory:
         found = [
             session
             for session in self.sessions.values()
-            if session.owner is peer and session.server == server and not session.is_rejected
+            if session.owner is peer and session.server == server
             if None not in (server_id, session.server_id) and str(session.server_id) == str(server_id)
         ]
         return max(found, key=lambda session: (session.ended is None, session.begun), default=None)
@@ -1693,15 +1671,9 @@ class Memory:
     # Stored Calls.
 
     @property
-    def is_over(self) -> bool:
-        """Whether more is stored than may be."""
-        return len(self.stored) > MAX_STORED or self.stored_text > MAX_STORED_TEXT
-
-    @property
     def is_full(self) -> bool:
-        """Whether nothing more can be stored, because no reading can go for it."""
-        is_at_bound = self.is_over or len(self.stored) == MAX_STORED
-        return is_at_bound and oldest_reading(self.stored) is None
+        """Whether something has to go before more can be stored."""
+        return len(self.stored) >= MAX_STORED or self.stored_text > MAX_STORED_TEXT
 
     def keep(self, call: Call) -> None:
         """Take a stored Call, as the last."""
@@ -1710,16 +1682,15 @@ class Memory:
 
     def store(self, call: Call) -> list[Call]:
         """Keep a Call until its server has answered it; return the readings that had to go for it."""
-        self.keep(call)
-        self.note(call)
-        is_ownerless = call.session is not None and call.session.owner is None
+        gone, is_ownerless = list[Call](), call.session is not None and call.session.owner is None
         mine = [other for other in self.stored if is_ownerless and other.session is call.session]
-        gone: list[Call] = []
-        surplus = mine if len(mine) > MAX_OWNERLESS else []
-        while reading := oldest_reading(surplus) or oldest_reading(self.stored if self.is_over else ()):
+        surplus = mine if len(mine) >= MAX_OWNERLESS else []
+        while reading := oldest_reading(surplus) or oldest_reading(self.stored if self.is_full else ()):
             gone.append(reading)
             self.remove(reading)
             surplus = []
+        self.keep(call)
+        self.note(call)
         if gone:
             self.dropped += len(gone)
             self.note(self)
@@ -1732,26 +1703,34 @@ class Memory:
             self.stored_text -= len(call.text)
             self.note(call, is_there=False)
 
-    def refuse(self, call: Call, words: str, has_error: bool) -> None:
+    def refuse(self, call: Call, words: str) -> None:
         """Keep a Call as refused by its server."""
         self.remove(call)
-        call.refused, call.has_error = words, has_error
+        call.refused, call.has_error = words, words.startswith(CALL_ERROR)
         self.refused.append(call)
         self.note(call)
         while len(self.refused) > MAX_REFUSED or sum(len(old.text) for old in self.refused) > MAX_STORED_TEXT:
-            self.note(self.refused.pop(0), is_there=False)
+            oldest = next((old for old in self.refused if old.content.is_reading), self.refused[0])
+            self.refused.remove(oldest)
+            self.note(oldest, is_there=False)
 
     def retry(self, utc: float) -> None:
         """Let what CallErrors refused be tried once more, with the rest of its session."""
-        for call in [c for c in self.refused if c.has_error and utc - c.since < REFUSED_SECONDS]:
+        again = [call for call in self.refused if call.has_error and utc - call.since < REFUSED_SECONDS]
+        begun = {call.session for call in again if call.content.is_start}
+        for call in again:
+            if call.session and call.session.is_refused and call.session not in begun:
+                continue  # Its server could not know what it belongs to.
             self.refused.remove(call)
             call.refused, call.has_error, call.sent = "", False, None
             call.message_id = new_message_id()  # The last one met a CallError.
             call.text = patch(call.text, (1,), call.message_id)
-            if call.session and call.session.is_refused:
-                call.session.refused, call.session.is_refused = "", False
+            if call.session and call.content.is_start:
+                call.session.refused = ""
                 self.note(call.session)
             self.store(call)
+        for session in filter(None, begun):
+            session.is_refused = False
         self.stored = dict.fromkeys(sorted(self.stored, key=lambda call: call.number or math.inf))
 
 
@@ -1839,10 +1818,10 @@ class Route(NamedTuple):
     why: str
     session: Session | None = None
     claim: Claim | None = None
-    is_vouched: bool = False  # A list or a claim speaks for the badge.
+    is_unlisted: bool = False  # Neither a list nor a claim speaks for its badge.
     is_rejected: bool = False  # On neither list, and the ini says reject.
     is_station: bool = False  # Nobody's in particular: the other server may have a copy.
-    is_lost: bool = False  # It names an id of the proxy's whose session is forgotten.
+    refused: str = ""  # It names an id of the proxy's whose session is forgotten: it is not sent.
 
     @property
     def whose(self) -> str:
@@ -1851,11 +1830,18 @@ class Route(NamedTuple):
 
 
 STATION = Route(Peer.PRIMARY, "concerns the station", is_station=True)
+ENDED = Route(Peer.PRIMARY, "it ended without a badge")
 
 
 def is_proxy_id(value: object) -> bool:
     """Whether a transaction id is one that only the proxy hands out."""
     return type(value) is int and FIRST_PROXY_ID <= value <= MAX_ID
+
+
+def own_call(action: str, payload: str, peer: Peer | None = None) -> Call:
+    """Return a passing Call of the proxy's own; its payload is JSON already."""
+    message_id = new_message_id()
+    return Call(Kind.PASSING, action, message_id, call_text(message_id, action, payload), NOTHING, peer)
 
 
 def trim(table: dict[Any, Any], most: int) -> None:
@@ -1878,17 +1864,15 @@ class Router:
     def charger_call(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of the charger."""
         said, told = content_of(self.vocabulary.charger, message), list[Decision]()
-        facts = said.facts
-        if facts.role is Role.START:
-            route = self._route_of_start(said, now, told)
-        elif facts.role is Role.EVENT and said.transactions:
-            route = self._route_of_event(said, now, told)
+        role, badge = said.facts.role, said.badge
+        if role is Role.START or (role is Role.EVENT and said.transactions):
+            route = self._route_of_session(said, now, told)
         else:
             route = self._route(said, now)
-            if said.badge is not None and not route.session:
+            if badge is not None and not route.session:
                 what = f"{message.action} is for {route.whose}: {route.why}"
-                told.append(self._told(what, said.badge, route))
-        if facts.role in (Role.BOOT, Role.STATUS) and len(message.text) <= MAX_SELF_DESCRIPTION:
+                told.append(Told(what, badge, route.is_unlisted))
+        if role in (Role.BOOT, Role.STATUS) and len(message.text) <= MAX_SELF_DESCRIPTION:
             self._remember(message, said, now)
         return told + self._dispatched(message, said, route, now)
 
@@ -1911,16 +1895,16 @@ class Router:
     # Whose it is. The first rule that matches wins.
 
     def _route(self, said: Content, now: Instant) -> Route:
-        if said.facts.is_stations:
+        facts = said.facts
+        if facts.is_stations:
             return STATION  # As below, in one step: it is the most frequent.
-        return (
-            self._by_transaction(said)
-            or self._by_claim(said, said.connector, now)
-            or self._by_badge(said)
-            or self._by_connector(said)
-            or self._by_request(said)
-            or STATION
-        )
+        if route := self._by_transaction(said) or self._by_badge(said, said.connector, now):
+            return route
+        session = self.memory.on_connector(said.connector) if facts.by_connector else None
+        if session and session.owner and not (session.is_rejected or session.is_turned_away):
+            return Route(session.owner, f"the session on its connector {said.connector}", session)
+        asker = self.memory.asked.get(facts.asked_by if said.request is None else said.request)
+        return Route(asker, f"{asker.value} asked for it") if asker else STATION
 
     def _by_transaction(self, said: Content) -> Route | None:
         named = said.transactions
@@ -1934,13 +1918,14 @@ class Router:
             if not is_proxy_id(named[0]):
                 return Route(Peer.PRIMARY, "an unknown transaction")
             owner = Peer.SECONDARY if int(named[0]) & 1 else Peer.PRIMARY  # The lowest bit names it.
-            return Route(owner, "a transaction id of the proxy, whose session is forgotten", is_lost=True)
+            why = "a transaction id of the proxy, whose session is forgotten"
+            return Route(owner, why, refused="its start is not known here")
         if said.facts.role is Role.STOP and (found := self.memory.stopped_by(said)):
             return Route(found[0].owner, found[1], found[0])
         return None
 
-    def _by_claim(self, said: Content, connector: int | None, now: Instant) -> Route | None:
-        """Find the server that asked for a session with this badge, or under these ids."""
+    def _by_badge(self, said: Content, connector: int | None, now: Instant) -> Route | None:
+        """Find the server that asked for a session with this badge or under these ids; else ask the ini."""
         badge = None if said.badge is None else normalized(said.badge)
         reservation = value_at(said.payload, said.facts.reservation)
         remote_start = value_at(said.payload, said.facts.remote_start)
@@ -1956,98 +1941,81 @@ class Router:
 
         # A report on a reservation comes after its end.
         utc = now.utc - (CLAIM_SECONDS if badge is None else 0.0)
-        named = {(peer, server.url) for peer in SERVERS if (server := self.config.server(peer))}
-        claims = [claim for claim in reversed(self.memory.claims) if (claim.peer, claim.server) in named]
+        claims = [claim for claim in reversed(self.memory.claims) if claim.server == self.address(claim.peer)]
         claim = max((c for c in claims if utc < c.until and fit(c)), key=fit, default=None)  # Or the newest.
         if claim is None:
-            return None
+            return None if said.badge is None else self.route_of_badge(said.badge)
         why = "its reservation" if claim.reservation is not None else "its remote start"
-        return Route(claim.peer, f"{claim.peer.value} claimed it: {why}", claim=claim, is_vouched=True)
-
-    def _by_badge(self, said: Content) -> Route | None:
-        return None if said.badge is None else self.route_of_badge(said.badge)
+        return Route(claim.peer, f"{claim.peer.value} claimed it: {why}", claim=claim)
 
     def route_of_badge(self, badge: str) -> Route:
         """Return whose a badge is, by the ini alone."""
-        peer = self.config.badges.find(badge)
-        if peer is Peer.PRIMARY or (peer and self.config.secondary):
-            return Route(peer, f"its badge is on {peer.value}_rfid", is_vouched=True)
-        unknown = self.config.unknown_rfid
+        peer, unknown = self.config.badges.find(badge), self.config.unknown_rfid
+        if peer and self.address(peer):
+            return Route(peer, f"its badge is on {peer.value}_rfid")
         owner = Peer.SECONDARY if unknown == "secondary" and self.config.secondary else Peer.PRIMARY
         why = f"its badge is on no list: unknown_rfid = {unknown}"
-        return Route(owner, why, is_rejected=unknown == "reject")
+        return Route(owner, why, is_unlisted=peer is None, is_rejected=unknown == "reject")
 
-    def _by_connector(self, said: Content) -> Route | None:
-        session = self.memory.on_connector(said.connector) if said.facts.by_connector else None
-        if session is None or session.owner is None:
-            return None
-        return Route(session.owner, f"the session on its connector {said.connector}", session)
+    def address(self, peer: Peer | None) -> str:
+        """Return the address of a server; "" = there is none."""
+        server = self.config.server(peer) if peer else None
+        return server.url if server else ""
 
-    def _by_request(self, said: Content) -> Route | None:
-        asked = self.memory.asked.get(said.facts.asked_by if said.request is None else said.request)
-        return Route(asked.peer, f"{asked.peer.value} asked for it") if asked else None
+    # Sessions.
 
-    # Sessions. Each tells of a new one in `told`.
-
-    def _route_of_start(self, said: Content, now: Instant, told: list[Decision]) -> Route:
-        """Find or begin the session of a StartTransaction (1.6), whose answer names the transaction."""
-        badge = said.badge or ""
-        reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
-        start = fingerprint([said.connector, normalized(badge), *reading])
-        if session := self.memory.repeated_start(start):
-            return Route(session.owner, "repeats a start that was not answered", session, is_vouched=True)
-        unknown = Route(Peer.PRIMARY, "it carries no badge")
-        route = self._by_claim(said, said.connector, now) or self._by_badge(said) or unknown
-        session = Session(None, "", said.connector, now.utc, now.utc, start=start)
-        self.memory.take_connector(session, said.connector, now.utc)
-        self.memory.add(session)
-        told += self.settle(session, route, badge)
-        return route._replace(session=session)
-
-    def _route_of_event(self, said: Content, now: Instant, told: list[Decision]) -> Route:
-        """Find or begin the transaction of a TransactionEvent (2.x), whose badge may come late."""
-        memory, transaction_id = self.memory, said.transactions[0]
-        session = memory.sessions.get(transaction_id)
-        if session and said.is_start and session.started_at not in ("", said.timestamp):
-            memory.end(session, now.utc)  # The station counts from the start again.
-            session = None
+    def _session_of(self, said: Content, now: Instant, told: list[Decision]) -> Session:
+        """Find or begin the session of a StartTransaction (1.6) or of a TransactionEvent (2.x)."""
+        memory, transaction_id, start = self.memory, next(iter(said.transactions), None), ""
+        if said.facts.role is Role.START:
+            reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
+            start = fingerprint([said.connector, normalized(said.badge or ""), *reading])
+            session = memory.repeated_start(start)
+        else:
+            session = memory.sessions.get(transaction_id or "")
+            if session and said.is_start and session.started_at not in ("", said.timestamp):
+                memory.end(session, now.utc)  # The station counts from the start again.
+                told += [] if session.owner else self.settle(session, ENDED, "")
+                session = None
         if session is None:
-            session = Session(None, "", None, now.utc, now.utc, transaction_id=transaction_id)
-            session.server_id = transaction_id
+            session = Session(None, "", None, now.utc, now.utc, start=start)
+            session.transaction_id = session.server_id = transaction_id
             memory.add(session)
-        route = Route(session.owner, "its transaction", session, is_vouched=True)
-        if self._is_repeated(said, session):
-            return route
+        # Only the first event has to name it (E01.FR.16). What was open there can have no stop any more.
         if said.connector and session.connector is None and session.ended is None:
-            memory.take_connector(session, said.connector, now.utc)  # Only the first names it (E01.FR.16).
-        if session.owner is None:
-            settled = self._settled(session, said, now)
-            told += self.settle(session, settled, said.badge or "") if settled else []
-            route = (settled or Route(None, "its transaction has no owner yet"))._replace(session=session)
-        return route
+            if before := memory.on_connector(said.connector):
+                memory.end(before, now.utc)
+            session.connector = said.connector
+        return session
 
-    def _settled(self, session: Session, said: Content, now: Instant) -> Route | None:
-        """Return whose a transaction without an owner is, once this event tells."""
-        if route := self._by_claim(said, session.connector, now) or self._by_badge(said):
+    def _route_of_session(self, said: Content, now: Instant, told: list[Decision]) -> Route:
+        """Return whose a session is; a new one's owner is found by its badge, which may come late (2.x)."""
+        session = self._session_of(said, now, told)
+        route = Route(session.owner, "its transaction", session)
+        if session.owner:
             return route
-        for is_settled, why in (
-            (value_at(said.payload, said.facts.badge_type) == "NoAuthorization", "it needs no authorization"),
-            (value_at(said.payload, said.facts.state) == "Charging", "it charges without a badge"),
-            (said.is_stop, "it ends without a badge"),
-        ):
-            if is_settled:
-                return Route(Peer.PRIMARY, why)
-        return None
+        reasons = {
+            "it carries no badge": said.facts.role is Role.START,
+            "it needs no authorization": value_at(said.payload, said.facts.badge_type) == "NoAuthorization",
+            "it charges without a badge": value_at(said.payload, said.facts.state) == "Charging",
+            "it ends without a badge": said.is_stop,
+        }
+        why = next((why for why, holds in reasons.items() if holds), "")
+        settled = self._by_badge(said, session.connector, now) or (Route(Peer.PRIMARY, why) if why else None)
+        if settled:
+            told += self.settle(session, settled, said.badge or "")
+            route = settled._replace(session=session)
+        return route
 
     def settle(self, session: Session, route: Route, badge: str) -> list[Decision]:
         """Give a session its owner, and the owner what was stored for it."""
         session.owner, session.badge, session.is_rejected = route.owner, badge, route.is_rejected
-        session.server = self._address(route)
+        session.server = "" if route.is_rejected else self.address(route.owner)
         self.memory.drop_claims(lambda claim: claim is route.claim)
-        if session.transaction_id is not None:  # A start is saved with its answer.
+        if session.transaction_id is not None or route.claim:  # Else a start is saved with its answer.
             self.memory.note(session)
         what = f"a session of {route.whose} begins on connector {session.connector}: {route.why}"
-        decisions: list[Decision] = [self._told(what, badge, route)]
+        decisions: list[Decision] = [Told(what, badge, route.is_unlisted)]
         for call in [call for call in self.memory.stored if call.session is session]:
             call.peer, call.server, call.was_kept = session.owner, session.server, True
             if session.server in ("", LOCAL):
@@ -2057,46 +2025,32 @@ class Router:
                 decisions.append(ToServer(call, "was kept for its owner"))
         return decisions
 
-    def _told(self, what: str, badge: str, route: Route) -> Told:
-        is_listed = route.is_vouched or self.config.badges.find(badge) is not None
-        return Told(what, badge, is_unlisted=bool(badge) and not is_listed)
-
     # What becomes of it.
-
-    def _address(self, route: Route) -> str:
-        """Return the address of a Call's server; "" or LOCAL = it goes nowhere."""
-        session = route.session
-        if route.is_rejected or route.owner is None or (session and session.is_rejected):
-            return ""
-        server = self.config.server(route.owner)
-        return session.server if session else server.url if server else ""
-
-    def _is_repeated(self, said: Content, session: Session) -> bool:
-        """Whether the charger waits for the answer already, or was answered."""
-        return (session, said.mark) in self.waiting or said.mark in session.answers
 
     def _dispatched(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
         """Relay the Call, or answer and store it; others get copies."""
         session, is_reading = route.session, said.facts.role is Role.METER
-        if session and self._is_repeated(said, session):
-            return self._repeated(message, said.mark, session)
-        until = self.memory.triggers.get
-        askers = {peer for peer in SERVERS if now.seconds < until(peer, 0.0) and said.is_triggered}
+        if session and (answered := self._repeated(message, said.mark, session)):
+            return answered
+        triggers = self.memory.triggers.items()
+        askers = {peer for peer, until in triggers if now.seconds < until and said.is_triggered}
         if is_reading and route.is_station and askers == {Peer.SECONDARY}:
             route = Route(Peer.SECONDARY, "secondary asked for it")
-        call = Call(
-            Kind.PASSING, message.action, message.message_id, message.text, said, route.owner, session
-        )
-        call.server, call.version, call.since = self._address(route), self.version, now.utc
+        is_primarys_alone = is_reading and route.owner is Peer.SECONDARY and askers == {Peer.PRIMARY}
+        call = Call(Kind.PASSING, message.action, message.message_id, message.text, said, route.owner)
+        call.session, call.version, call.since = session, self.version, now.utc
         call.reply_to = message.message_id
-        call.kind = self._kind(call, route)
-        if call.kind is Kind.STORED and self.memory.is_full:
-            return [Dropped("too much waits for its server; no more is taken", is_grave=True)]
+        if not (route.is_rejected or is_primarys_alone):
+            call.server = session.server if session else self.address(route.owner)
+        is_primarys = route.owner is Peer.PRIMARY and not route.refused
+        if is_primarys and call.server == self.config.primary.url != LOCAL:
+            call.kind = Kind.RELAYED
+        elif session or said.facts.role is Role.STOP:
+            call.kind = Kind.STORED
+            if self.memory.is_full and oldest_reading(self.memory.stored) is None:
+                return [Dropped("too much waits for its server; no more is taken", is_grave=True)]
         decisions = self._noted(session, said, now) if session else []
         decisions += self._copies(message, said, route, askers)
-        if is_reading and route.owner is Peer.SECONDARY and askers == {Peer.PRIMARY}:
-            text = result_text(message.message_id, said.answer("Accepted", now.text, None))
-            return [*decisions, ToCharger(text, "primary asked for it")]
         if session and said.mark:
             self.waiting[session, said.mark] = call
         if call.kind is Kind.RELAYED:
@@ -2105,18 +2059,13 @@ class Router:
         call.text = under_id(message, call.message_id)
         return decisions + self._answered_here(call, route, now)
 
-    def _kind(self, call: Call, route: Route) -> Kind:
-        is_primarys = route.owner is Peer.PRIMARY and not route.is_lost
-        if is_primarys and call.server == self.config.primary.url != LOCAL:
-            return Kind.RELAYED
-        must_stay = call.session is not None or call.content.facts.role is Role.STOP
-        return Kind.STORED if must_stay else Kind.PASSING
-
     def _repeated(self, message: Message, mark: str, session: Session) -> list[Decision]:
-        """Answer what the charger was answered before, once, or let it join what waits for its answer."""
+        """Answer what was answered before, or let it join what waits for its answer; [] = it is new."""
         if waiting := self.waiting.get((session, mark)):
             waiting.reply_to = message.message_id
             return [Told(f"a repeated {message.action} joins the one that waits for its answer")]
+        if mark not in session.answers:
+            return []
         if not session.is_told:
             session.is_told = True
             self.memory.note(session)
@@ -2128,26 +2077,20 @@ class Router:
         said, session, memory = call.content, call.session, self.memory
         if session and said.facts.role is Role.START and session.transaction_id is None:
             memory.add(session, self.new_transaction_id(session.owner))
-        refused = session.refused if session and session.is_refused else ""
-        refused = "its start is not known here" if route.is_lost else refused
+        refused = session.refused if session and session.is_refused else route.refused
         goes = call.server not in ("", LOCAL) and not refused
         waits = goes and self.is_awaited(call)
-        is_rejected = route.is_rejected or (session is not None and session.is_rejected)
-        verdict = "Accepted" if not is_rejected and (route.is_vouched or not waits) else "Invalid"
+        is_rejected = session.is_rejected if session else route.is_rejected
+        verdict = "Invalid" if is_rejected or (route.is_unlisted and waits) else "Accepted"
         call.own_answer = said.answer(verdict, now.text, session.transaction_id if session else None)
         decisions: list[Decision] = []
         if session:
-            session.is_told = session.is_told or not waits
             session.answers.update({said.mark: call.own_answer} if said.mark else {})
             trim(session.answers, MAX_ANSWERS)
             memory.note(session)
-        if route.is_lost and said.is_reading:
-            decisions = [Dropped(f"a {call.action} of a session that is forgotten")]
-        elif refused:
-            has_error = any(other.has_error for other in memory.refused if other.session is session)
-            memory.refuse(call, refused, has_error and not route.is_lost)
-            why = refused if route.is_lost else f"its session is refused: {refused}"
-            decisions = [Told(f"{call.action} is kept and not sent: {why}")]
+        if refused and call.kind is Kind.STORED:
+            memory.refuse(call, refused)
+            decisions = [Told(f"{call.action} is kept and not sent: its session is refused: {refused}")]
         elif call.kind is Kind.STORED and (goes or route.owner is None):
             decisions = [Dropped("too many Calls wait", call=reading) for reading in memory.store(call)]
         decisions += [ToServer(call, route.why)] if goes else []
@@ -2155,8 +2098,7 @@ class Router:
 
     def is_awaited(self, call: Call) -> bool:
         """Whether the charger's answer waits for the secondary's."""
-        secondary = self.config.secondary
-        is_here = call.peer is Peer.SECONDARY and secondary is not None and call.server == secondary.url
+        is_here = call.peer is Peer.SECONDARY and call.server == self.address(Peer.SECONDARY)
         return is_here and (self.config.secondary_replies == "forward" or call.content.needs_server)
 
     def new_transaction_id(self, owner: Peer | None) -> int:
@@ -2181,11 +2123,9 @@ class Router:
         if is_due and not is_start:
             session.saved = now.utc
             self.memory.note(session)
-        if not said.is_stop:
+        if not said.is_stop or session.has_stop:
             return []
         session.stopped_at, session.reason = said.timestamp, short(value_at(said.payload, said.facts.reason))
-        if session.has_stop:
-            return []
         session.has_stop, session.stop = True, said.stop
         self.memory.end(session, now.utc)
         owner = session.owner.value if session.owner else "nobody"
@@ -2195,41 +2135,22 @@ class Router:
 
     def _copies(self, message: Message, said: Content, route: Route, askers: set[Peer]) -> list[Decision]:
         """Return what the other server sees of a Call: a message of its own, without a transaction."""
-        copies, session, action, config = list[Decision](), route.session, message.action, self.config
-        is_reading = said.facts.role in (Role.METER, Role.EVENT)
-        for other in SERVERS:
-            server = config.server(other)
-            if other is route.owner or server is None or server.is_local:
-                continue
-            if is_reading:
-                is_foreign = other is Peer.PRIMARY and route.owner is Peer.SECONDARY
-                is_wanted = other in askers or (is_foreign and "MeterValues" in config.primary_copies)
-            else:
-                is_named = said.facts.role is Role.BOOT or action in config.secondary_copies
-                is_wanted = is_named and route.is_station
-            payload = value_text(message.text, (3, "meterValue") if is_reading else (3,)) if is_wanted else ""
-            if is_reading and payload:
-                connector = said.connector or (session and session.connector) or 0
-                key = "connectorId" if said.facts.is_16 else "evseId"
-                action, payload = "MeterValues", f'{{"{key}":{connector},"meterValue":{payload}}}'
-            if payload:
-                message_id = new_message_id()
-                text = call_text(message_id, action, payload)
-                call = Call(Kind.PASSING, action, message_id, text, NOTHING, other)
-                copies.append(ToServer(call, "is to be copied", is_copy=True))
-        return copies
+        config, session, action = self.config, route.session, message.action
+        if said.facts.role in (Role.METER, Role.EVENT):
+            is_shown = route.owner is Peer.SECONDARY and "MeterValues" in config.primary_copies
+            wanting = askers | ({Peer.PRIMARY} if is_shown else set())
+            values = value_text(message.text, (3, "meterValue")) if wanting else ""
+            connector = said.connector or (session and session.connector) or 0
+            key = "connectorId" if said.facts.is_16 else "evseId"
+            action, payload = "MeterValues", values and f'{{"{key}":{connector},"meterValue":{values}}}'
+        else:
+            is_named = said.facts.role is Role.BOOT or action in config.secondary_copies
+            wanting = {Peer.SECONDARY} if is_named and route.is_station else set()
+            payload = value_text(message.text, (3,)) if wanting else ""
+        peers = wanting - {route.owner} if payload else set()
+        return [ToServer(own_call(action, payload, peer), "is to be copied", is_copy=True) for peer in peers]
 
     # What time and lost connections do.
-
-    def lost(self, call: Call) -> None:
-        """Let go of a Call that will not be answered any more; a start that was not forgets its session."""
-        self.stop_waiting(call)
-        session = call.session
-        is_start = call.kind is Kind.RELAYED and call.content.facts.role is Role.START
-        is_repeated = session is not None and (session, call.content.mark) in self.waiting
-        if session and is_start and session.transaction_id is None and not is_repeated:
-            self.memory.forget(session)
-            self.memory.note(session, is_there=False)
 
     def stop_waiting(self, call: Call) -> None:
         """Take note that the charger does not wait for a Call any more."""
@@ -2252,10 +2173,10 @@ class Router:
             if session.ended is None and now.utc - session.touched > SILENT_SECONDS:
                 told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
                 memory.end(session, now.utc)
-                if session.owner is None:
-                    told += self.settle(session, Route(Peer.PRIMARY, "a month without a badge"), "")
-            elif session.ended is not None and now.utc - session.ended > SESSION_SECONDS:
-                memory.forget(session)
+            if session.ended is not None and session.owner is None:
+                told += self.settle(session, ENDED, "")
+            if session.ended is not None and now.utc - session.ended > SESSION_SECONDS:
+                del memory.sessions[session.key]
         return told
 
 
@@ -2264,21 +2185,18 @@ class ServerCall:
     """A Call of a server for the charger."""
 
     peer: Peer
-    message_id: MessageId  # As the server knows it.
-    wire_id: MessageId  # As the charger knows it.
     action: str
     content: Content
     text: str  # As the charger gets it.
-    queued: float  # Monotonic seconds.
-    sent: float = 0.0  # Monotonic seconds.
+    wire_id: MessageId  # As the charger knows it.
+    reply_to: MessageId | None  # The server's id that waits; None = nobody waits any more.
+    since: float  # Monotonic seconds; when it came, and then, when it was sent.
     claim: Claim | None = None
-    is_abandoned: bool = False  # Its server is gone; nobody waits for the answer.
 
     @property
-    def report(self) -> int | str | None:
-        """What the charger's report on it is found by (Memory.asked); None = there is none."""
-        named = self.content.request
-        return named if named is not None or self.action not in ASKED_BY else self.action
+    def report(self) -> int | str:
+        """What the charger's report on it is found by (Memory.asked)."""
+        return self.action if self.content.request is None else self.content.request
 
 
 class Commands:
@@ -2296,7 +2214,7 @@ class Commands:
     def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of a server."""
         said, message_id = content_of(self.router.vocabulary.server, message), message.message_id
-        call = ServerCall(peer, message_id, message_id, message.action, said, message.text, now.seconds)
+        call = ServerCall(peer, message.action, said, message.text, message_id, message_id, now.seconds)
         if why := self._forbidden(message, peer) or self._translated(call):
             rejection = rejection_of(said.facts, message.payload)
             error = error_text(message_id, "SecurityError", why)  # Not every schema has a Rejected.
@@ -2328,9 +2246,9 @@ class Commands:
     def _translated(self, call: ServerCall) -> str:
         """Translate the transaction that a Call names; return why it must not reach the charger, or ""."""
         said, facts = call.content, call.content.facts
-        server, value = self.router.config.server(call.peer), value_at(said.payload, facts.transaction)
+        value = value_at(said.payload, facts.transaction)
         named = usable_id(value, facts.is_16)
-        session = self.memory.known_as(call.peer, server.url if server else "", value)
+        session = self.memory.known_as(call.peer, self.router.address(call.peer), value)
         if session and session.transaction_id is not None:
             if named != session.transaction_id:
                 call.text = patch(call.text, (3, *facts.transaction), session.transaction_id)
@@ -2352,7 +2270,7 @@ class Commands:
         for peer in sorted(self.waiting, key=lambda peer: peer is self.last_served):
             if self.waiting[peer] and not self.outstanding:
                 call = self.waiting[peer].popleft()
-                self.outstanding, self.last_served, call.sent = call, peer, now.seconds
+                self.outstanding, self.last_served, call.since = call, peer, now.seconds
                 self._note_sent(call, now)
                 rows = (self.memory,) if call.claim else ()  # The session may outlive the proxy.
                 return [ToCharger(call.text, f"{peer.value} calls {call.action}", rows, needs_disk=False)]
@@ -2361,24 +2279,18 @@ class Commands:
     def _note_sent(self, call: ServerCall, now: Instant) -> None:
         """Take note of what the charger may say about a Call, from now on."""
         memory, said, peer = self.memory, call.content, call.peer
-        if call.report is not None:
-            memory.asked.pop(call.report, None)
-            memory.asked[call.report] = call
-            trim(memory.asked, MAX_ASKED)
+        memory.asked.pop(call.report, None)
+        memory.asked[call.report] = peer
+        trim(memory.asked, MAX_ASKED)
         wanted = said.payload.get("requestedMessage")
         if said.facts.role is Role.TRIGGER and wanted in ("MeterValues", "TransactionEvent"):
             memory.triggers[peer] = now.seconds + TRIGGER_SECONDS
         if said.facts.role not in (Role.REMOTE_START, Role.RESERVE) or said.badge is None:
             return
-        server, until = self.router.config.server(peer), now.utc + CLAIM_SECONDS
+        badge, connector, until = normalized(said.badge), said.connector or None, now.utc + CLAIM_SECONDS
         if said.facts.role is Role.RESERVE:
             until = utc_of(said.payload.get("expiryDate", said.payload.get("expiryDateTime"))) or until
-        address, badge, connector = (
-            server.url if server else "",
-            normalized(said.badge),
-            said.connector or None,
-        )
-        call.claim = claim = Claim(peer, address, badge, connector, until)
+        call.claim = claim = Claim(peer, self.router.address(peer), badge, connector, until)
         claim.reservation = integer(value_at(said.payload, said.facts.reservation))
         claim.remote_start = integer(value_at(said.payload, said.facts.remote_start))
         memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
@@ -2390,31 +2302,30 @@ class Commands:
     def charger_answer(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on the charger's answer to a Call of a server."""
         call, key = self.outstanding, str(message.message_id)
-        if call is None or str(call.wire_id) != key:
-            late = self.spent.pop(key, None)
-            told = self._learn(late, message) if late else []
-            return [*told, Dropped("an answer to a Call that nobody waits for")]
-        self.outstanding = None
-        decisions = self._learn(call, message)
-        if call.is_abandoned:
-            return [*decisions, Dropped(f"the {call.peer.value} does not wait for it"), *self._next(now)]
+        if call and str(call.wire_id) == key:
+            self.outstanding = None
+        else:
+            call = self.spent.pop(key, None)
+        decisions = self._learn(call, message) if call else []
+        if call is None or call.reply_to is None:
+            return [*decisions, Dropped("an answer to a Call that nobody waits for"), *self._next(now)]
         if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
             decisions.append(Told(f"{call.peer.value} asked for {call.action}: {outcome}"))
-        text = under_id(message, call.message_id)
+        text = under_id(message, call.reply_to)
         answer = Answer(call.peer, text, "the charger answers", outcome_of(message))
         return [answer, *decisions, *self._next(now)]
 
     def _learn(self, call: ServerCall, message: Message) -> list[Decision]:
         """Void what the charger refuses; end what it cancels; own what it says has begun."""
-        memory, claim, report = self.memory, call.claim, call.report
+        memory, claim, said = self.memory, call.claim, call.content
         status = str(message.payload.get("status", "Accepted"))
         if message.type is MessageType.CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
-            if report is not None and memory.asked.get(report) is call:
-                del memory.asked[report]
+            if call.reply_to is not None and memory.asked.get(call.report) is call.peer:
+                del memory.asked[call.report]  # A late refusal may be older than what stands there.
             memory.drop_claims(lambda other: other is claim)
-        elif call.content.facts.role is Role.CANCEL:
-            number = integer(value_at(call.content.payload, call.content.facts.reservation))
+        elif said.facts.role is Role.CANCEL:
+            number = integer(value_at(said.payload, said.facts.reservation))
             memory.drop_claims(
                 lambda old: old.peer is call.peer and number is not None and old.reservation == number
             )
@@ -2422,36 +2333,30 @@ class Commands:
             claim.transaction = short(message.payload.get("transactionId"))
             session = memory.sessions.get(claim.transaction)
             if session and session.owner is None:
-                route = Route(call.peer, "its remote start", claim=claim, is_vouched=True)
-                return self.router.settle(session, route, call.content.badge or "")
+                route = Route(call.peer, "its remote start", claim=claim)
+                return self.router.settle(session, route, said.badge or "")
         return []
 
     # What time and lost connections do.
 
     def _given_up(self, call: ServerCall, why: str) -> list[Decision]:
         """Tell its server that a Call will not be answered."""
-        if call.is_abandoned:
+        if call.reply_to is None:
             return [Dropped(why)]
-        text = error_text(call.message_id, "GenericError", why)
+        text, call.reply_to = error_text(call.reply_to, "GenericError", why), None
         return [Answer(call.peer, text, why, Outcome.UNANSWERED)]
 
     def tick(self, now: Instant) -> list[Decision]:
         """Give up what has waited too long."""
         decisions, call = list[Decision](), self.outstanding
-        if call and now.seconds >= call.sent + self.call_timeout:
-            self.outstanding = None
-            self.spent[str(call.wire_id)] = call
+        if call and now.seconds >= call.since + self.call_timeout:
+            self.outstanding, self.spent[str(call.wire_id)] = None, call
             trim(self.spent, MAX_SPENT_IDS)
             decisions += self._given_up(call, f"the charger did not answer within {self.call_timeout:g} s")
         for waiting in self.waiting.values():
-            while waiting and now.seconds >= waiting[0].queued + 2 * self.call_timeout:
+            while waiting and now.seconds >= waiting[0].since + 2 * self.call_timeout:
                 decisions += self._given_up(waiting.popleft(), "the charger was busy for too long")
         return decisions + self._next(now)
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether `tick` has something to look at."""
-        return bool(self.outstanding or any(self.waiting.values()))
 
     def charger_gone(self) -> list[Decision]:
         """Give up all Calls that the charger's connection leaves unanswered."""
@@ -2464,7 +2369,7 @@ class Commands:
         """Forget the Calls of a server's connection that was lost; it will not wait for their answers."""
         self.waiting.pop(peer, None)
         if self.outstanding and self.outstanding.peer is peer:
-            self.outstanding.is_abandoned = True
+            self.outstanding.reply_to = None
 
 
 def utc_of(date: Any) -> float | None:
@@ -2486,8 +2391,8 @@ class Answers:
     def text_for_server(self, call: Call) -> str:
         """Return the Call's text with the transaction id that its owner knows by now."""
         session, path = call.session, call.content.facts.transaction
-        if session is None or session.server_id is None or not path:
-            return call.text
+        if session is None or session.server_id is None or not (path and call.content.facts.is_16):
+            return call.text  # In 2.x the station picks the ids.
         named = value_at(call.content.payload, path)
         if named == session.server_id and type(named) is type(session.server_id):
             return call.text
@@ -2496,7 +2401,7 @@ class Answers:
     def words_of(self, message: Message) -> str:
         """Return what a server's answer has against a Call; "" = nothing."""
         if message.type is MessageType.CALLERROR:
-            return f"CallError {message.action} {description_of(message)}".strip()
+            return f"{CALL_ERROR} {message.action} {description_of(message)}".strip()
         status = verdict_of(message.payload)
         return "" if status in (None, "Accepted") else f"status {str(status)[:MAX_SHORT]}"
 
@@ -2504,17 +2409,20 @@ class Answers:
         """Decide on a server's answer to a Call, late or not; only who still waits hears of it."""
         session, said, words = call.session, call.content, self.words_of(message)
         whose, is_start = call.peer.value if call.peer else "nobody", said.facts.role is Role.START
-        told: list[Decision] = []
-        if words and said.badge is not None:
-            told = [Told(f"{whose} answers {call.action} with {words}", said.badge)]
+        badge = said.badge if words else None
+        told = [Told(f"{whose} answers {call.action} with {words}", badge)] if badge is not None else []
         # Of a start that was sent twice the charger goes by the answer that came first.
         is_again = is_start and session is not None and session.server_id is not None
         if session and not is_again:
             self._learn(session, call, message, words, now)
         if call.own_answer and message.type is MessageType.CALLERROR:
-            return [*told, OwnAnswer(call, f"{whose} cannot answer")] if call.reply_to is not None else told
+            return [*told, OwnAnswer(call, f"{whose} cannot answer")]
         reply_to, call.own_answer = call.reply_to, ""
         self.router.stop_waiting(call)
+        repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
+        if repeat and repeat.kind is Kind.RELAYED and repeat.sent is None:
+            reply_to = repeat.reply_to  # It needs not go out any more.
+            self.router.stop_waiting(repeat)
         if reply_to is None:
             return [*told, Dropped("the charger has its answer, or waits no more")]
         if said.facts.role is Role.BOOT:
@@ -2534,11 +2442,8 @@ class Answers:
     def _told(self, session: Session, message: Message, text: str) -> str:
         """Return the text of an answer with the transaction id that the charger is told."""
         named, wanted = message.payload.get("transactionId"), session.transaction_id
-        return (
-            text
-            if named is None or wanted in (None, named)
-            else patch(text, (2, "transactionId"), wanted or 0)
-        )
+        is_known = named is None or wanted in (None, named)
+        return text if is_known else patch(text, (2, "transactionId"), session.key)
 
     def _learn(self, session: Session, call: Call, message: Message, words: str, now: Instant) -> None:
         """Note what its owner says to a Call of a session."""
@@ -2553,7 +2458,7 @@ class Answers:
             session.server_id = raw if type(raw) is str else integer(raw)
             usable, may_name = usable_id(raw, is_16=True), session.transaction_id is None
             is_free = usable is not None and usable not in memory.sessions and not is_proxy_id(usable)
-            if is_free and (may_name or call.own_answer):
+            if is_free and (may_name or (call.own_answer and not session.is_told)):
                 memory.add(session, usable)
             elif may_name:
                 memory.add(session, self.router.new_transaction_id(session.owner))
@@ -2594,12 +2499,12 @@ class Answers:
             memory.remove(call)
             return ""
         words = words or "no transaction id"
-        memory.refuse(call, words, is_error)
+        memory.refuse(call, words)
         if session and call.content.is_start:
             session.refused, session.is_refused = words, True
             memory.note(session)
             for rest in [other for other in memory.stored if other.session is session]:
-                memory.refuse(rest, words, is_error)
+                memory.refuse(rest, words)
         return words
 
 
@@ -2889,8 +2794,8 @@ class Journal:
             self.complain_at = now + COMPLAINT_SECONDS
             what = "relayed traffic goes on, what the proxy itself would have to keep stays unanswered"
             log.warning("state file %s cannot be written: %s; %s", self.path, error, what)
-        waiters, self.waiters = self.waiters, {}
-        for then in waiters:
+        for then in list(self.waiters):
+            del self.waiters[then]  # First: one that fails must not take the others' turn.
             then()
 
     def look_up(self, query: str, values: Any = ()) -> asyncio.Future[list[dict[str, Any]]]:
@@ -3758,8 +3663,6 @@ class Outbox:
         self.heartbeat_interval = 0.0  # Seconds, as the server asked for.
         self.fill()
 
-    # What goes in.
-
     def waiting(self) -> list[Call]:
         """Return the stored Calls for this server, in whatever version."""
         address, stored = self.server.url, self.owner.memory.stored
@@ -3778,7 +3681,7 @@ class Outbox:
         elif len(self.live) < MAX_LIVE and sum(len(old.text) for old in self.live) <= MAX_LIVE_TEXT:
             self.live.append(call)
         else:
-            self.owner.router.lost(call)
+            self.owner.router.stop_waiting(call)
             self.news.count("dropped_messages", "queue-full")
             what = f"{self.name}: {len(self.live)} Calls wait for it; each new one is dropped, now"
             self.owner.complaints.say(logging.WARNING, "queue", "%s %s", what, call.action)
@@ -3845,27 +3748,32 @@ class Outbox:
             self.link.send(text)
             call.sent, self.owner.deadline = now, 0.0
             self.in_flight = self.sent.setdefault(self.link, {})[str(call.message_id)] = call
-            trim(self.sent[self.link], MAX_LATE)
+            late = self.sent[self.link]
+            if len(late) > MAX_LATE:
+                del late[next(name for name, old in late.items() if old.kind is not Kind.STORED)]
 
     def _next(self, now: float) -> Call | None:
         """Return the first Call that may go, by time of arrival; a stored one may have to wait."""
         if self.peer is Peer.SECONDARY and not self.is_booted:
             return None
-        head = self.stored[0] if self.stored and self._may_deliver(self.stored[0], now) else None
+        owner, first, live = self.owner, self.stored[0] if self.stored else None, self.live
+        if first and first.sent is not None and now >= first.sent + DELIVERY_SECONDS:
+            first = next((call for call in self.stored if call.session is not first.session), None)
+        head = first if first and self._may_deliver(first, now) else None
         # Within a session by arrival; but a stored Call that fails holds up no verdict.
-        first, timeout = self.stored[0] if self.stored else None, self.owner.host.call_timeout
-        is_stuck = first and (first.tries or (first.sent is not None and now >= first.sent + timeout))
-        behind = {old.session for old in self.stored} if self.live and not is_stuck else set()
-        last, journal = self.answered, self.owner.journal
-        if self.live and last and not (journal.has(last) or journal.failure):
-            behind.add(last.session)  # A restart would send that one again.
-            journal.wait(self.pump)
-        for call in self.live if self.version == self.owner.version else ():
+        is_late = first and first.sent is not None and now >= first.sent + owner.host.call_timeout
+        is_stuck = first and (first.tries or is_late or owner.journal.failure)
+        behind = {old.session for old in self.stored} if live and not is_stuck else set()
+        if live and self.answered and not (owner.journal.has(self.answered) or owner.journal.failure):
+            behind.add(self.answered.session)  # A restart would send that one again.
+            owner.journal.wait(self.pump)
+        for call in list(live) if self.version == owner.version else ():
             if head and head.queued <= call.queued:
                 break
             if call.session is None or call.session not in behind:
-                self.live.remove(call)
-                return call
+                live.remove(call)
+                if call.kind is Kind.PASSING or call.reply_to is not None:
+                    return call
         return head
 
     def _may_deliver(self, call: Call, now: float) -> bool:
@@ -3879,26 +3787,19 @@ class Outbox:
             self.owner.journal.wait(self.pump)  # A restart must find this one here, and the last one gone.
         return is_saved
 
-    def _send_own(self, action: str, payload: str) -> None:
-        """Let a Call of the proxy's own be the next."""
-        message_id = new_message_id()
-        self.own.append(
-            Call(Kind.PASSING, action, message_id, call_text(message_id, action, payload), NOTHING)
-        )
-
     def _greet(self, now: float) -> None:
         """Send a Heartbeat; until the server has accepted the charger, its last boot or a made-up one."""
         if self.is_booted:
             self.next_at = now + self.heartbeat_interval
-            self._send_own("Heartbeat", "{}")
+            if not self.own:  # One at a time, whatever interval the server has asked for.
+                self.own.append(own_call("Heartbeat", "{}"))
             return
         self.next_at = math.inf
-        is_known = self.owner.memory.boot and self.owner.memory.version == self.version
-        model = dump((self.server.id or self.owner.charger_id)[:20])
-        made_up = Template(VOCABULARIES[self.version].boot).substitute(model=model)
-        self._send_own("BootNotification", value_text(self.owner.memory.boot, (3,)) if is_known else made_up)
-
-    # What comes back.
+        memory, model = self.owner.memory, dump((self.server.id or self.owner.charger_id)[:20])
+        payload = Template(VOCABULARIES[self.version].boot).substitute(model=model)
+        if memory.boot and memory.version == self.version:
+            payload = value_text(memory.boot, (3,))
+        self.own.append(own_call("BootNotification", payload))
 
     def link_received(self, link: Link, text: str) -> None:
         message = message_of(text, link, self.version, self.name, self.owner)
@@ -3942,14 +3843,16 @@ class Outbox:
             then = "; tried again at the next start, and once a day" if refused.has_error else ""
             values = (self.name, refused.action, what, words, then, refused.text)
             log.warning("%s: %s %s (%s) and kept%s: %s", *values)
-        self.stored = [other for other in self.stored if other in memory.stored] if words else self.stored[1:]
+        if words:
+            self.stored = [other for other in self.stored if other in memory.stored]
+        elif call in self.stored:  # Most often it is the first.
+            self.stored.remove(call)
         if not words:
             self.news.count("delivered_calls", self.peer)
             kind = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
             level = logging.DEBUG if call.content.is_reading else logging.INFO
-            log.log(level, "%s: %s is delivered", self.name, f"{call.action} {kind}".strip())
-            if not (self.stored or self.owner.link):
-                log.info("%s: all that was left is delivered", self.name)
+            last = "" if self.stored or self.owner.link else "; it was the last"
+            log.log(level, "%s: %s is delivered%s", self.name, f"{call.action} {kind}".strip(), last)
 
     def _boot_answered(self, message: Message, is_own: bool) -> None:
         now = self.owner.now().seconds
@@ -3968,8 +3871,8 @@ class Outbox:
             self.heartbeat_interval = interval or HEARTBEAT_INTERVAL
             self.next_at = now + self.heartbeat_interval
         if is_own and self.owner.memory.version == self.version:
-            for text in self.owner.memory.statuses.values():
-                self._send_own("StatusNotification", value_text(text, (3,)))
+            statuses = [value_text(text, (3,)) for text in self.owner.memory.statuses.values()]
+            self.own += [own_call("StatusNotification", payload) for payload in statuses]
             self.live = [c for c in self.live if c.action != "StatusNotification" or c.kind is Kind.RELAYED]
 
     # The connection.
@@ -4056,7 +3959,7 @@ class Outbox:
             else:
                 if call.kind is Kind.RELAYED and call.reply_to is not None:
                     self.news.count("calls", Peer.CHARGER, self.peer, Outcome.UNANSWERED)
-                self.owner.router.lost(call)  # It may have been carried out; its sender repeats it.
+                self.owner.router.stop_waiting(call)  # It may have been carried out; its sender repeats it.
         if link is self.link:
             now, self.trouble = self.owner.now().seconds, link.closed_by
             log.info("%s: disconnected (%s)", self.name, link.closed_by)
@@ -4078,7 +3981,7 @@ class Outbox:
             if call.kind is Kind.RELAYED or call in self.awaited:
                 self.live.append(call)
             else:
-                self.owner.router.lost(call)
+                self.owner.router.stop_waiting(call)
         self.news.count("disconnections", self.peer)
         link.close(1001)
 
@@ -4086,7 +3989,7 @@ class Outbox:
         """Drop what only the charger waited for; an answer in flight still tells its session."""
         live, self.live = self.live, []
         for call in live:
-            self.owner.router.lost(call)
+            self.owner.router.stop_waiting(call)
         for call in (*self.awaited, *itertools.chain(*map(dict.values, self.sent.values()))):
             call.reply_to = None
         self.awaited = {call: until for call, until in self.awaited.items() if call.kind is Kind.STORED}
@@ -4095,10 +3998,8 @@ class Outbox:
         elif not self.is_wanted:
             self.link.close(1001, "the charger is gone")
 
-    # What time does.
-
-    def tick(self) -> None:
-        """Do what is due."""
+    def tick(self) -> float:
+        """Do what is due; return when to be called again, in monotonic seconds; 0 = each time."""
         now = self.owner.now().seconds
         if self.link:
             self.link.keep_alive(now, self.owner.host.ping_interval)
@@ -4110,6 +4011,10 @@ class Outbox:
         if self.link and is_at_rest and not (self.is_wanted and self._wanted_version() == self.version):
             self.link.close(1000, "nothing is left for it in this version")
         self.pump()
+        waits = self.in_flight or self.awaited or (self.is_the_chargers and not self.link)
+        if waits or (self.link and (self.own or self.live or self.stored)):
+            return 0.0
+        return min(self.link.ping_at, self.next_at) if self.link else self.next_at
 
     def _time_out(self, now: float) -> None:
         call, timeout = self.in_flight, self.owner.host.call_timeout
@@ -4127,14 +4032,6 @@ class Outbox:
         if self.link and self.link.is_open and is_overdue and not self.is_the_chargers:
             log.warning("%s: left a stored Call unanswered for %g s; redialled", self.name, DELIVERY_SECONDS)
             self.link.close(1000, "a Call was left unanswered")
-
-    @property
-    def due(self) -> float:
-        """When `tick` has something to do, in monotonic seconds; 0 = it has to look each time."""
-        waits = self.in_flight or self.awaited or (self.is_the_chargers and not self.link)
-        if waits or (self.link and (self.own or self.live or self.stored)):
-            return 0.0
-        return min(self.link.ping_at, self.next_at) if self.link else self.next_at
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -4205,8 +4102,10 @@ class Relay:
         """Take a Call (or something as rare) of a server."""
         if message.type is not MessageType.CALL:
             log.debug("%s ! %s: a %s goes to nobody", self.charger_id, peer.value, message.type.name)
-        elif self.link is None:
-            why = "the charger is not connected"
+        elif self.link is None or self.outboxes[peer].version != self.version:
+            why = (
+                "the charger is not connected" if self.link is None else "the charger speaks another version"
+            )
             text = error_text(message.message_id, "GenericError", why)
             self.carry_out([Answer(peer, text, why, Outcome.UNANSWERED)])
         else:
@@ -4363,7 +4262,10 @@ class Relay:
 
     def _to_charger(self, decision: ToCharger | OwnAnswer) -> None:
         """Send a text to the charger: now, or once what was decided is on disk."""
-        self.held = [*self.held[-MAX_HELD + 1 :], decision]
+        if len(self.held) >= MAX_HELD and isinstance(oldest := self.held.pop(0), OwnAnswer):
+            oldest.call.reply_to = None
+            self.answers.given(oldest.call)  # To nobody; a repeat is answered again.
+        self.held.append(decision)
         self._release()
 
     def _release(self) -> None:
@@ -4423,12 +4325,10 @@ class Relay:
         if now.seconds >= self.sweep_at:  # At random, so that not all chargers are looked at at once.
             self.sweep_at = now.seconds + SWEEP_SECONDS * random.uniform(0.5, 1.0)
             self.carry_out(self.router.sweep(now))
-        for outbox in self.outboxes.values():
-            outbox.tick()
+        times = [outbox.tick() for outbox in self.outboxes.values()]
         self.carry_out(self.commands.tick(now))
-        times = [self.link.ping_at if self.link else math.inf, self.sweep_at]
-        times += [outbox.due for outbox in self.outboxes.values()]
-        self.deadline = 0.0 if self.held or self.commands.is_busy else min(times)
+        times += [self.link.ping_at if self.link else math.inf, self.sweep_at]
+        self.deadline = 0.0 if self.held or self.commands.outstanding else min(times)
 
     def _close_charger(self, what: str, reason: str) -> None:
         log.warning("%s: %s; the charger is closed, to keep its messages", self.charger_id, what)
@@ -6184,7 +6084,7 @@ def validity_of(certificate: Mapping[str, Any], utc: float) -> str:
 def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
     """Say which server a badge goes to, and by which line of the ini."""
     route = Router(charger, Memory(), "ocpp1.6").route_of_badge(badge)
-    entry = charger.badges.entry(badge) if route.is_vouched else None
+    entry = charger.badges.entry(badge) if not route.is_unlisted else None
     line = charger.lines.get("unknown_rfid") if entry is None else charger.badges.lines[entry]
     where = "by default" if line is None else f"{path}:{line}" + (f" ({entry})" if entry else "")
     return f"badge {badge}: {route.whose}: {route.why}, {where}"

@@ -155,7 +155,7 @@ def test_refused_calls_are_bounded_in_length_too(monkeypatch: pytest.MonkeyPatch
     text = '[2,"1","Heartbeat",{}]'
     monkeypatch.setattr(p, "MAX_STORED_TEXT", 2 * len(text))
     for _ in range(3):
-        stage.memory.refuse(p.Call(p.Kind.STORED, "Heartbeat", "1", text, p.NOTHING), "no", False)
+        stage.memory.refuse(p.Call(p.Kind.STORED, "Heartbeat", "1", text, p.NOTHING), "no")
     assert len(stage.memory.refused) == 2
 
 

@@ -138,7 +138,9 @@ async def test_the_chargers_of_a_killed_proxy_go_to_the_other_and_come_home(tmp_
             other = await where.home("CP-1")
             assert other is not home
             await stops(cp, "SECO1", number)
-            assert other.told("StopTransaction is kept and not sent: its start is not known here")
+            assert other.told(
+                "StopTransaction is kept and not sent: its session is refused: its start is not known here"
+            )
             assert "StopTransaction" not in where.primary.heard.actions()
             await where.secondary.start()
             await home.start()

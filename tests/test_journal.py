@@ -815,7 +815,7 @@ def test_the_last_delivery_without_the_charger_is_told(play: Play, caplog: pytes
     stage.secondary_connects(accepts=False)
     stage.delivers()
     assert [record.getMessage() for record in caplog.records][-1] == (
-        "CP1: secondary: all that was left is delivered"
+        "CP1: secondary: StartTransaction is delivered; it was the last"
     )
 
 

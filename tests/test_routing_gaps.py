@@ -777,3 +777,55 @@ def test_a_report_on_an_evse_does_not_belong_to_the_session_there() -> None:
     event = {"eventId": 1, "component": {"name": "EVSE", "evse": {"id": 1}}}
     stage.charger.calls("2", "NotifyEvent", seqNo=0, generatedAt="t", eventData=[event])
     assert stage.primary.hears_call()[1] == "NotifyEvent"
+
+
+def test_a_late_answer_to_a_start_leaves_a_newer_start_of_the_same_words_alone() -> None:
+    """The first was given up and has stopped; its id takes nothing away from the second."""
+    stage = Stage()
+    stage.starts("PRIM1", "s1")
+    stage.passes(31)
+    stage.charger.calls("e1", "StopTransaction", idTag="PRIM1", meterStop=5, timestamp="x")
+    stage.starts("PRIM1", "s2")
+    assert len(stage.memory.sessions) == 1
+    stage.primary.answers("s1", transactionId=7, idTagInfo={"status": "Accepted"})
+    first, second = sorted(stage.memory.sessions.values(), key=lambda session: session.transaction_id is None)
+    assert (first.transaction_id, first.has_stop) == (7, True)
+    assert (second.transaction_id, second.has_stop) == (None, False)
+
+
+def test_a_start_whose_server_was_lost_is_found_by_its_stop() -> None:
+    """Nobody knows whether the server has it; its stop is the primary's, although its badge is not."""
+    stage = Stage()
+    stage.primary.calls("r", "RemoteStartTransaction", idTag="SECO1", connectorId=1)
+    stage.charger.answers("r", status="Accepted")
+    stage.starts("SECO1")
+    stage.primary.lost()
+    stage.primary_connects()
+    for message in stage.primary.hears():
+        stage.primary.answers(message[1], status="Accepted", currentTime="x", interval=300)
+    stage.charger.calls("e", "StopTransaction", transactionId=0, idTag="SECO1", meterStop=5, timestamp="x")
+    assert actions(stage.primary.hears()) == ["StopTransaction"]
+
+
+def test_a_triggered_reading_without_a_session_goes_to_the_secondary_that_asked() -> None:
+    """And the proxy answers, as for all that is the secondary's."""
+    stage = Stage()
+    stage.secondary.calls("t", "TriggerMessage", requestedMessage="MeterValues")
+    stage.charger.answers("t", status="Accepted")
+    stage.primary.hears(), stage.secondary.hears(), stage.charger.hears()
+    sampled = [{"timestamp": "x", "sampledValue": [{"value": "1", "context": "Trigger"}]}]
+    stage.charger.calls("m", "MeterValues", connectorId=1, meterValue=sampled)
+    assert stage.charger.hears() == [[3, "m", {}]]
+    assert actions(stage.secondary.hears()) == ["MeterValues"]
+    assert stage.primary.hears() == []
+
+
+def test_a_start_that_the_secondary_cannot_answer_is_answered_here() -> None:
+    """Its CallError is not forwarded; the driver charges."""
+    stage = Stage("secondary_replies = forward")
+    stage.starts("SECO1")
+    assert stage.charger.hears() == []
+    message_id, _, _ = stage.secondary.hears_call()
+    stage.secondary.errs(message_id)
+    ((kind, _, payload),) = stage.charger.hears()
+    assert (kind, payload["idTagInfo"]) == (3, {"status": "Accepted"})

@@ -387,3 +387,26 @@ def test_concern_of_every_action_of_the_schemas_is_known() -> None:
 def test_concern_of_what_concerns_one_server(action: str) -> None:
     """What can carry a badge or a transaction, in whatever version, goes to its owner alone."""
     assert p.concern_of(action) == "session"
+
+
+@pytest.mark.parametrize(
+    ("sample", "watt_hours"),
+    [
+        ({"value": "5"}, 5),
+        ({"value": "5", "unit": "kWh"}, 5000),
+        ({"value": 5, "unitOfMeasure": {"unit": "kWh", "multiplier": -1}}, 500),
+        ({"value": 5, "unitOfMeasure": {"multiplier": 10}}, None),
+        ({"value": 5, "unitOfMeasure": {}}, 5),
+        ({"value": "5", "unit": "Percent"}, None),
+        ({"value": "5", "measurand": "Voltage"}, None),
+        ({"value": "5", "phase": "L1"}, None),
+        ({"value": True}, None),
+        ({"value": "five"}, None),
+        ({"value": "1e300"}, None),
+        ({}, None),
+        ("5", None),
+    ],
+)
+def test_the_energy_register_is_read(sample: Any, watt_hours: float | None) -> None:
+    """In Wh, of whatever unit; any other measurand is none."""
+    assert p.watt_hours(sample) == watt_hours
