@@ -52,7 +52,6 @@ import json
 import logging
 import math
 import os
-import queue
 import random
 import re
 import secrets
@@ -94,7 +93,6 @@ from websockets.frames import Frame, Opcode, apply_mask  # type: ignore[attr-def
 from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF, Side, State
 from websockets.server import ServerProtocol
-from websockets.streams import StreamReader
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI, parse_uri
 
@@ -2173,9 +2171,9 @@ class Router:
             if session.ended is None and now.utc - session.touched > SILENT_SECONDS:
                 told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
                 memory.end(session, now.utc)
-            if session.ended is not None and session.owner is None:
-                told += self.settle(session, ENDED, "")
-            if session.ended is not None and now.utc - session.ended > SESSION_SECONDS:
+                told += [] if session.owner else self.settle(session, ENDED, "")
+            elif session.ended is not None and now.utc - session.ended > SESSION_SECONDS:
+                told += [] if session.owner else self.settle(session, ENDED, "")
                 del memory.sessions[session.key]
         return told
 
@@ -2415,7 +2413,8 @@ class Answers:
         is_again = is_start and session is not None and session.server_id is not None
         if session and not is_again:
             self._learn(session, call, message, words, now)
-        if call.own_answer and message.type is MessageType.CALLERROR:
+        # Where nobody waits for it, the proxy's own answer is on its way to the charger.
+        if call.own_answer and (message.type is MessageType.CALLERROR or not self.router.is_awaited(call)):
             return [*told, OwnAnswer(call, f"{whose} cannot answer")]
         reply_to, call.own_answer = call.reply_to, ""
         self.router.stop_waiting(call)
@@ -2458,7 +2457,8 @@ class Answers:
             session.server_id = raw if type(raw) is str else integer(raw)
             usable, may_name = usable_id(raw, is_16=True), session.transaction_id is None
             is_free = usable is not None and usable not in memory.sessions and not is_proxy_id(usable)
-            if is_free and (may_name or (call.own_answer and not session.is_told)):
+            is_awaited = bool(call.own_answer) and self.router.is_awaited(call)
+            if is_free and (may_name or (is_awaited and not session.is_told)):
                 memory.add(session, usable)
             elif may_name:
                 memory.add(session, self.router.new_transaction_id(session.owner))
@@ -2826,8 +2826,8 @@ class Journal:
 #
 # One websocket: bytes to texts and back, for all three peers alike. An asyncio.BufferedProtocol drives the
 # Sans-I/O layer of websockets, so a message is handled in the callback that received it: no task waits for
-# it and nothing is awaited between its arrival and the decision on it. Only the frame that nearly every
-# message is, one whole text, is read and written here.
+# it and nothing is awaited between its arrival and the decision on it. The library gets whole frames only;
+# the frame that nearly every message is, one whole text, is read and written here.
 # ---------------------------------------------------------------------------------------------------------
 
 DIAL_SECONDS = 8.0  # From the decision to dial a server to its 101; less than a charger's patience.
@@ -2835,21 +2835,11 @@ NEXT_ADDRESS_SECONDS = 2.0  # For one of a server's addresses, before the next i
 HANDSHAKE_SECONDS = 10.0  # From a charger's TCP connection to its complete request.
 CLOSE_SECONDS = 3.0  # From a Close frame to the end of the TCP connection, then it is cut.
 PROBE_SECONDS = 5.0  # For the Pong of a charger whose place a newcomer wants.
-MAX_EARLY = 16  # Texts that a peer may send before there is somebody to hear them.
-MAX_EARLY_BYTES = 2**16  # Likewise; a charger's request must not be longer.
+MAX_EARLY_BYTES = 2**16  # Before there is somebody to hear them; a charger's request must not be longer.
 MAX_FRAGMENTS = 4096  # Of one message, empty ones, too; the Sans-I/O layer itself sets no limit.
 MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread before it is cut off, but for the last message.
-# What a peer may send for long, and at once. Beyond it the proxy reads no more for a while, so that a flood
-# fills the buffers of its sender, and slows nobody else. Chargers wait for each answer, and so do servers.
-FRAMES_PER_SECOND = 200.0
-FRAMES_AHEAD = 300.0
-BYTES_PER_FRAME = 4096  # Longer ones count as several.
 MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is forgotten.
-MAX_FILES = 2**20  # Open at once, where the system sets no limit.
-MAX_PRIMARY_DIALS = 150  # At the same time, in the whole process; apart from the secondaries',
-MAX_SECONDARY_DIALS = 50  # so that secondaries that hang never keep a charger waiting.
-STAND_BACK_SECONDS = 2.0  # For a secondary at most, while chargers that come all at once are being let in:
-CALM_SECONDS = 0.1  # until no primary has been dialled for so long.
+MAX_DIALS = {Peer.PRIMARY: 150, Peer.SECONDARY: 50}  # At a time: secondaries that hang delay no charger.
 
 # For a peer whose machine is gone without a word; where the system knows them.
 SOCKET_OPTIONS = {
@@ -2860,17 +2850,14 @@ SOCKET_OPTIONS = {
 }
 
 # One buffer for all links: it is read out in the same callback that filled it. A view, because asyncio's TLS
-# fills slices of it, and slices of a bytearray are copies. Small, because what is in it is dealt with in one
-# go, while all others wait: some 7 short Calls, or 80 empty frames, less than a millisecond.
-RECEIVE_BUFFER = memoryview(bytearray(2**9))
+# fills slices of it, and slices of a bytearray are copies.
+RECEIVE_BUFFER = memoryview(bytearray(2**16))
 
 # Not a logger of the library's own, whose DEBUG lines would show credentials.
 LIBRARY_LOG = logging.getLogger("proxy.websockets")
 LIBRARY_LOG.setLevel(logging.WARNING)
 
-
-# Nearly every frame is a text that comes whole and alone, and every text goes out in one frame. To read or to
-# write one here takes a quarter of the time of the library's way, which is for all frames (RFC 6455 5.2).
+# Frames (RFC 6455 5.2). A lone text is read and written here, in a quarter of the library's time.
 
 TEXT_FRAME = 0x80 | Opcode.TEXT  # The first byte of a frame that holds a whole text.
 IS_MASKED = 0x80  # A bit of the second byte; its others are the length,
@@ -2878,22 +2865,16 @@ LENGTH_16, LENGTH_64 = 126, 127  # or say that the length stands behind it, in 1
 MASKS_AT_ONCE = 1024
 
 
-def lone_text(data: bytes, is_masked: bool) -> bytes | None:
-    """Return the text of the one frame that this is; None if it is anything else, or not all of a frame.
-
-    It is as short as RECEIVE_BUFFER, and so below any `max_size`.
-    """
-    if len(data) < 6 or data[0] != TEXT_FRAME:
+def frame_in(data: bytearray) -> tuple[int, int] | None:
+    """Return where the payload of the first frame begins and ends; None while its head is not complete."""
+    if len(data) < 2:
         return None
-    length, start = data[1] - is_masked * IS_MASKED, 2
-    if length == LENGTH_16:
-        length, start = int.from_bytes(data[2:4], "big"), 4
-    elif length >= LENGTH_64:
-        return None
-    start += 4 * is_masked
-    if start + length != len(data):
-        return None
-    return apply_mask(data[start:], data[start - 4 : start]) if is_masked else data[start:]
+    length, start = data[1] & ~IS_MASKED, 2
+    if length >= LENGTH_16:
+        start = 4 if length == LENGTH_16 else 10
+        length = int.from_bytes(data[2:start], "big")
+    start += 4 if data[1] & IS_MASKED else 0
+    return (start, start + length) if len(data) >= start else None
 
 
 def text_frame(data: bytes, is_masked: bool) -> bytes:
@@ -2909,14 +2890,6 @@ def text_frame(data: bytes, is_masked: bool) -> bytes:
         return head + data
     mask = next(MASKS)
     return head + mask + apply_mask(data, mask)
-
-
-def is_between_frames(protocol: ClientProtocol | ServerProtocol) -> bool:
-    """Whether the library waits for the first byte of a frame: where its parser looks for the end of all."""
-    waiting: Any = protocol.parser
-    while waiting.gi_yieldfrom is not None:
-        waiting = waiting.gi_yieldfrom
-    return waiting.gi_code is StreamReader.at_eof.__code__
 
 
 def masks() -> Iterator[bytes]:
@@ -2944,6 +2917,7 @@ ADVICE = {
     401: "check {peer}_user and {peer}_password, or {peer}_auth",
     403: "check {peer}_user and {peer}_password, or {peer}_auth",
     404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
+    400: "see versions: the server may not speak what it was offered",
     101: "check versions: the server does not speak this one",
     **dict.fromkeys((301, 302, 303, 307, 308), "nobody is followed: put its new address into the ini"),
 }
@@ -3002,23 +2976,20 @@ class Link(asyncio.BufferedProtocol):
         on_connected: Callable[[Link], None] | None = None,
     ) -> None:
         self.protocol = protocol
+        self.max_size = protocol.max_message_size or 0  # Bytes of a message.
         self.is_client = protocol.side is Side.CLIENT  # What it sends is masked, what it gets is not.
         self.on_connected = on_connected
         self.loop = asyncio.get_running_loop()
         self.handshake: asyncio.Future[Request | Response] = self.loop.create_future()
         self.transport: asyncio.Transport | None = None  # Set by connection_made.
-        self.user: LinkUser | None = None  # Set by attach; texts that come before it wait in `early`.
-        self.early: list[str] = []  # From MAX_EARLY on, reading is paused.
-        self.early_bytes = 0  # All that has come in before it; from MAX_EARLY_BYTES on, too.
-        self.is_between_frames = False  # The library waits for the first byte of a frame.
+        self.user: LinkUser | None = None  # Set by attach; frames that come before it wait in `rest`.
+        self.rest = bytearray()  # What has come in and is no whole frame yet; one frame, or MAX_EARLY_BYTES.
+        self.is_past_head = False  # The head of the handshake that comes in is complete; until then it
+        self.head = 0  # stays in `rest`, and the library has read so many bytes of it.
         self.fragments: list[bytes] = []  # Of the message that comes in; MAX_FRAGMENTS, max_size.
-        self.budget = FRAMES_AHEAD  # Frames that may come before reading is paused; grows with time.
-        self.budget_at = self.loop.time()  # Monotonic seconds; when it was that.
-        self.slowed: asyncio.TimerHandle | None = None  # Reads on when a flood has been waited out.
-        self.floods = 0  # How often it had to; whoever tells of it sets it to 0.
         self.arrived = self.loop.time()  # Monotonic seconds of the TCP connection.
         self.opened = 0.0  # Monotonic seconds of the handshake's end.
-        self.seen = self.loop.time()  # Monotonic seconds of the last frame that came in.
+        self.seen = self.loop.time()  # Monotonic seconds of the last bytes that came in.
         self.ping_at = 0.0  # Monotonic seconds of the next Ping.
         self.has_ponged = False
         self.pong_waiters: list[asyncio.Future[None]] = []
@@ -3040,7 +3011,7 @@ class Link(asyncio.BufferedProtocol):
     @property
     def is_open(self) -> bool:
         """Whether texts can be sent."""
-        return self.protocol.state is State.OPEN
+        return self.protocol.state is State.OPEN and not self.is_closed
 
     @property
     def is_closed(self) -> bool:
@@ -3062,24 +3033,13 @@ class Link(asyncio.BufferedProtocol):
     def attach(self, user: LinkUser) -> None:
         """Let the user hear what has come in and what will come in."""
         self.user = user
-        self._forget_headers()
-        early, self.early = self.early, []
-        for text in early:
-            user.link_received(self, text)
-        if self.is_closed:
-            user.link_closed(self)
-        self._read_on()
-
-    def _forget_headers(self) -> None:
-        """Let go of the headers of the handshake: the library keeps them for as long as it lives."""
         if self.handshake.done() and not self.handshake.exception():
-            self.handshake.result().headers.clear()
-
-    def _read_on(self) -> None:
-        """Read what comes in, unless there is nobody to hear more, or too much has come."""
-        is_full = len(self.early) >= MAX_EARLY or self.early_bytes > MAX_EARLY_BYTES
-        is_heard = self.user is not None or self.protocol.state is not State.OPEN or not is_full
-        if self.transport and is_heard and not self.slowed and not self.transport.is_closing():
+            self.handshake.result().headers.clear()  # The library keeps them for as long as it lives.
+        self._take()
+        if self.is_closed:
+            self._end_of_input()
+            user.link_closed(self)
+        elif self.transport and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def send(self, text: str) -> None:
@@ -3109,7 +3069,8 @@ class Link(asyncio.BufferedProtocol):
         if self.protocol.state is State.OPEN:
             self.protocol.send_close(code, reason)
             self._flush()
-            self._read_on()  # To see the peer close it, too.
+            if self.transport and not self.transport.is_closing():
+                self.transport.resume_reading()  # To see the peer close it, too.
         elif self.protocol.state is State.CONNECTING:
             self.abort()
 
@@ -3179,65 +3140,82 @@ class Link(asyncio.BufferedProtocol):
         return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(RECEIVE_BUFFER[:nbytes])
-        self.budget -= nbytes / BYTES_PER_FRAME
-        is_lone = self.is_between_frames and not self.fragments and self.protocol.state is State.OPEN
-        text = lone_text(data, not self.is_client) if is_lone else None
-        if text is not None:
-            self._note_frame()
-            self._text(text)
-        else:
-            self.protocol.receive_data(data)
-            self.is_between_frames = is_between_frames(self.protocol)
-            self._process()
-        if self.budget < 0:
-            self._slow_down()
-        if self.user is None:
-            self._mind_early(nbytes)
-
-    def _slow_down(self) -> None:
-        """Read no more for as long as too much has come."""
-        now = self.loop.time()
-        self.budget = min(FRAMES_AHEAD, self.budget + (now - self.budget_at) * FRAMES_PER_SECOND)
-        self.budget_at = now
-        if self.budget < 0 and self.transport and not self.slowed and not self.transport.is_closing():
-            self.transport.pause_reading()
-            self.floods += 1
-            self.slowed = self.loop.call_later(-self.budget / FRAMES_PER_SECOND, self._waited)
-
-    def _waited(self) -> None:
-        self.slowed, self.seen = None, self.loop.time()  # Nothing was seen because nobody looked.
-        self._read_on()
-
-    def _mind_early(self, nbytes: int) -> None:
-        """Bound what a peer sends before there is somebody to hear it."""
-        self.early_bytes += nbytes
-        if self.early_bytes <= MAX_EARLY_BYTES or self.transport is None or self.transport.is_closing():
-            return
-        if self.handshake.done():
-            self.transport.pause_reading()
-        elif self.on_connected:
-            self.abort(f"its handshake is longer than {MAX_EARLY_BYTES} bytes")
+        self.seen = self.loop.time()
+        self.rest += RECEIVE_BUFFER[:nbytes]
+        self._take()
 
     def eof_received(self) -> None:
-        self.protocol.receive_eof()
-        self._process()
+        if self.user or not self.handshake.done():
+            self._end_of_input()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self.protocol.receive_eof()
-        self._process()
+        if self.user or not self.handshake.done():
+            self._end_of_input()
         self.ended.set_result(None)
-        for timer in (self.cutter, self.slowed):
-            if timer:
-                timer.cancel()
+        if self.cutter:
+            self.cutter.cancel()
         for waiter in self.pong_waiters:
             waiter.cancel()
-        why = self.cut_because or "the connection was closed during the handshake"
-        self._fail_handshake(DialError(why))
         if self.user:
             self.user.link_closed(self)
 
     # What comes in and what goes out.
+
+    def _take(self) -> None:
+        """Take what has come in, by whole frames: the library never holds a part of one."""
+        if not self.is_past_head:
+            self._take_head()
+        if self.is_past_head and not self.handshake.done():  # The body of a refusal.
+            body, self.rest = self.rest, bytearray()
+            self._feed(body)
+        while self.user and (bounds := frame_in(self.rest)):
+            start, end = bounds
+            is_short = end - start <= self.max_size
+            if end > len(self.rest) and is_short:
+                break  # A longer one is refused by its head.
+            frame = self.rest[:end]
+            del self.rest[:end]
+            is_lone = is_short and frame[0] == TEXT_FRAME and not self.fragments
+            is_masked = bool(frame[1] & IS_MASKED)
+            if is_lone and is_masked is not self.is_client and self.protocol.state is State.OPEN:
+                self._text(
+                    apply_mask(frame[start:], frame[start - 4 : start]) if is_masked else frame[start:]
+                )
+            else:
+                self._feed(frame)
+        if self.user is None and len(self.rest) > MAX_EARLY_BYTES and self.transport:
+            self._mind_early(self.transport)
+
+    def _take_head(self) -> None:
+        """Let the library read what has come of a handshake's head, and nothing that stands behind it."""
+        end = self.rest.find(b"\r\n\r\n", max(self.head - 3, 0)) + 4
+        self.is_past_head = end > 3
+        piece = self.rest[self.head : end if self.is_past_head else None]
+        self.head += len(piece)
+        if self.is_past_head:
+            del self.rest[:end]
+            self.head = 0
+        self._feed(piece)
+
+    def _mind_early(self, transport: asyncio.Transport) -> None:
+        """Bound what a peer sends before there is somebody to hear it."""
+        if self.handshake.done() and not transport.is_closing():
+            transport.pause_reading()
+        elif not self.handshake.done():
+            self.abort(f"its handshake is longer than {MAX_EARLY_BYTES} bytes")
+
+    def _feed(self, data: bytes | bytearray) -> None:
+        """Let the library read, and do what it makes of it."""
+        if not self.protocol.reader.eof:
+            self.protocol.receive_data(data)
+        self._process()
+
+    def _end_of_input(self) -> None:
+        """Let the library know that nothing more will come."""
+        if not self.protocol.reader.eof:
+            self.protocol.receive_data(self.rest[self.head :])
+            self.protocol.receive_eof()
+        self._process()
 
     def _process(self) -> None:
         for event in self.protocol.events_received():
@@ -3253,15 +3231,19 @@ class Link(asyncio.BufferedProtocol):
                     what = f"an unfit handshake: {ascii(str(self.protocol.handshake_exc))[1:-1]}"
                 self._fail_handshake(DialError(what, event))
         if self.protocol.handshake_exc is not None:
-            self._fail_handshake(DialError(f"no HTTP: {self.protocol.handshake_exc}"))
+            self._fail_handshake(DialError(self.cut_because or self._what_came_instead()))
         self._flush()
 
-    def _note_frame(self) -> None:
-        self.seen = self.loop.time()
-        self.budget -= 1.0
+    def _what_came_instead(self) -> str:
+        """Say what a peer has sent that is no HTTP; all of it stands in `rest`."""
+        if isinstance(self.protocol, ClientProtocol) and not self.protocol.uri.secure:
+            if self.rest.startswith(b"\x15\x03"):  # An alert.
+                return "that port speaks TLS: wss://"
+            if not (self.rest or self.is_past_head):  # As OpenSSL does.
+                return "it hangs up without a word; perhaps that port speaks TLS: wss://"
+        return f"no HTTP: {self.protocol.handshake_exc}"
 
     def _frame(self, frame: Frame) -> None:
-        self._note_frame()
         if frame.opcode is Opcode.PONG:
             self.has_ponged = True
             waiters, self.pong_waiters = self.pong_waiters, []
@@ -3270,9 +3252,7 @@ class Link(asyncio.BufferedProtocol):
                     waiter.set_result(None)
         elif frame.opcode is Opcode.BINARY:
             self._fail(1003, "OCPP-J is text")
-        elif frame.opcode is Opcode.TEXT and frame.fin:
-            self._text(bytes(frame.data))
-        elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
+        elif frame.opcode in (Opcode.TEXT, Opcode.CONT):
             self.fragments.append(bytes(frame.data))
             if len(self.fragments) > MAX_FRAGMENTS:
                 self.fragments = []
@@ -3281,20 +3261,14 @@ class Link(asyncio.BufferedProtocol):
                 data, self.fragments = b"".join(self.fragments), []
                 self._text(data)
 
-    def _text(self, data: bytes) -> None:
+    def _text(self, data: bytes | bytearray) -> None:
         try:
             text = data.decode()
         except UnicodeDecodeError:
             self._fail(1007, "text is not UTF-8")
             return
-        if not text or text.isspace():
-            return  # Some chargers send empty texts to keep the connection alive.
-        if self.user:
+        if self.user and text and not text.isspace():  # Some chargers send empty texts to keep alive.
             self.user.link_received(self, text)
-            return
-        self.early.append(text)
-        if self.transport and len(self.early) >= MAX_EARLY:
-            self.transport.pause_reading()
 
     def _fail(self, code: int, reason: str) -> None:
         if self.protocol.state is State.OPEN:
@@ -3409,18 +3383,35 @@ def uri_of(url: str) -> WebSocketURI:
     return parse_uri(url)
 
 
+@contextmanager
+def told_to_people(url: str) -> Iterator[None]:
+    """Raise DialError, in a person's words, for what can go wrong with a connection."""
+    try:
+        yield
+    except TimeoutError:
+        raise DialError(f"no answer within {DIAL_SECONDS:g} s") from None
+    except (OSError, UnicodeError) as error:
+        words = str(error)
+        if isinstance(error, ConnectionRefusedError):
+            words = "nobody listens there"
+        elif isinstance(error, socket.gaierror | UnicodeError):
+            words = f"its name is not known ({error})"
+        elif isinstance(error, ssl.SSLError) and error.reason in (
+            "WRONG_VERSION_NUMBER",
+            "RECORD_LAYER_FAILURE",
+        ):
+            words = "that port speaks no TLS: ws://"
+        elif isinstance(error, ConnectionResetError) and url.startswith("wss:"):
+            words = "it hangs up on TLS; perhaps that port speaks none: ws://"
+        raise DialError(words, cause=error) from None
+
+
 class Dialer:
     """Opens links to servers: a bounded number at a time, with one SSL context for all links of a server."""
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
-        self.places = {
-            Peer.PRIMARY: asyncio.Semaphore(MAX_PRIMARY_DIALS),
-            Peer.SECONDARY: asyncio.Semaphore(MAX_SECONDARY_DIALS),
-        }
-        self.primary_at = -math.inf  # Monotonic seconds; when a primary was dialled last.
-        self.open = 0  # Connections to servers, with those that are being opened.
-        self.most = MAX_FILES  # Of them; beyond it no secondary is dialled.
+        self.places = {peer: asyncio.Semaphore(most) for peer, most in MAX_DIALS.items()}
         self.contexts: dict[tuple[str, str, str], ssl.SSLContext] = {}  # One for each server of the ini.
         self.resolver = Resolver()
 
@@ -3438,87 +3429,44 @@ class Dialer:
         uri = replace(base, path=f"{base.path.rstrip('/')}/{urllib.parse.quote(name, safe='')}")
         subprotocols = [Subprotocol(offer) for offer in offers]
         protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=self.max_size, logger=LIBRARY_LOG)
-        if peer is Peer.SECONDARY and self.open >= self.most:
-            raise DialError(f"{self.open} connections to servers are open; more files cannot be opened")
         link = Link(protocol)
-        link.ended.add_done_callback(self._closed)
-        self.open += 1
-        is_done = False
-        try:
-            await self._turn(peer)
+        with ExitStack() as to_undo, told_to_people(server.url):
+            to_undo.callback(link.abort)
             async with asyncio.timeout(DIAL_SECONDS), self.places[peer]:
-                await self._open(link, server, uri)
+                await self._connect(lambda: link, server)
                 link.request(self._request(protocol, server, name, credentials))
                 await link.handshake
-            is_done = True
-        except TimeoutError:
-            raise DialError(f"no answer within {DIAL_SECONDS:g} s") from None
-        except (OSError, UnicodeError) as error:
-            raise DialError(str(error), cause=error) from None
-        finally:
-            if link.transport is None:
-                self._closed(link.ended)  # It never was open, so that nobody tells of its end.
-            elif not is_done:
-                link.abort()
+            to_undo.pop_all()
         return link
 
-    async def _turn(self, peer: Peer) -> None:
-        """Let chargers in first: of a herd, those who wait for their primary go before the secondaries."""
-        loop = asyncio.get_running_loop()
-        if peer is Peer.PRIMARY:
-            self.primary_at = loop.time()
-            return
-        for _ in range(round(STAND_BACK_SECONDS / CALM_SECONDS)):
-            if loop.time() >= self.primary_at + CALM_SECONDS:
-                return
-            await asyncio.sleep(CALM_SECONDS)
-
-    async def _open(self, link: Link, server: ServerConfig, uri: WebSocketURI) -> None:
-        """Open the link's TCP or TLS connection. Raises OSError or UnicodeError."""
+    async def _connect(
+        self, make: Callable[[], asyncio.BaseProtocol], server: ServerConfig
+    ) -> asyncio.BaseTransport:
+        """Connect to the first of the server's addresses that answers. Raises OSError or UnicodeError."""
+        uri, loop = uri_of(server.url), asyncio.get_running_loop()
         context = self._context(server) if uri.secure else None
-        connection = await self._connection(uri.host, uri.port)
         name = uri.host if context else None
-        await link.loop.create_connection(lambda: link, sock=connection, ssl=context, server_hostname=name)
-
-    def _closed(self, _ended: asyncio.Future[None]) -> None:
-        self.open -= 1
+        *others, last = await self.resolver.addresses(uri.host, uri.port)
+        for address in others:
+            with suppress(OSError):  # As if it were not there; what the last one says is told.
+                async with asyncio.timeout(NEXT_ADDRESS_SECONDS):
+                    place = address[4][:2]
+                    transport, _ = await loop.create_connection(
+                        make, *place, ssl=context, server_hostname=name
+                    )
+                return transport
+        transport, _ = await loop.create_connection(make, *last[4][:2], ssl=context, server_hostname=name)
+        return transport
 
     async def certificate(self, server: ServerConfig) -> dict[str, Any]:
         """Return the certificate that a wss:// server shows, as `ssl` reads it. Raises DialError."""
-        uri, loop = parse_uri(server.url), asyncio.get_running_loop()
-        try:
+        with told_to_people(server.url):
             async with asyncio.timeout(DIAL_SECONDS):
-                connection = await self._connection(uri.host, uri.port)
-                transport, _ = await loop.create_connection(
-                    asyncio.Protocol, sock=connection, ssl=self._context(server), server_hostname=uri.host
-                )
-        except TimeoutError:
-            raise DialError(f"no answer within {DIAL_SECONDS:g} s") from None
-        except (OSError, UnicodeError) as error:
-            raise DialError(str(error), cause=error) from None
+                transport = await self._connect(asyncio.Protocol, server)
         certificate: dict[str, Any] = transport.get_extra_info("peercert")
+        assert isinstance(transport, asyncio.Transport)
         transport.abort()
         return certificate
-
-    async def _connection(self, host: str, port: int) -> socket.socket:
-        """Return a TCP connection to the first of the host's addresses that answers. Raises OSError."""
-        *others, last = await self.resolver.addresses(host, port)
-        for address in others:
-            try:
-                return await self._connection_to(address, NEXT_ADDRESS_SECONDS)
-            except OSError:
-                continue  # As if it were not there; what the last one says is told.
-        return await self._connection_to(last, None)
-
-    async def _connection_to(self, address: Any, seconds: float | None) -> socket.socket:
-        family, kind, protocol, _, place = address
-        with ExitStack() as opened:
-            connection = opened.enter_context(socket.socket(family, kind, protocol))
-            connection.setblocking(False)
-            async with asyncio.timeout(seconds):
-                await asyncio.get_running_loop().sock_connect(connection, place)
-            opened.pop_all()
-        return connection
 
     def _request(
         self, protocol: ClientProtocol, server: ServerConfig, name: str, credentials: Credentials
@@ -3590,6 +3538,9 @@ VERSION_SECONDS = 3600.0  # Between two tries of a version that the server has r
 MAX_LATE = 64  # Calls on one connection whose answer, however late, may still tell something.
 MAX_LIVE = 1000  # Calls that are not stored and wait for one server;
 MAX_LIVE_TEXT = 2**22  # characters of them.
+
+
+LATE = "%s: an answer that nobody waits for is dropped"
 
 
 class OutboxOwner(Protocol):
@@ -3738,9 +3689,11 @@ class Outbox:
         """Send what may be sent now."""
         now = self.owner.now().seconds
         while self.link and self.link.is_open and self.in_flight is None:
-            if now >= self.next_at:
-                self._greet(now)
+            if now >= self.next_at and not self.is_booted:
+                self._greet()
             call = self.own.pop(0) if self.own else self._next(now)
+            if call is None and now >= self.next_at:  # Any other message tells as much as a Heartbeat.
+                self.next_at, call = now + self.heartbeat_interval, own_call("Heartbeat", "{}")
             if call is None:
                 return
             text = self.owner.answers.text_for_server(call)
@@ -3748,21 +3701,23 @@ class Outbox:
             self.link.send(text)
             call.sent, self.owner.deadline = now, 0.0
             self.in_flight = self.sent.setdefault(self.link, {})[str(call.message_id)] = call
-            late = self.sent[self.link]
+            late = [name for name, old in self.sent[self.link].items() if old.kind is not Kind.STORED]
             if len(late) > MAX_LATE:
-                del late[next(name for name, old in late.items() if old.kind is not Kind.STORED)]
+                del self.sent[self.link][late[0]]
 
     def _next(self, now: float) -> Call | None:
         """Return the first Call that may go, by time of arrival; a stored one may have to wait."""
         if self.peer is Peer.SECONDARY and not self.is_booted:
             return None
-        owner, first, live = self.owner, self.stored[0] if self.stored else None, self.live
-        if first and first.sent is not None and now >= first.sent + DELIVERY_SECONDS:
-            first = next((call for call in self.stored if call.session is not first.session), None)
-        head = first if first and self._may_deliver(first, now) else None
+        owner, live, first = self.owner, self.live, self.stored[0] if self.stored else None
         # Within a session by arrival; but a stored Call that fails holds up no verdict.
-        is_late = first and first.sent is not None and now >= first.sent + owner.host.call_timeout
-        is_stuck = first and (first.tries or is_late or owner.journal.failure)
+        silence = now - first.sent if first and first.sent is not None else 0.0
+        is_late = silence >= owner.host.call_timeout
+        is_stuck = first and (now < first.not_before or is_late or owner.journal.failure)
+        if silence >= DELIVERY_SECONDS:
+            stuck = {call.session for call in self.stored if call.sent is not None}
+            first = next((call for call in self.stored if call.session not in stuck), None)
+        head = first if first and self._may_deliver(first, now) else None
         behind = {old.session for old in self.stored} if live and not is_stuck else set()
         if live and self.answered and not (owner.journal.has(self.answered) or owner.journal.failure):
             behind.add(self.answered.session)  # A restart would send that one again.
@@ -3787,13 +3742,8 @@ class Outbox:
             self.owner.journal.wait(self.pump)  # A restart must find this one here, and the last one gone.
         return is_saved
 
-    def _greet(self, now: float) -> None:
-        """Send a Heartbeat; until the server has accepted the charger, its last boot or a made-up one."""
-        if self.is_booted:
-            self.next_at = now + self.heartbeat_interval
-            if not self.own:  # One at a time, whatever interval the server has asked for.
-                self.own.append(own_call("Heartbeat", "{}"))
-            return
+    def _greet(self) -> None:
+        """Send the charger's last boot, or a made-up one."""
         self.next_at = math.inf
         memory, model = self.owner.memory, dump((self.server.id or self.owner.charger_id)[:20])
         payload = Template(VOCABULARIES[self.version].boot).substitute(model=model)
@@ -3814,8 +3764,7 @@ class Outbox:
             self.in_flight = None
         if call is None:
             self.news.count("dropped_messages", "nobody-waits")
-            what = "%s: an answer that nobody waits for is dropped"
-            self.owner.complaints.say(logging.INFO, f"{self.peer} late", what, self.name)
+            self.owner.complaints.say(logging.INFO, f"{self.peer} late", LATE, self.name)
             return
         self.is_silent = False
         if call.action == "BootNotification":
@@ -3930,7 +3879,7 @@ class Outbox:
                 self.other_version_at = owner.now().seconds + VERSION_SECONDS
             if self.trouble != str(error):
                 self.trouble = str(error)
-                advice = advice_for(error, self.peer, "it is dialled again")
+                advice = advice_for(error, self.peer, f"it was offered {version}; it is dialled again")
                 log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
             link = None
         self.dialing = None
@@ -3963,8 +3912,7 @@ class Outbox:
         if link is self.link:
             now, self.trouble = self.owner.now().seconds, link.closed_by
             log.info("%s: disconnected (%s)", self.name, link.closed_by)
-            if now >= link.opened + STEADY_SECONDS:
-                self.lost_at = now
+            self.lost_at = now if now >= link.opened + STEADY_SECONDS else self.lost_at
             if now >= link.opened + STOOD_SECONDS:
                 self.redial_after = REDIAL_SECONDS[self.peer][0]
             self._let_go(link)
@@ -4362,19 +4310,21 @@ LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
 ACCEPTS_AT_ONCE = 64  # Where files are short, asyncio tries so many in vain, and complains of each.
-MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the process allows fewer.
-# Connections whose request is not complete; beyond it the oldest is cut. They may take the places of chargers
-# that are not here, so that many chargers can come at once; one in eight files is theirs alone.
-MAX_HALF_OPEN = 5000
-FILES_OF_OUR_OWN = 96  # The state file, the log, the listeners, look-ups, the second port.
-SERVERS_OF_A_CHARGER = 2  # Connections that are kept free for each charger that is here, or about to be.
-RETRY_AFTER_SECONDS = 10  # For a charger that finds no place.
-# A charger that its primary refuses is refused by the proxy itself for a while: by id and address together,
-# so that a wrong password shuts out nobody else behind that address, and not that id from elsewhere.
-FREE_REFUSALS = 5  # Within REFUSAL_SECONDS.
-REFUSAL_SECONDS = 60.0
-MAX_VISITS = 3  # Handshakes of one charger id from one address at the same time.
-MAX_REFUSED_VISITORS = 10_000  # That are remembered; beyond it the oldest is forgotten.
+MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the process allows fewer:
+MAX_FILES = 2**20  # Open at once, where the system sets no limit.
+FILES_OF_OUR_OWN = 100  # of what is left each charger takes
+FILES_OF_A_CHARGER = 3  # for itself and its servers.
+MAX_HALF_OPEN = 5000  # Connections whose request is not complete, or an eighth of the files.
+RETRY_AFTER_SECONDS = 10  # For a charger that finds no place, or no primary.
+WRONG_LOGIN_SECONDS = 1.0  # So much later a wrong password is answered.
+# Which OCPP's security profile 2 allows a charger to have alone (2.0.1 part 2, A00.FR.318).
+CHARGERS_CIPHERS = ("AES128-GCM-SHA256", "AES256-GCM-SHA384")
+TLS_ADVICE = {  # By OpenSSL's reason.
+    "HTTP_REQUEST": "its address of this proxy has to begin with wss://",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "client_ca asks for a certificate of its own",
+    "CERTIFICATE_VERIFY_FAILED": "its own certificate has to be of client_ca",
+    None: "look whether it trusts the certificate in cert_chain",
+}
 
 
 class RefusedError(Exception):
@@ -4415,40 +4365,6 @@ class Visitor(NamedTuple):
         return next((offer for offer in self.offers if offer.lower() == version), None)
 
 
-class Doorkeeper:
-    """Knows who was refused lately, by charger id and address together."""
-
-    def __init__(self) -> None:
-        # Number of refusals, and monotonic seconds of the first of them; MAX_REFUSED_VISITORS.
-        self.refusals: dict[tuple[str, str], tuple[int, float]] = {}
-        self.visits: dict[tuple[str, str], int] = {}  # Handshakes under way.
-
-    def wait_of(self, who: tuple[str, str], now: float) -> int:
-        """Return for how many seconds this visitor has to stay away; 0 = it may try."""
-        count, since = self.refusals.get(who, (0, 0.0))
-        wait = since + REFUSAL_SECONDS - now if count >= FREE_REFUSALS else 0.0
-        if wait <= 0 and self.visits.get(who, 0) >= MAX_VISITS:
-            wait = 1.0
-        return math.ceil(max(wait, 0.0))
-
-    def refused(self, who: tuple[str, str], now: float) -> None:
-        """Take note of a refusal."""
-        count, since = self.refusals.pop(who, (0, now))
-        self.refusals[who] = (count + 1, since) if now < since + REFUSAL_SECONDS else (1, now)
-        trim(self.refusals, MAX_REFUSED_VISITORS)
-
-    @contextmanager
-    def visit(self, who: tuple[str, str]) -> Iterator[None]:
-        """Count a handshake for as long as it lasts."""
-        self.visits[who] = self.visits.get(who, 0) + 1
-        try:
-            yield
-        finally:
-            self.visits[who] -= 1
-            if not self.visits[who]:
-                del self.visits[who]
-
-
 class Proxy:
     """All chargers. Owns the listener and the relays."""
 
@@ -4461,12 +4377,11 @@ class Proxy:
         self.tasks = Tasks()  # The watchdog, and one for each handshake.
         self.handshakes: set[Link] = set()  # Not yet answered.
         self.half_open: dict[Link, None] = {}  # Those whose request is not complete, the oldest first.
-        self.doorkeeper = Doorkeeper()
         self.complaints = Complaints()
         self.tls: ssl.SSLContext | None = None  # The listener's.
         self.files = raised_file_limit()  # That the process may have open.
-        self.dialer.most = (self.files - FILES_OF_OUR_OWN) * 2 // 3
-        self.incoming = 0  # Connections of chargers, and of whoever else has found the port.
+        self.max_half_open = min(MAX_HALF_OPEN, self.files // 8)
+        self.max_chargers = min(MAX_CHARGERS, (self.files - FILES_OF_OUR_OWN) // FILES_OF_A_CHARGER)
         self.server: asyncio.Server | None = None
         self.watch_at = 0.0  # Monotonic seconds; when stale connections are looked for.
         self.lags: deque[float] = deque(maxlen=LAG_TICKS)  # Seconds that the watchdog woke too late.
@@ -4553,42 +4468,17 @@ class Proxy:
 
     # Admission: a charger is let in if its primary lets it in.
 
-    def _free_files(self) -> int:
-        """Return how many files are left, not counting those whose request is not complete."""
-        guests = len(self.handshakes) - len(self.half_open)
-        needed = SERVERS_OF_A_CHARGER * (len(self.journal.news.present) + guests)
-        used = self.incoming - len(self.half_open) + max(self.dialer.open, needed)
-        return self.files - FILES_OF_OUR_OWN - used
-
-    @property
-    def max_half_open(self) -> int:
-        """How many connections may be without a request."""
-        return min(MAX_HALF_OPEN, max(self.files // 8, self._free_files()))
-
-    def _has_room(self, charger_id: str) -> bool:
-        """Whether a charger can be let in without running out of files."""
-        present = self.journal.news.present
-        is_new = charger_id not in present  # One that comes again takes the place of its old one.
-        free = self._free_files() + (0 if is_new else SERVERS_OF_A_CHARGER)
-        has_files = free >= min(MAX_HALF_OPEN, self.files // 8)
-        return has_files and len(present) + is_new <= MAX_CHARGERS and self.journal.has_room(charger_id)
-
     def _connected(self, link: Link) -> None:
         assert link.transport is not None
         if self.tls:
             link.transport.pause_reading()  # Until start_tls.
         self.handshakes.add(link)
         self.half_open[link] = None
-        self.incoming += 1
-        link.ended.add_done_callback(self._left)
         if len(self.half_open) > self.max_half_open:
             oldest = next(iter(self.half_open))
             del self.half_open[oldest]
             oldest.abort("too many connections wait for their request")
         self.tasks.start(self._admit(link), "handshake")
-
-    def _left(self, _ended: asyncio.Future[None]) -> None:
-        self.incoming -= 1
 
     async def _admit(self, link: Link) -> None:
         """Answer a charger's handshake."""
@@ -4599,71 +4489,57 @@ class Proxy:
                 request = await link.handshake
             self.half_open.pop(link, None)
             assert isinstance(request, Request)
-            await self._welcome(link, request)
+            visitor = self._visitor(request)
+            self._check_room(visitor)
+            await self._check_login(visitor)
+            await self._let_in(link, request, visitor)
         except RefusedError as refusal:
             self.journal.news.count("refused_handshakes", str(int(refusal.status)))
             link.respond(refusal.response())
         except TimeoutError:
             self.complaints.say(logging.INFO, "silent", "a connection without a handshake is closed")
-        except (DialError, OSError) as error:
+        except DialError as error:
             what = "a connection that is no websocket is closed: %s"
             self.complaints.say(logging.INFO, "no websocket", what, error)
+        except OSError as error:
+            what, why = "%s: its TLS handshake failed: %s; %s", str(error) or "it hung up"
+            advice = TLS_ADVICE.get(getattr(error, "reason", None), TLS_ADVICE[None])
+            self.complaints.say(logging.INFO, f"TLS {link.address}", what, link.address, why, advice)
         finally:
             self.half_open.pop(link, None)
             self.handshakes.discard(link)
             if not link.is_answered:
                 link.abort()
 
-    async def _welcome(self, link: Link, request: Request) -> None:
-        """Let the charger in if its primary does. Raises RefusedError."""
-        visitor = self._visitor(request)
-        who = (visitor.charger_id, link.address)
-        self._check_visitor(who)
-        with self.doorkeeper.visit(who):
-            try:
-                is_in = await self._let_in(link, request, visitor)
-            except RefusedError as refusal:
-                if refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-                    self.doorkeeper.refused(who, link.loop.time())
-                raise
-        if is_in:
-            self.doorkeeper.refusals.pop(who, None)
-
     def _subject(self, kind: str, charger_id: str) -> str:
         """Return the subject of a complaint: one for each charger, and one for all ids that never got in."""
         return f"{kind} {charger_id}" if charger_id in self.journal.memories else kind
 
-    def _check_visitor(self, who: tuple[str, str]) -> None:
-        """Refuse a charger that comes too often, or that there is no room for. Raises RefusedError."""
-        charger_id, address = who
-        if wait := self.doorkeeper.wait_of(who, time.monotonic()):
-            what = "%s: refused too often from %s; not asked again for %d s"
-            self.complaints.say(
-                logging.WARNING, self._subject("often", charger_id), what, charger_id, address, wait
-            )
-            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "refused too often", retry_after(wait))
-        if not self._has_room(charger_id):
+    def _check_room(self, visitor: Visitor) -> None:
+        """Refuse a charger that there is no room for. Raises RefusedError."""
+        present, charger_id = self.journal.news.present, visitor.charger_id
+        is_new = charger_id not in present  # One that comes again takes the place of its old one.
+        if len(present) + is_new > self.max_chargers or not self.journal.has_room(charger_id):
             what = "%s: refused: there is no room; %d chargers are here, %d known, %d files may be open"
-            present, known = len(self.journal.news.present), len(self.journal.memories)
-            self.complaints.say(logging.WARNING, "full", what, charger_id, present, known, self.files)
-            headers = retry_after(RETRY_AFTER_SECONDS)
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for it", headers)
+            values = (charger_id, len(present), len(self.journal.memories), self.files)
+            self.complaints.say(logging.WARNING, "full", what, *values)
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for it", RETRY_AFTER)
 
-    def _check_login(self, visitor: Visitor) -> None:
+    async def _check_login(self, visitor: Visitor) -> None:
         """Refuse a charger that does not show the password that the ini may ask for. Raises RefusedError."""
         password = visitor.config.password
         if password and not shows_password(visitor.charger_id, password, visitor.credentials.authorization):
             what = "%s: refused: it does not show the user %s and the `password` of the ini"
             values = (visitor.charger_id, visitor.charger_id)
             self.complaints.say(logging.WARNING, self._subject("login", visitor.charger_id), what, *values)
+            await asyncio.sleep(WRONG_LOGIN_SECONDS)
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "wrong login", [("WWW-Authenticate", BASIC)])
 
     def _fit_answer(self, link: Link, request: Request, visitor: Visitor) -> Response | None:
         """Return what a request that is worth asking the primary is answered with; answer any other."""
         response = link.answer_to(request)
-        if (
-            response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
-        ):  # The primary might drop the charger for it.
+        # The primary might drop the charger for it.
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             what = "%s: no websocket handshake: answered with HTTP %d"
             self.complaints.say(logging.INFO, "unfit", what, visitor.charger_id, response.status_code)
             link.respond(response)
@@ -4677,15 +4553,11 @@ class Proxy:
             return None
         return response
 
-    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> bool:
-        """Let the charger in if its login is right and its primary accepts it; return whether it is in.
-
-        Raises RefusedError.
-        """
-        self._check_login(visitor)
+    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> None:
+        """Let the charger in if its primary accepts it. Raises RefusedError."""
         response = self._fit_answer(link, request, visitor)
         if response is None:
-            return False
+            return
         versions = [o.lower() for o in visitor.offers if o.lower() in visitor.config.versions] or ["ocpp1.6"]
         primary: Link | None = None
         if not visitor.config.primary.is_local:
@@ -4693,13 +4565,15 @@ class Proxy:
             versions = [primary.protocol.subprotocol or "ocpp1.6"]
         standing = self.relays.get(visitor.charger_id)
         is_late = standing and standing.link and standing.link.arrived > link.arrived
-        if link.is_closed or is_late or not link.accept(response, visitor.chosen(versions[0])):
+        with ExitStack() as to_undo:
             if primary:
-                primary.close(1001, "the charger is gone")
-            return False
+                to_undo.callback(primary.close, 1001, "the charger is gone")
+            self._check_room(visitor)  # Others may have taken it meanwhile.
+            if link.is_closed or is_late or not link.accept(response, visitor.chosen(versions[0])):
+                return
+            to_undo.pop_all()
         relay = self._relay(visitor.charger_id, visitor.config, versions[0])
         relay.connect(link, primary, versions[0], visitor.credentials)
-        return True
 
     def _visitor(self, request: Request) -> Visitor:
         """Read a handshake. Raises RefusedError for a charger that is not expected here."""
@@ -4713,10 +4587,11 @@ class Proxy:
             what = "%s: refused: not among `chargers` in [host]"
             self.complaints.say(logging.WARNING, self._subject("unknown", charger_id), what, charger_id)
             raise RefusedError(HTTPStatus.NOT_FOUND, "unknown charger")
-        if comes_from_elsewhere(request.headers):
-            what = "%s: refused: a web page of another host has opened this connection"
+        is_browser = (only(request.headers, "User-Agent") or "").startswith("Mozilla/")
+        if is_browser and "Origin" in request.headers:  # Chargers' libraries send odd ones, and are let in.
+            what = "%s: refused: a web page has opened this connection"
             self.complaints.say(logging.WARNING, self._subject("origin", charger_id), what, charger_id)
-            raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "a web page")
         if "Connection" not in request.headers and "Upgrade" in request.headers:
             request.headers["Connection"] = "Upgrade"  # An Autel leaves it out (lbbrhzn/ocpp#1933).
         offers = offered_subprotocols(request.headers)
@@ -4725,14 +4600,18 @@ class Proxy:
 
     async def _dial_primary(self, visitor: Visitor, versions: list[str]) -> Link:
         """Return the primary's link for this charger. Raises RefusedError."""
+        server, relay = visitor.config.primary, self.relays.get(visitor.charger_id)
+        place = (Peer.PRIMARY, server, visitor.charger_id, versions, visitor.credentials)
         try:
-            return await self._dial(visitor, versions)
-        except DialError as error:
-            relay = self.relays.get(visitor.charger_id)
-            if error.status is not None and relay and await self._makes_room(relay):
+            try:
+                return await self.dialer.dial(*place)
+            except DialError as error:
+                if error.status is None or relay is None or not await self._makes_room(relay):
+                    raise
                 # Some primaries allow one connection per charger, and the old one is dead.
                 log.info("%s: its old connection is closed; primary is asked again", visitor.charger_id)
-                return await self._dial_again(visitor, versions)
+                return await self.dialer.dial(*place)
+        except DialError as error:
             raise self._refusal(visitor, error) from None
 
     async def _makes_room(self, relay: Relay) -> bool:
@@ -4748,32 +4627,22 @@ class Proxy:
         await relay.dismiss()
         return True
 
-    async def _dial_again(self, visitor: Visitor, versions: list[str]) -> Link:
-        try:
-            return await self._dial(visitor, versions)
-        except DialError as error:
-            raise self._refusal(visitor, error) from None
-
-    async def _dial(self, visitor: Visitor, versions: list[str]) -> Link:
-        server = visitor.config.primary
-        return await self.dialer.dial(Peer.PRIMARY, server, visitor.charger_id, versions, visitor.credentials)
-
     def _refusal(self, visitor: Visitor, error: DialError) -> RefusedError:
         """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
         is_refusal = error.status is not None and 400 <= error.status < 500
         what = "primary refuses it" if is_refusal else "primary cannot be reached"
-        login = (
-            "the charger's own login" if visitor.config.primary.needs_charger_login else "primary_password"
-        )
+        is_its_own = visitor.config.primary.needs_charger_login
+        login = "the charger's own login" if is_its_own else "primary_password"
         advice = f"check {login}, and that primary knows it" if is_refusal else "it may come again"
         if error.is_certificate_unfit or not is_refusal:
             advice = advice_for(error, Peer.PRIMARY, advice)
+        elif error.status == HTTPStatus.BAD_REQUEST:  # How many refuse a subprotocol.
+            advice = f"it was offered {' and '.join(visitor.offers) or 'no version'}: see versions"
         values = (visitor.charger_id, what, error, advice)
-        self.complaints.say(
-            logging.WARNING, self._subject(what, visitor.charger_id), "%s: refused: %s: %s; %s", *values
-        )
+        subject = self._subject(what, visitor.charger_id)
+        self.complaints.say(logging.WARNING, subject, "%s: refused: %s: %s; %s", *values)
         if error.status is None or not is_refusal:
-            return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the primary server is away")
+            return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the primary server is away", RETRY_AFTER)
         passed_on = ("WWW-Authenticate", "Retry-After")
         headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
         return RefusedError(error.status, "refused by the primary server", headers)
@@ -4835,6 +4704,8 @@ def server_context(host: HostConfig) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(host.cert_chain, host.cert_key or None)
+    ciphers = [cipher["name"] for cipher in context.get_ciphers()]
+    context.set_ciphers(":".join([*ciphers, *CHARGERS_CIPHERS]))
     if host.client_ca:
         context.load_verify_locations(host.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -4847,36 +4718,12 @@ def raised_file_limit() -> int:
         return MAX_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if 0 <= soft < most:
+    if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return most
-    return MAX_FILES if soft == resource.RLIM_INFINITY else soft
+    return most
 
 
-def retry_after(seconds: int) -> list[tuple[str, str]]:
-    """Return the header that tells a client when to come again."""
-    return [("Retry-After", str(seconds))]
-
-
-CHARGERS_ORIGIN = "file://"  # What a library of many chargers sends (arduinoWebSockets); no web page's.
-
-
-def comes_from_elsewhere(headers: Headers) -> bool:
-    """Whether a web page of another host opens the connection; some chargers send an Origin, too."""
-    shown = [origin for origin in headers.get_all("Origin") if origin != CHARGERS_ORIGIN]
-    origins = {host_of(origin if "://" in origin else f"//{origin}") for origin in shown}
-    hosts = {host_of(f"//{host}") for host in headers.get_all("Host")}
-    return bool(origins) and (origins != hosts or len(hosts) != 1 or None in hosts)
-
-
-def host_of(url: str) -> str | None:
-    """Return the host that a URL names; None if it names none."""
-    try:
-        return urllib.parse.urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
+RETRY_AFTER = [("Retry-After", str(RETRY_AFTER_SECONDS))]
 BASIC = 'Basic realm="ocpp"'
 
 
@@ -5762,8 +5609,7 @@ class Status:
         except (TimeoutError, sqlite3.Error) as error:
             words = str(error) or "no answer of the disk in time"
             self.complaints.say(logging.WARNING, "ledger", "status: no ledger: %s", words)
-            headers = retry_after(RETRY_AFTER_SECONDS)
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the disk is busy", headers) from None
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the disk is busy", RETRY_AFTER) from None
         attachment = [("Content-Disposition", 'attachment; filename="sessions.csv"')]
         return http_response(HTTPStatus.OK, text, "text/csv", attachment)
 
@@ -5786,6 +5632,14 @@ class Status:
 SUMMARY = ("chargers", "servers", "stored_calls")  # Gauges that stand above the page.
 
 
+def host_of(url: str) -> str | None:
+    """Return the host that a URL names; None if it names none."""
+    try:
+        return urllib.parse.urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
 def is_own_name(host: str, addr: str) -> bool:
     """Whether a request names this machine by an address, or by a name that it has itself."""
     name = socket.gethostname().lower()
@@ -5800,10 +5654,7 @@ def is_own_name(host: str, addr: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------
 
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE = 0, 1, 2
-MAX_LOG_RECORDS = 10_000  # That wait for a stderr that does not take them; beyond it they are counted.
-LINES_AT_ONCE = 100  # That are written with one call.
 MAX_LOG_LINE = 2_000  # Characters.
-FLUSH_SECONDS = 1.0  # For the last log lines at the end.
 DEMO_SECONDS = 14.0
 
 
@@ -5829,9 +5680,7 @@ class Redactor(logging.Filter):
         self.full_badges = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not getattr(
-            record, "is_clean", False
-        ):  # It may pass here twice: as a line, and as one to be written.
+        if not getattr(record, "is_clean", False):  # It may pass here twice.
             record.msg, record.args, record.is_clean = self.clean(record.getMessage()), None, True
         return True
 
@@ -5860,64 +5709,19 @@ class SafeFormatter(logging.Formatter):
         return "\n".join(map(REDACTOR.clean, super().formatException(ei).splitlines()))
 
 
-class LogWriter(logging.Handler):
-    """Writes log lines to stderr from its own thread, so that a stderr that nobody reads stops nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(SafeFormatter("%(asctime)s %(levelname)-7s %(message)s"))
-        self.addFilter(REDACTOR)  # For the lines of other loggers.
-        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # MAX_LOG_RECORDS.
-        self.lost = 0  # Lines that found the queue full, or stderr failing.
-        self.thread = threading.Thread(target=self._write, name="log", daemon=True)
-        self.thread.start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.lines.qsize() < MAX_LOG_RECORDS:
-            self.lines.put(self.format(record))
-        else:
-            self.lost += 1
-
-    def _write(self) -> None:
-        while (line := self.lines.get()) is not None:
-            lines = [line]
-            while self.lines.qsize() and len(lines) < LINES_AT_ONCE:  # A herd writes thousands.
-                if (line := self.lines.get()) is None:
-                    self.lines.put(None)  # The end, for the loop above.
-                    break
-                lines.append(line)
-            self._write_lines(lines)
-
-    def _write_lines(self, lines: list[str]) -> None:
-        told = self.lost
-        lost = [f"({told} log lines were lost: stderr was not read)"] if told else []
-        data = "\n".join([*lines, *lost, ""]).encode()
-        try:
-            while data:  # Not all of it may be taken at once.
-                # Straight to the descriptor: sys.stderr's lock would be held for as long as nobody reads.
-                data = data[os.write(2, data) :]
-        except OSError:  # A full disk; there may be room again for the next ones.
-            self.lost += data.count(b"\n") - len(lost)
-        else:
-            self.lost -= told
-
-    def close(self) -> None:
-        """Give the last lines a moment to be written."""
-        self.lines.put(None)
-        self.thread.join(FLUSH_SECONDS)
-        super().close()
-
-
-def set_up_logging(config: Config) -> LogWriter:
-    writer = LogWriter()
-    logging.basicConfig(level=logging.WARNING, handlers=[writer], force=True)
+def set_up_logging(config: Config) -> None:
+    """Write safe lines to stderr; one that finds no room there is lost."""
+    logging.raiseExceptions = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.addFilter(REDACTOR)  # For the lines of other loggers.
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     REDACTOR.full_badges = config.full_badges
     for name, level in config.levels.items():
         shows_credentials = "websockets" in name and level == "DEBUG"
         logging.getLogger(name).setLevel("INFO" if shows_credentials else level)
     for warning in config.warnings:
         log.warning("%s", warning)
-    return writer
 
 
 # What a proxy holds lives as long as its chargers do, so that looking through it for cycles finds hardly
@@ -5998,6 +5802,7 @@ def server_names(config: ChargerConfig) -> tuple[str, str]:
 # --check
 
 
+ONE_VERSION = "both servers must speak one version: name it, as in versions = ocpp1.6"
 EXPIRY_DAYS = 30  # A certificate that is valid for less is worth a warning.
 
 
@@ -6013,8 +5818,7 @@ async def check(config: Config, path: Path, charger_id: str | None, badge: str |
     charger = config.charger(name)
     if badge is not None:
         print(whose_badge(charger, path, badge))
-    dialer = Dialer(config.host.max_size)
-    results = []
+    dialer, results, versions = Dialer(config.host.max_size), list[bool](), charger.versions
     for peer in SERVERS:
         server = charger.server(peer)
         if server is None:
@@ -6022,13 +5826,12 @@ async def check(config: Config, path: Path, charger_id: str | None, badge: str |
         elif server.is_local:
             print(f"{peer.value}: {LOCAL}: the proxy itself answers")
         else:
-            is_well, answer = await checked(
-                dialer, peer, server, name, charger.versions, charger_id is not None
-            )
+            chosen, answer = await checked(dialer, peer, server, name, versions, charger_id is not None)
             print(f"{peer.value}: {server.url}: {answer}")
             for line in await way_to(dialer, peer, server):
                 print(f"    {line}")
-            results.append(is_well)
+            results.append(chosen is not None)
+            versions = (chosen,) if chosen else versions  # The secondary is dialled with the primary's.
     if charger_id is None:
         print("To check the login of one charger, name it: --check CHARGER_ID")
     return EXIT_OK if all(results) else EXIT_FAILED
@@ -6036,21 +5839,26 @@ async def check(config: Config, path: Path, charger_id: str | None, badge: str |
 
 async def checked(
     dialer: Dialer, peer: Peer, server: ServerConfig, name: str, versions: tuple[str, ...], is_charger: bool
-) -> tuple[bool, str]:
-    """Return whether a server is well, and what it answered."""
+) -> tuple[str | None, str]:
+    """Return the version that a server chose ("" = not known, None = it will not do), and what it said."""
     try:
         link = await dialer.dial(peer, server, name, versions, Credentials())
     except DialError as error:
         if error.status == HTTPStatus.UNAUTHORIZED and server.needs_charger_login:
-            return True, f"answers; it wants the charger's own login, which only the charger has ({error})"
+            return "", f"answers; it wants the charger's own login, which only the charger has ({error})"
         if error.status == HTTPStatus.NOT_FOUND and not is_charger:
-            return True, f"answers; it does not know a charger {name!r}, which is well ({error})"
+            return "", f"answers; it does not know a charger {name!r}, which is fine ({error})"
+        if error.status == HTTPStatus.BAD_REQUEST:  # How many refuse a subprotocol.
+            return None, f"{error}; it may not speak {' or '.join(versions)}; {ONE_VERSION}"
         otherwise = "check the address, and that it can be reached from here"
-        return False, f"{error}; {advice_for(error, peer, otherwise)}"
-    version = link.protocol.subprotocol or "without a subprotocol: taken as ocpp1.6"
+        return None, f"{error}; {advice_for(error, peer, otherwise)}"
+    version = link.protocol.subprotocol
     link.close(1000)
     await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
-    return True, f"accepts {server.id or name!r} ({version})"
+    if version is None and "ocpp1.6" not in versions:
+        return None, f"does not speak {' or '.join(versions)}; {ONE_VERSION}"
+    spoken = version or "without a subprotocol: taken as ocpp1.6"
+    return version or "ocpp1.6", f"accepts {server.id or name!r} ({spoken})"
 
 
 async def way_to(dialer: Dialer, peer: Peer, server: ServerConfig) -> list[str]:
@@ -6084,10 +5892,12 @@ def validity_of(certificate: Mapping[str, Any], utc: float) -> str:
 def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
     """Say which server a badge goes to, and by which line of the ini."""
     route = Router(charger, Memory(), "ocpp1.6").route_of_badge(badge)
-    entry = charger.badges.entry(badge) if not route.is_unlisted else None
+    entry = None if route.is_unlisted else charger.badges.entry(badge)
     line = charger.lines.get("unknown_rfid") if entry is None else charger.badges.lines[entry]
     where = "by default" if line is None else f"{path}:{line}" + (f" ({entry})" if entry else "")
-    return f"badge {badge}: {route.whose}: {route.why}, {where}"
+    near = difflib.get_close_matches(normalized(badge), charger.badges.lines, 1, 0.8) if entry is None else []
+    miss = f"; {near[0]} in line {charger.badges.lines[near[0]]} is nearly the same" if near else ""
+    return f"badge {badge}: {route.whose}: {route.why}, {where}{miss}"
 
 
 # --demo
@@ -6230,7 +6040,7 @@ def main() -> int:
     except OSError as error:
         print(f"{options.config}: cert_chain, cert_key or client_ca cannot be used: {error}", file=sys.stderr)
         return EXIT_MISTAKE
-    writer = set_up_logging(config)
+    set_up_logging(config)
     try:
         if options.check is not None:
             return asyncio.run(check(config, options.config, options.check or None, options.badge))
@@ -6238,11 +6048,10 @@ def main() -> int:
         return asyncio.run(serve(config))
     except KeyboardInterrupt:
         return EXIT_OK
-    finally:
-        writer.close()
 
 
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
+    logging.shutdown()
     os._exit(code)  # All is closed and written; a disk or a look-up that hangs must not hold up the end.

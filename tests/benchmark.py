@@ -68,8 +68,8 @@ PATIENCE = 60.0  # Seconds for anything that must happen.
 BATCH = 500  # Chargers that connect at once where that is not what is measured: fewer than listeners queue.
 IN_FLIGHT = 16  # Calls at a time in a closed loop: enough to keep a relay busy, with any number of chargers.
 OPEN_RATE = 1000.0  # Calls a second in the open loop: far below what any relay can do.
-ONE_RATE = 100.0  # Likewise of one charger alone: the proxy takes 200 frames a second of one for long ...
-ONE_CALLS = 150  # ... and 300 at once, so a round of one charger is short.
+ONE_RATE = 100.0  # Likewise of one charger alone,
+ONE_CALLS = 150  # so that a round of one charger is short.
 PREPARED = 16  # Different Calls of each kind.
 VERSION = "ocpp1.6"
 

@@ -29,7 +29,7 @@ from statistics import linear_regression
 from typing import Any
 
 import ocpp_2w_proxy as p
-from tests.fleet import FAULTS, HURRIED_SESSIONS, MAX_SIZE, STRANGERS, Fault, Fleet
+from tests.fleet import FAULTS, HURRIED_SESSIONS, MAX_SIZE, Fault, Fleet
 from tests.ledger import ROOT, listed, now
 
 CHARGERS = 500
@@ -58,11 +58,10 @@ TIMES: dict[str, Any] = {
     "DELIVERY_SECONDS": 3.0,
     "BOOT_RETRY_SECONDS": 2.0,
     "STEADY_SECONDS": 1.0,
-    "REFUSAL_SECONDS": 5.0,
     "REDIAL_SECONDS": {p.Peer.PRIMARY: (0.0, 2.0), p.Peer.SECONDARY: (1.0, 4.0)},
 }
 # These are counted, with what each of their containers holds ...
-COUNTED: tuple[type, ...] = (p.Proxy, p.Doorkeeper, p.Tasks, p.Dialer, p.Resolver, p.Journal, p.Memory)
+COUNTED: tuple[type, ...] = (p.Proxy, p.Tasks, p.Dialer, p.Resolver, p.Journal, p.Memory)
 COUNTED += (p.Relay, p.Complaints, p.Router, p.Commands, p.Outbox, p.Link)
 # ... and these alone: a router remembers the last of some for as long as it lives.
 PASSING: tuple[type, ...] = (p.Session, p.Call, p.ServerCall, p.Claim)
@@ -144,9 +143,8 @@ def run_proxy(ini: Path) -> int:
         assert hasattr(p, name), f"the proxy has no {name} any more"
         setattr(p, name, value)
     config = p.load_config(ini, os.environ, p.concern_of)
-    writer = p.set_up_logging(config)
+    p.set_up_logging(config)
     asyncio.run(serve_watched(config))
-    writer.close()
     return 0
 
 
@@ -160,7 +158,7 @@ MAX_LINES = 4  # Of the log, for each thing that happened.
 SPARE = {MEMORY: 8 * 1024}
 SPARE_OF_A_CHARGER = {MEMORY: 16}
 # The rest has bounds of its own, and stays.
-SPARE |= {"Doorkeeper.refusals": STRANGERS, "Proxy.lags": p.LAG_TICKS}
+SPARE |= {"Proxy.lags": p.LAG_TICKS}
 SPARE_OF_A_CHARGER |= dict.fromkeys(("Complaints.told", "Complaints.held_back"), p.MAX_SUBJECTS)
 SPARE_OF_A_CHARGER |= {
     "Commands.spent": p.MAX_SPENT_IDS,

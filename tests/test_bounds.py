@@ -19,6 +19,7 @@ import ocpp_2w_proxy as p
 from tests.kills import warnings
 from tests.peers import PATIENCE, charger, deaf, eventually, house, running
 from tests.plays import Stage, actions, config_of
+from tests.test_handshake import knock
 
 LOCAL = "[ext-server]\nserver = local\n"
 
@@ -189,9 +190,8 @@ async def close_code(reader: asyncio.StreamReader) -> int:
     return code
 
 
-async def test_a_message_of_too_many_fragments_closes_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_message_of_too_many_fragments_closes_its_sender() -> None:
     """Empty ones cost nothing to send, and memory to keep."""
-    monkeypatch.setattr(p, "FRAMES_AHEAD", 1e9)
     async with running(LOCAL) as proxy, charger(proxy) as good, raw_charger(proxy) as (reader, writer):
         writer.write(masked(Opcode.TEXT, fin=False) + masked(Opcode.CONT, fin=False) * p.MAX_FRAGMENTS)
         assert await close_code(reader) == 1009
@@ -205,26 +205,9 @@ async def test_a_frame_that_announces_too_much_closes_its_sender_at_once() -> No
         assert await close_code(reader) == 1009
 
 
-async def test_a_flood_is_read_slowly_and_slows_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the budget the sender's own buffers fill."""
-    monkeypatch.setattr(p, "FRAMES_AHEAD", 20.0)
-    monkeypatch.setattr(p, "FRAMES_PER_SECOND", 50.0)
-    async with running(f"watchdog_interval = 0.1\n{LOCAL}") as proxy, charger(proxy) as good:
-        async with charger(proxy, "LOUD") as loud:
-            link = proxy.relays["LOUD"].link
-            assert link is not None
-            for number in range(100):
-                await loud.connection.send(f'[2,"{number}","Heartbeat",{{"x":"{"x" * 200}"}}]')
-            await eventually(lambda: link.slowed is not None)
-            await good.calls("1", "Heartbeat")
-            assert len(loud.heard.messages) < 100
-            await loud.heard.answer("99")
-
-
 async def test_a_ping_flood_of_a_peer_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Pongs would fill the memory."""
     monkeypatch.setattr(p, "MAX_WRITE_BUFFER", 50_000)
-    monkeypatch.setattr(p, "FRAMES_AHEAD", 1e9)
     async with running(LOCAL) as proxy, raw_charger(proxy) as (_, writer):
         writer.transport.pause_reading()
         link = proxy.relays["RAW"].link
@@ -244,7 +227,6 @@ async def test_one_long_message_to_a_slow_reader_is_no_reason_to_cut_it(
 ) -> None:
     """Only what piles up is."""
     monkeypatch.setattr(p, "MAX_WRITE_BUFFER", 1000)
-    monkeypatch.setattr(p, "FRAMES_AHEAD", 1e9)
     async with house() as (proxy, primary, _), charger(proxy) as cp:
         await cp.boots()
         link = proxy.relays["CP1"].outboxes[p.Peer.PRIMARY].link
@@ -289,16 +271,12 @@ async def test_half_open_connections_make_room_for_new_ones(monkeypatch: pytest.
             writer.close()
 
 
-def test_half_open_connections_may_take_the_places_of_chargers_that_are_not_here(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """So that many chargers can come at once; some files are theirs in any case."""
-    monkeypatch.setattr(p, "raised_file_limit", lambda: 1024)
-    proxy = p.Proxy(config_of(LOCAL))
-    assert proxy.max_half_open == 1024 - p.FILES_OF_OUR_OWN
-    proxy.journal.news.present.update(map(str, range(300)))
-    proxy.incoming = 300
-    assert proxy.max_half_open == 1024 // 8
+def test_half_open_connections_leave_room_for_chargers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take an eighth of the files at most, and chargers a third of what is not the proxy's own."""
+    for files, half_open, chargers in ((1024, 128, 308), (65536, 5000, 10_000)):
+        monkeypatch.setattr(p, "raised_file_limit", lambda files=files: files)
+        proxy = p.Proxy(config_of(LOCAL))
+        assert (proxy.max_half_open, proxy.max_chargers) == (half_open, chargers)
 
 
 async def test_a_request_that_is_too_long_is_cut_off() -> None:
@@ -323,9 +301,9 @@ async def test_what_comes_before_the_handshake_is_answered_is_bounded_in_bytes()
         request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
         long = masked(Opcode.TEXT, call_with('"' + "x" * 500_000 + '"').encode())
         writer.write(request.encode() + long)
-        await eventually(lambda: any(link.early_bytes > p.MAX_EARLY_BYTES for link in proxy.handshakes))
+        await eventually(lambda: any(len(link.rest) > p.MAX_EARLY_BYTES for link in proxy.handshakes))
         (link,) = proxy.handshakes
-        assert link.early_bytes <= p.MAX_EARLY_BYTES + len(p.RECEIVE_BUFFER)
+        assert len(link.rest) <= p.MAX_EARLY_BYTES + len(p.RECEIVE_BUFFER)
         primary.may_answer.set()
         await primary.heard.call("DataTransfer")
         writer.close()
@@ -340,8 +318,7 @@ async def test_beyond_the_file_limit_newcomers_get_503_and_the_others_stay(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line a minute tells of it; a charger that is known may still come again."""
-    monkeypatch.setattr(p, "MAX_HALF_OPEN", 5)
-    enough = p.FILES_OF_OUR_OWN + p.MAX_HALF_OPEN + 2 * (1 + p.SERVERS_OF_A_CHARGER) + 2
+    enough = p.FILES_OF_OUR_OWN + 3 * p.FILES_OF_A_CHARGER - 1
     monkeypatch.setattr(p, "raised_file_limit", lambda: enough)
     async with running(LOCAL) as proxy:
         async with charger(proxy) as first, charger(proxy, "CP2"):
@@ -356,6 +333,25 @@ async def test_beyond_the_file_limit_newcomers_get_503_and_the_others_stay(
     assert line.startswith("CP3: refused: there is no room; 2 chargers are here, 2 known, ")
 
 
+async def test_of_newcomers_that_come_at_once_no_more_are_let_in_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though there was room for each when its primary was asked; the primary's connection is closed again."""
+    monkeypatch.setattr(p, "raised_file_limit", lambda: p.FILES_OF_OUR_OWN + 2 * p.FILES_OF_A_CHARGER)
+    async with house() as (proxy, primary, _):
+        primary.may_answer.clear()
+        visits = [asyncio.create_task(knock(proxy, f"CP{number}")) for number in range(6)]
+        streams = [await visit for visit in visits]
+        await eventually(lambda: len(primary.requests) == 6)
+        primary.may_answer.set()
+        async with asyncio.timeout(PATIENCE):
+            answers = [(await reader.readline()).split()[1] for reader, _ in streams]
+        assert sorted(answers) == [b"101"] * 2 + [b"503"] * 4
+        await eventually(lambda: sum(c.state.name == "OPEN" for c in primary.connections) == 2)
+        for _, writer in streams:
+            writer.close()
+
+
 async def test_a_charger_that_has_left_takes_no_place_while_its_server_is_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -367,41 +363,7 @@ async def test_a_charger_that_has_left_takes_no_place_while_its_server_is_down(
         for number in range(20):
             async with charger(proxy, f"CP{number}") as cp:
                 await cp.starts("SECO1")
-        assert len(proxy.relays) > (limit - p.FILES_OF_OUR_OWN) // (1 + p.SERVERS_OF_A_CHARGER)
-
-
-async def test_every_connection_counts_until_it_has_ended() -> None:
-    """A newcomer's that was refused and stays, and those to servers, whether they were opened or not."""
-    async with house() as (proxy, _, secondary):
-        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        writer.write(b"GET /%0a HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await reader.readline()).startswith(b"HTTP/1.1 404")
-        await eventually(lambda: not proxy.handshakes)
-        assert proxy.incoming == 1
-        writer.close()
-        await eventually(lambda: proxy.incoming == 0)
-        async with charger(proxy) as cp:
-            await cp.boots()
-            await secondary.connection()
-            assert (proxy.incoming, proxy.dialer.open) == (1, 2)
-            await secondary.stop()
-            outbox = proxy.relays["CP1"].outboxes[p.Peer.SECONDARY]
-            await eventually(lambda: outbox.trouble.startswith("[Errno"))
-            assert proxy.dialer.open == 1
-        await eventually(lambda: (proxy.incoming, proxy.dialer.open) == (0, 0))
-
-
-async def test_where_files_are_short_no_secondary_is_dialled() -> None:
-    """Its Calls wait; it is tried again later."""
-    async with house() as (proxy, _, secondary):
-        proxy.dialer.most = 1
-        async with charger(proxy) as cp:
-            await cp.boots()
-            outbox = proxy.relays["CP1"].outboxes[p.Peer.SECONDARY]
-            await eventually(lambda: "more files cannot be opened" in outbox.trouble)
-            assert secondary.requests == []
-            proxy.dialer.most = 10
-            await secondary.connection()
+        assert len(proxy.relays) > proxy.max_chargers
 
 
 async def test_beyond_the_chargers_that_can_be_remembered_newcomers_get_503(

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -163,29 +159,6 @@ async def test_a_signal_ends_it_with_code_0_whatever_the_peers_do(
                         assert await process.wait() == 0
                     assert await polite.closed() == 1001
                 await polite.listener
-
-
-async def test_a_stderr_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
-    """Every message is logged, and none waits for the log."""
-    reader, writer = os.pipe()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]  # Its own could be read from the log only.
-    ini = f"[logging]\nproxy = DEBUG\n{LOCAL}".replace("port = 0", f"port = {port}")
-    try:
-        async with command(ini, tmp_path, stderr=writer) as process:
-            async with asyncio.timeout(PATIENCE):
-                connection = await connected(f"ws://127.0.0.1:{port}/A")
-            async with connection:
-                fake = FakeCharger(connection)
-                for number in range(300):
-                    await fake.calls(str(number), "DataTransfer", vendorId="x" * 1000)
-            await fake.listener
-            process.terminate()
-            async with asyncio.timeout(5):
-                assert await process.wait() == 0
-    finally:
-        os.close(reader)
-        os.close(writer)
 
 
 async def connected(uri: str) -> ClientConnection:
@@ -344,6 +317,24 @@ def test_check_says_which_line_rejects_a_badge(tmp_path: Path) -> None:
     )
 
 
+def test_check_points_out_a_near_miss(tmp_path: Path) -> None:
+    """A badge that differs in a letter is most often a typing mistake."""
+    _, told = check(tmp_path, f"{BADGES}  04A1B2C3\n", "CP1", "--badge", "04A1B2C8")
+    assert "; 04a1b2c3 in line 11 is nearly the same" in told.splitlines()[0]
+
+
+async def test_check_dials_the_secondary_with_the_version_that_the_primary_chose(tmp_path: Path) -> None:
+    """As the proxy does; it says what to do where that server does not speak it."""
+    new, old = [Subprotocol("ocpp2.0.1")], [Subprotocol("ocpp1.6")]
+    async with server(versions=new) as primary, server(versions=old) as secondary:
+        ini = f"[ext-server]\nserver = {primary.url}\nsecondary_server = {secondary.url}\n"
+        code, told = await asyncio.to_thread(check, tmp_path, ini, "CP1")
+        assert code == 1
+        assert "accepts 'CP1' (ocpp2.0.1)" in told
+        (line,) = [line for line in told.splitlines() if line.startswith("secondary")]
+        assert "versions = ocpp1.6" in line
+
+
 def test_a_badge_is_looked_up_by_check_alone() -> None:
     """A wrong use is told as one."""
     done = run("--badge", "04AA")
@@ -451,83 +442,10 @@ def test_the_librarys_debug_lines_are_never_shown() -> None:
     before = {name: logging.getLogger(name).level for name in levels}
     handlers = logging.getLogger().handlers[:]
     config = config_of(LOCAL)
-    writer = p.set_up_logging(replace(config, levels=levels))
+    p.set_up_logging(replace(config, levels=levels))
     assert logging.getLogger("websockets.client").level == logging.INFO
     assert p.LIBRARY_LOG.level == logging.INFO
     assert logging.getLogger("asyncio").level == logging.DEBUG
-    writer.close()
     logging.getLogger().handlers = handlers
     for name, level in before.items():
         logging.getLogger(name).setLevel(level)
-
-
-def test_a_log_on_a_full_disk_goes_on_when_there_is_room(capfd: pytest.CaptureFixture[str]) -> None:
-    """The lines that it had no room for are counted."""
-    is_full = True
-    write = os.write
-
-    def fails(descriptor: int, data: bytes) -> int:
-        if is_full:
-            raise OSError(28, "No space left on device")
-        return write(descriptor, data)
-
-    with patch.object(os, "write", fails):
-        writer = p.LogWriter()
-        writer.lines.put("first")
-        while not writer.lost:
-            threading.Event().wait(0.01)
-        is_full = False
-        writer.lines.put("second")
-        writer.close()
-    assert capfd.readouterr().err == "second\n(1 log lines were lost: stderr was not read)\n"
-
-
-def test_many_lines_are_written_at_once_and_none_is_missing() -> None:
-    """Whatever comes in together, in order, to the last one before the end."""
-    with patch.object(threading.Thread, "start"):
-        writer = p.LogWriter()
-    wanted = [f"line {number}" for number in range(3 * p.LINES_AT_ONCE // 2)]
-    for line in [*wanted, None]:
-        writer.lines.put(line)
-    taken = b""
-
-    def take(_: int, data: bytes) -> int:
-        nonlocal taken
-        taken += data[:1000]
-        return len(data[:1000])
-
-    with patch.object(os, "write", take):
-        writer._write()
-    assert taken.decode().splitlines() == wanted
-
-
-def test_of_lines_that_are_written_together_those_that_were_not_are_counted() -> None:
-    """And those that are lost meanwhile are told of later."""
-    with patch.object(threading.Thread, "start"):
-        writer = p.LogWriter()
-    writer.lost = 2
-
-    def fail(_: int, data: bytes) -> int:
-        if not data.startswith(b"one"):
-            raise OSError(28, "No space left on device")
-        writer.lost += 1  # By somebody who logs just now.
-        return len(b"one\n")
-
-    with patch.object(os, "write", fail):
-        writer._write_lines(["one", "two", "three"])
-    assert writer.lost == 2 + 1 + 2
-
-
-def test_lines_that_nobody_reads_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
-    """The queue of log lines has a bound; what was lost is told with the next line."""
-    writer = p.LogWriter()
-    writer.lost = 3
-    writer.emit(logging.LogRecord("proxy", logging.INFO, "", 0, "hello", (), None))
-    writer.close()
-    told = capfd.readouterr().err
-    assert "hello\n(3 log lines were lost: stderr was not read)\n" in told
-    for _ in range(p.MAX_LOG_RECORDS):
-        writer.lines.put("")
-    writer.emit(logging.LogRecord("proxy", logging.INFO, "", 0, "hello", (), None))
-    assert writer.lost == 1
-    writer.close()

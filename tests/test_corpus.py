@@ -213,7 +213,8 @@ async def test_an_odd_handshake(entry: Entry, caplog: pytest.LogCaptureFixture) 
         assert answer.headers.get("Sec-WebSocket-Protocol") == entry.get("subprotocol")
         assert "Sec-WebSocket-Extensions" not in answer.headers
         if "closes" in entry:
-            assert (await reader.readexactly(4))[2:] == entry["closes"].to_bytes(2)
+            await reader.readuntil(b"\x88")  # Behind a Ping, perhaps.
+            assert (await reader.readexactly(3))[1:] == entry["closes"].to_bytes(2)
         if "dials" in entry:
             assert [request.path for request in primary.requests] == entry["dials"]
         for name, values in entry.get("shows", {}).items():

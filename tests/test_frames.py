@@ -41,9 +41,8 @@ class Heard:
 
     texts: list[str] = field(default_factory=list)
     closed: int = 0
-    written: list[bytes] = field(default_factory=list)
+    written: list[bytes] = field(default_factory=list, compare=False)
     sent: bytes = b""  # All that was written before the peer hung up.
-    budget: float = 0.0
     state: str = ""
 
     def link_received(self, _link: p.Link, text: str) -> None:
@@ -83,9 +82,33 @@ def masked_with_zeros() -> Iterator[None]:
 
 @contextmanager
 def only_the_library() -> Iterator[None]:
-    """Send all that comes in through the library's parser."""
-    with mock.patch.object(p, "lone_text", return_value=None):
+    """Let the library's parser alone find the frames in what comes in, and read them, byte by byte."""
+
+    def take(link: p.Link) -> None:
+        if not link.is_past_head:
+            link._take_head()
+        if link.user:
+            came, link.rest = link.rest, bytearray()
+            for byte in came:
+                link._feed(bytes((byte,)))
+
+    with mock.patch.object(p.Link, "_take", take):
         yield
+
+
+@contextmanager
+def library_watched() -> Iterator[list[bytes]]:
+    """Note what the library is given to read behind the handshake."""
+    frames: list[bytes] = []
+    feed_library = p.Link._feed
+
+    def spy(link: p.Link, data: bytes) -> None:
+        if link.handshake.done():
+            frames.append(bytes(data))
+        feed_library(link, data)
+
+    with mock.patch.object(p.Link, "_feed", spy):
+        yield frames
 
 
 async def heard(is_client: bool, pieces: list[bytes], early: int) -> Heard:
@@ -114,7 +137,7 @@ async def heard(is_client: bool, pieces: list[bytes], early: int) -> Heard:
     result.written.clear()
     link.attach(result)
     feed(link, [pieces[0][early:], *pieces[1:]])
-    result.budget, result.state = link.budget, f"{link.protocol.state.name} {link.closed_by}"
+    result.state = f"{link.protocol.state.name} {link.closed_by}"
     result.sent = b"".join(result.written)
     link.connection_lost(None)
     return result
@@ -161,7 +184,7 @@ def test_a_link_hears_what_the_library_reads(data: st.DataObject, is_client: boo
 
 @pytest.mark.parametrize("is_client", [True, False])
 def test_texts_that_come_whole_skip_the_parser(is_client: bool) -> None:
-    """The library does not read a text that comes alone and whole, behind a Ping or a text in pieces, too."""
+    """The library reads nothing but the Ping between them: in one piece with others, or in several."""
     one, ping, two, three = (
         Frame(opcode, data).serialize(mask=not is_client)
         for opcode, data in (
@@ -171,10 +194,27 @@ def test_texts_that_come_whole_skip_the_parser(is_client: bool) -> None:
             (Opcode.TEXT, b"three"),
         )
     )
-    with mock.patch.object(p, "lone_text", wraps=p.lone_text) as short_way:
-        found = asyncio.run(heard(is_client, [b"", one, ping, two[:2], two[2:], three], 0))
+    with library_watched() as frames:
+        found = asyncio.run(heard(is_client, [b"", one + ping + two[:2], two[2:], three], 0))
     assert found.texts == ["one", "two", "three"]
-    assert [call.args[0] for call in short_way.call_args_list] == [one, ping, two[:2], three]
+    assert frames == [ping]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(b"\x01\x04four", id="a fragment"),
+        pytest.param(b"\xc1\x04four", id="a compressed text"),
+        pytest.param(b"\x82\x04four", id="no text"),
+        pytest.param(b"\x81\x84\x00\x00\x00\x00four", id="a masked text"),
+    ],
+)
+def test_all_else_is_left_to_the_library(frame: bytes) -> None:
+    """What is not one whole unmasked text of a server is not read the short way."""
+    with library_watched() as frames:
+        found = asyncio.run(heard(True, [b"", frame], 0))
+    assert found.texts == []
+    assert frames == [frame]
 
 
 @pytest.mark.parametrize(
@@ -182,18 +222,70 @@ def test_texts_that_come_whole_skip_the_parser(is_client: bool) -> None:
     [
         pytest.param(b"\x81", id="a part of a head"),
         pytest.param(b"\x81\x7e\x00", id="a part of a long head"),
+        pytest.param(b"\x81\x7f\x00\x00\x00\x00\x00\x00\x00", id="a part of the longest head"),
         pytest.param(b"\x81\x05four", id="a part of a text"),
-        pytest.param(b"\x81\x03four", id="a text and more"),
-        pytest.param(b"\x01\x04four", id="a fragment"),
-        pytest.param(b"\xc1\x04four", id="a compressed text"),
-        pytest.param(b"\x82\x04four", id="no text"),
-        pytest.param(b"\x81\x84\x00\x00\x00\x00four", id="a masked text"),
-        pytest.param(b"\x81\x7f" + (119).to_bytes(8, "big") + bytes(119), id="a length of eight bytes"),
+        pytest.param(b"\x89\x05four", id="a part of a Ping"),
     ],
 )
-def test_all_else_is_left_to_the_library(frame: bytes) -> None:
-    """What is not one whole unmasked text of a server is not read the short way."""
-    assert p.lone_text(frame, is_masked=False) is None
+def test_a_part_of_a_frame_waits_for_the_rest(frame: bytes) -> None:
+    """The library does not get it."""
+    with library_watched() as frames:
+        found = asyncio.run(heard(True, [b"", frame], 0))
+    assert found.texts == []
+    assert frames == []
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+@pytest.mark.parametrize("most", [1, 7, 1000])
+async def test_a_large_text_in_many_pieces_is_heard_once(is_client: bool, most: int) -> None:
+    """As TCP cuts it; a text and a Ping behind it are not taken for parts of it."""
+    data = "ä[2," * 200 + "x" * (MAX_SIZE - 1000)
+    texts = [
+        Frame(opcode, said).serialize(mask=not is_client)
+        for opcode, said in ((Opcode.TEXT, data.encode()), (Opcode.PING, b"p"), (Opcode.TEXT, b"next"))
+    ]
+    stream = b"".join(texts)
+    with library_watched() as frames:
+        found = await heard(
+            is_client, [b"", *(stream[at : at + most] for at in range(0, len(stream), most))], 0
+        )
+    assert found.texts == [data, "next"]
+    assert frames == [texts[1]]
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+async def test_several_texts_in_one_piece_are_heard_one_by_one(is_client: bool) -> None:
+    """In their order, with the first half of one more, which comes with the next piece."""
+    said = [f"text {number}" for number in range(9)]
+    stream = b"".join(Frame(Opcode.TEXT, text.encode()).serialize(mask=not is_client) for text in said)
+    found = await heard(is_client, [b"", stream[:-5], stream[-5:]], 0)
+    assert found.texts == said
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+async def test_a_text_just_above_max_size_closes_its_sender(is_client: bool) -> None:
+    """1009; one of exactly `max_size` is heard."""
+    fit, unfit = (
+        Frame(Opcode.TEXT, b"x" * size).serialize(mask=not is_client) for size in (MAX_SIZE, MAX_SIZE + 1)
+    )
+    found = await heard(is_client, [b"", fit, unfit], 0)
+    assert found.texts == ["x" * MAX_SIZE]
+    assert "code 1009" in found.state
+
+
+async def test_a_text_far_above_max_size_is_refused_by_its_head() -> None:
+    """1009 at once: what it announces is not waited for, and what comes of it all the same is not kept."""
+    user = Heard()
+    link, _ = opened(user)
+    feed(link, [b"\x81\xff" + struct.pack("!Q", 2**62) + b"mask"])
+    assert user.written[0][0] == 0x80 | Opcode.CLOSE
+    assert user.written[0][2:4] == struct.pack("!H", 1009)
+    inner = Frame(Opcode.TEXT, b"inner").serialize(mask=True)
+    feed(link, [inner * 100_000])
+    assert user.texts == []
+    assert len(link.rest) < MAX_SIZE + 14
+    link.connection_lost(None)
+    assert "code 1009" in link.closed_by
 
 
 @pytest.mark.parametrize("is_client", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import socket
 
 import pytest
@@ -15,7 +16,6 @@ from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
 from tests.peers import PATIENCE, charger, deaf, eventually, house, running, server
-from tests.plays import config_of
 
 
 async def refused(proxy: p.Proxy, charger_id: str = "CP1", **options: object) -> tuple[int, dict[str, str]]:
@@ -353,13 +353,19 @@ async def test_texts_before_the_handshake_is_answered_are_heard_and_bounded() ->
     async with house() as (proxy, primary, _):
         primary.may_answer.clear()
         _, writer = await knock(proxy)
-        for number in range(p.MAX_EARLY + 4):
-            text = f'[2,"{number}","Heartbeat",{{}}]'.encode()
+        await eventually(lambda: bool(primary.requests))
+        (link,) = proxy.handshakes
+        assert link.transport is not None
+        for number in itertools.count():
+            text = f'[2,"{number}","DataTransfer",{{"vendorId":"{"x" * 1000}"}}]'.encode()
             writer.write(Frame(Opcode.TEXT, text).serialize(mask=True))
-            await writer.drain()
-        await eventually(lambda: any(len(link.early) >= p.MAX_EARLY for link in proxy.handshakes))
+            await asyncio.sleep(0.001)  # The proxy reads it.
+            if not link.transport.is_reading():
+                break
+        assert p.MAX_EARLY_BYTES < len(link.rest) <= p.MAX_EARLY_BYTES + len(p.RECEIVE_BUFFER)
         primary.may_answer.set()
-        await primary.heard.until(lambda message: message[1] == str(p.MAX_EARLY + 3))
+        await primary.heard.until(lambda message: message[1] == str(number))
+        assert [message[1] for message in primary.heard.messages] == [str(n) for n in range(number + 1)]
         writer.close()
 
 
@@ -514,52 +520,3 @@ async def test_what_ends_a_websocket_before_it_has_begun_leaves_nothing_at_the_p
                 await connection.wait_closed()
         writer.close()
     assert not any(record.exc_info for record in caplog.records)
-
-
-# Many at once.
-
-
-@pytest.mark.parametrize("calm_after", [0, 3, None])
-async def test_secondaries_stand_back_while_chargers_are_being_let_in(
-    calm_after: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Until no primary has been dialled for a moment; but not for long."""
-    dialer, slept = p.Dialer(1024), list[float]()
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        if len(slept) != calm_after:
-            await dialer._turn(p.Peer.PRIMARY)
-        else:
-            dialer.primary_at -= p.CALM_SECONDS
-
-    if calm_after != 0:
-        await dialer._turn(p.Peer.PRIMARY)
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    await dialer._turn(p.Peer.SECONDARY)
-    most = round(p.STAND_BACK_SECONDS / p.CALM_SECONDS)
-    assert slept == [p.CALM_SECONDS] * (most if calm_after is None else calm_after)
-
-
-async def test_a_secondary_that_stands_back_takes_no_place_and_no_time_of_its_dial(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """However many stand back: each is dialled in the end, and none is blamed."""
-    monkeypatch.setattr(p, "DIAL_SECONDS", 0.5)
-    monkeypatch.setattr(p, "MAX_SECONDARY_DIALS", 1)
-    monkeypatch.setattr(p, "STAND_BACK_SECONDS", 1.0)
-    async with server() as secondary:
-        dialer, config = p.Dialer(1024), config_of(f"[ext-server]\nserver = {secondary.url}\n")
-        dialer.primary_at = (
-            asyncio.get_running_loop().time() + 60
-        )  # As if primaries were dialled all the time.
-        links = await asyncio.gather(
-            *(
-                dialer.dial(p.Peer.SECONDARY, config.default.primary, f"CP{n}", ["ocpp1.6"], p.Credentials())
-                for n in range(5)
-            )
-        )
-        assert all(link.is_open for link in links)
-        for link in links:
-            link.abort()
-            await link.ended

@@ -203,12 +203,11 @@ def test_a_secret_in_an_environment_variable_is_not_told(tmp_path: Path) -> None
 def test_a_traceback_tells_no_planted_secret(capfd: pytest.CaptureFixture[str]) -> None:
     """An exception may carry a message; a logger of another library may log it."""
     with patch.object(logging.getLogger(), "handlers", []):
-        writer = p.set_up_logging(config_of(INI % ("ws://one", "ws://two")))
+        p.set_up_logging(config_of(INI % ("ws://one", "ws://two")))
         try:
             raise ValueError(f'[2,"1","Authorize",{{"idTag":"{BADGES[2]}"}}] {CHARGER_LOGIN}')
         except ValueError:
             logging.getLogger("asyncio").exception("it broke at %s", CHARGER_LOGIN)
-        writer.close()
     said = capfd.readouterr().err
     assert "ValueError" in said
     assert told(said) == []

@@ -623,13 +623,14 @@ VALUES = TEXTS | NUMBERS | st.floats() | st.none() | st.booleans() | st.lists(st
 
 
 def remembered(stage: Stage) -> list[Any]:
-    """Return what matters of the sessions; half of a surrogate pair is kept as a question mark."""
+    """Return what matters of the answered sessions; half of a surrogate pair is kept as a question mark."""
     return [
         (
             *map(p.to_column, (session.transaction_id, session.server_id, session.start, session.stop)),
             session.ended,
         )
         for session in stage.memory.sessions.values()
+        if session.transaction_id is not None
     ]
 
 

@@ -32,18 +32,18 @@ BANNERS = [
 ]
 PURE = ["Messages", "Vocabulary", "Routing"]
 MOST_LINES = {
-    "head": 120,
+    "head": 116,
     "Configuration": 629,
-    "Messages": 201,
-    "Vocabulary": 489,
-    "Routing": 1168,
-    "Journal": 345,
-    "Link": 749,
-    "Outbox": 490,
-    "Relay": 341,
-    "Proxy": 580,
-    "Status": 865,
-    "Command line": 454,
+    "Messages": 200,
+    "Vocabulary": 480,
+    "Routing": 1086,
+    "Journal": 313,
+    "Link": 696,
+    "Outbox": 468,
+    "Relay": 315,
+    "Proxy": 480,
+    "Status": 871,
+    "Command line": 409,
 }
 INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}
 

@@ -135,7 +135,7 @@ async def test_what_is_no_request_behind_the_tls_handshake_is_cut(
             writer.close()
             with suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
-        await eventually(lambda: proxy.incoming == 0)
+        await eventually(lambda: not proxy.handshakes)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -243,6 +243,87 @@ async def test_a_charger_with_a_certificate_of_another_authority_is_refused(
         await is_refused(proxy, home.calling(clients=stranger))
         await is_refused(proxy, home.calling(clients=home))
         assert primary.requests == []
+
+
+@pytest.mark.parametrize("cipher", ["AES128-GCM-SHA256", "AES256-GCM-SHA384"])
+async def test_a_charger_may_know_one_cipher_of_security_profile_2_alone(
+    home: Authority, cipher: str
+) -> None:
+    """TLS 1.2 with RSA key exchange (2.0.1 part 2, A00.FR.318; EVerest/libocpp#274)."""
+    cert = home.folder / "rsa.pem"
+    home.ca.issue_cert(
+        "127.0.0.1", key_type=trustme.KeyType.RSA
+    ).private_key_and_cert_chain_pem.write_to_path(cert)
+    context = home.calling()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(cipher)
+    async with (
+        locked_house(home, host=f"cert_chain = {cert}\n") as (proxy, _),
+        charger(proxy, ssl=context) as cp,
+    ):
+        assert (await cp.boots())["status"] == "Accepted"
+        assert cp.connection.transport.get_extra_info("cipher")[0] == cipher
+
+
+async def test_the_ciphers_of_security_profile_2_are_no_charger_s_first_choice(home: Authority) -> None:
+    """Whoever knows better ones gets those, with TLS 1.2, too."""
+    context = home.calling()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with locked_house(home) as (proxy, _), charger(proxy, ssl=context) as cp:
+        assert cp.connection.transport.get_extra_info("cipher")[0].startswith("ECDHE-")
+    async with locked_house(home) as (proxy, _), charger(proxy, ssl=home.calling()) as cp:
+        assert cp.connection.transport.get_extra_info("cipher")[0].startswith("TLS_")
+
+
+async def test_a_charger_that_does_not_trust_the_certificate_is_told_of_once_a_minute(
+    home: Authority, stranger: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One INFO line with its address, and what to look at (lbbrhzn/ocpp#1599)."""
+    caplog.set_level("INFO", "proxy")
+    async with locked_house(home) as (proxy, primary):
+
+        def told() -> list[str]:
+            return [
+                r.getMessage() for r in caplog.records if r.levelname == "INFO" and "TLS" in r.getMessage()
+            ]
+
+        for _ in range(2):
+            await is_refused(proxy, stranger.calling())
+            await eventually(lambda: not proxy.handshakes)
+            (line,) = told()
+            assert line.startswith("127.0.0.1: its TLS handshake failed: ")
+            assert "certificate" in line
+        proxy.complaints.told.clear()  # A minute later.
+        await is_refused(proxy, stranger.calling())
+        await eventually(lambda: len(told()) == 2)
+        assert told()[1].endswith("(1 more like it since the last such line)")
+        assert primary.requests == []
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_what_else_can_be_wrong_with_a_charger_s_tls_is_told_in_words(
+    home: Authority, work: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It speaks none, hangs up, shows no certificate where one is wanted, or one of somebody else."""
+    caplog.set_level("INFO", "proxy")
+    async with locked_house(home, f"client_ca = {work.file}") as (proxy, _):
+
+        async def told() -> str:
+            await eventually(lambda: not proxy.handshakes and "TLS handshake failed" in caplog.text)
+            (line,) = [text for text in caplog.messages if "TLS handshake failed" in text]
+            caplog.clear()
+            proxy.complaints.told.clear()  # A minute later.
+            return line
+
+        await is_refused(proxy, None)
+        assert (await told()).endswith("; its address of this proxy has to begin with wss://")
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.close()
+        assert (await told()).endswith(": it hung up; look whether it trusts the certificate in cert_chain")
+        await is_refused(proxy, home.calling())
+        assert (await told()).endswith("; client_ca asks for a certificate of its own")
+        await is_refused(proxy, home.calling(clients=home))
+        assert (await told()).endswith("; its own certificate has to be of client_ca")
 
 
 # The servers' side.
@@ -402,6 +483,59 @@ async def test_what_was_stored_reaches_a_secondary_once_it_can_be_trusted(
         await secondary.stop()
         await secondary.start(work.listening())
         assert (await secondary.heard.call("StartTransaction"))[3]["idTag"] == "SECO1"
+
+
+# What people read of a server that cannot be reached.
+
+
+async def trouble_with(url: str, more: str = "") -> str:
+    """Return what a dial to this address comes to."""
+    dialer = p.Dialer(1024)
+    place = config_of(f"[ext-server]\nserver = {url}\n{more}\n").default.primary
+    with pytest.raises(p.DialError) as refusal:
+        await dialer.dial(p.Peer.PRIMARY, place, "CP1", ["ocpp1.6"], p.Credentials())
+    return str(refusal.value)
+
+
+async def test_a_port_at_which_nobody_listens_is_told_in_words() -> None:
+    """Not as [Errno 111]; also where several addresses have been tried."""
+    async with server() as gone:
+        url = gone.url
+    assert await trouble_with(url) == "nobody listens there"
+    assert await trouble_with(url.replace("127.0.0.1", "localhost")) == "nobody listens there"
+
+
+async def hanging_up(words: bytes) -> asyncio.Server:
+    """Listen, and answer what comes with these words."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(2**16)
+        writer.write(words)
+        await writer.drain()
+        writer.close()
+
+    return await asyncio.start_server(answer, "127.0.0.1", 0)
+
+
+async def test_a_port_that_speaks_tls_is_told_in_words(home: Authority) -> None:
+    """ws:// was written where wss:// was meant. Java sends an alert, OpenSSL hangs up without a word."""
+    async with await hanging_up(b"\x15\x03\x03\x00\x02\x02\x0a") as listener:
+        port = listener.sockets[0].getsockname()[1]
+        assert await trouble_with(f"ws://127.0.0.1:{port}") == "that port speaks TLS: wss://"
+    async with server(context=home.listening()) as primary:
+        told = await trouble_with(primary.url)
+        assert told == "it hangs up without a word; perhaps that port speaks TLS: wss://"
+
+
+async def test_a_port_that_speaks_no_tls_is_told_in_words(home: Authority) -> None:
+    """wss:// was written where ws:// was meant. Most answer in HTTP, Home Assistant hangs up."""
+    more = f"primary_ca = {home.file}"
+    async with await hanging_up(b"HTTP/1.1 400 Bad Request\r\n\r\n") as listener:
+        port = listener.sockets[0].getsockname()[1]
+        assert await trouble_with(f"wss://127.0.0.1:{port}", more) == "that port speaks no TLS: ws://"
+    async with server() as primary:
+        told = await trouble_with(secure(primary), more)
+        assert told == "it hangs up on TLS; perhaps that port speaks none: ws://"
 
 
 # One context for all chargers: it is megabytes, and its files are read once.
