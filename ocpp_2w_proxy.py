@@ -3710,15 +3710,17 @@ class Outbox:
         if self.peer is Peer.SECONDARY and not self.is_booted:
             return None
         owner, live, first = self.owner, self.live, self.stored[0] if self.stored else None
-        # Within a session by arrival; but a stored Call that fails holds up no verdict.
         silence = now - first.sent if first and first.sent is not None else 0.0
-        is_late = silence >= owner.host.call_timeout
-        is_stuck = first and (now < first.not_before or is_late or owner.journal.failure)
+        patience, stuck = owner.host.call_timeout, set[Session | None]()
+        if first and (now < first.not_before or silence >= patience):
+            stuck = {
+                c.session for c in self.stored if now < c.not_before or (c.sent or now) + patience <= now
+            }
         if silence >= DELIVERY_SECONDS:
-            stuck = {call.session for call in self.stored if call.sent is not None}
             first = next((call for call in self.stored if call.session not in stuck), None)
         head = first if first and self._may_deliver(first, now) else None
-        behind = {old.session for old in self.stored} if live and not is_stuck else set()
+        # Within a session by arrival; but a stored Call that fails holds up no verdict.
+        behind = {c.session for c in self.stored} - stuck if live and not owner.journal.failure else set()
         if live and self.answered and not (owner.journal.has(self.answered) or owner.journal.failure):
             behind.add(self.answered.session)  # A restart would send that one again.
             owner.journal.wait(self.pump)

@@ -694,6 +694,27 @@ def test_the_settling_event_waits_until_a_restart_would_not_send_the_kept_one_ag
     assert stage.primary.hears_call()[0] == "1"
 
 
+def test_a_kept_event_that_fails_lets_no_verdict_of_another_transaction_pass() -> None:
+    """Each transaction's events arrive in their order, whatever becomes of others'."""
+    stage = Stage(version="ocpp2.0.1")
+    token = {"idToken": {"idToken": "PRIM1", "type": "ISO14443"}}
+    for name in ("A", "B"):
+        info = {"transactionInfo": {"transactionId": name}}
+        stage.charger.calls(f"{name}0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+        stage.charger.calls(f"{name}1", "TransactionEvent", eventType="Updated", seqNo=1, **info, **token)
+    stage.primary.errs(stage.primary.hears_call()[0])
+    message_id, _, payload = stage.primary.hears_call()
+    assert (message_id, payload["transactionInfo"]) == ("A1", {"transactionId": "A"})
+    stage.primary.answers(message_id)
+    assert stage.primary.hears() == []
+    stage.passes(11)
+    stage.primary.answers(stage.primary.hears_call()[0])
+    message_id, _, payload = stage.primary.hears_call()
+    assert (payload["transactionInfo"], payload["seqNo"]) == ({"transactionId": "B"}, 0)
+    stage.primary.answers(message_id)
+    assert stage.primary.hears_call()[0] == "B1"
+
+
 def test_a_transaction_without_an_owner_that_falls_silent_is_the_primarys() -> None:
     """A month later its kept events are handed over, not dropped."""
     stage = Stage(version="ocpp2.0.1")
