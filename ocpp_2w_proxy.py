@@ -3713,9 +3713,9 @@ class Outbox:
         silence = now - first.sent if first and first.sent is not None else 0.0
         patience, stuck = owner.host.call_timeout, set[Session | None]()
         if first and (now < first.not_before or silence >= patience):
-            stuck = {
-                c.session for c in self.stored if now < c.not_before or (c.sent or now) + patience <= now
-            }
+            here = self.sent.get(self.link, {}).values() if self.link else ()  # Not what another one carried.
+            late = [call for call in here if call.sent is not None and now >= call.sent + patience]
+            stuck = {call.session for call in self.stored if now < call.not_before or call in late}
         if silence >= DELIVERY_SECONDS:
             first = next((call for call in self.stored if call.session not in stuck), None)
         head = first if first and self._may_deliver(first, now) else None

@@ -715,6 +715,23 @@ def test_a_kept_event_that_fails_lets_no_verdict_of_another_transaction_pass() -
     assert stage.primary.hears_call()[0] == "B1"
 
 
+def test_a_kept_event_that_an_old_connection_still_holds_lets_no_verdict_pass() -> None:
+    """It may never have arrived; the new connection carries it as soon as the old one is closed."""
+    stage = Stage(version="ocpp2.0.1")
+    info = {"transactionInfo": {"transactionId": "T"}}
+    token = {"idToken": {"idToken": "PRIM1", "type": "ISO14443"}}
+    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
+    stage.charger.calls("1", "TransactionEvent", eventType="Updated", seqNo=1, **info, **token)
+    assert stage.primary.hears_call()[2]["seqNo"] == 0
+    old = stage.primary
+    stage.charger_connects()
+    stage.charger.calls("2", "TransactionEvent", eventType="Updated", seqNo=1, **info, **token)
+    stage.passes(31)
+    assert "TransactionEvent" not in actions(stage.primary.hears())
+    old.lost()
+    assert stage.primary.hears_call()[2]["seqNo"] == 0
+
+
 def test_a_transaction_without_an_owner_that_falls_silent_is_the_primarys() -> None:
     """A month later its kept events are handed over, not dropped."""
     stage = Stage(version="ocpp2.0.1")
