@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import Play
-from tests.planted import Eavesdropper
-from tests.plays import Stage
+from tests.play.kills import Play
+from tests.play.planted import Eavesdropper
+from tests.play.plays import Stage
 
 
 @pytest.fixture(scope="session", autouse=True)

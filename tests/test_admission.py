@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import warnings
-from tests.peers import charger, deaf, eventually, house, running
-from tests.plays import config_of
+from tests.play.kills import warnings
+from tests.play.peers import charger, deaf, eventually, house, running
+from tests.play.plays import config_of
 from tests.test_handshake import refused
 
 LOCAL = "[ext-server]\nserver = local\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmark import MEASUREMENTS, Size, framed, masked, unframed
-from tests.rig import many_files
+from tests.play.rig import many_files
+from tests.proof.benchmark import MEASUREMENTS, Size, framed, masked, unframed
 
 TINY = Size(
     levels=(1, 100), rounds=1, calls=100, seconds=0.1, herds=1, herd=20, secure=5, stored=100, sessions=50

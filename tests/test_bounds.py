@@ -16,9 +16,9 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 import ocpp_2w_proxy as p
-from tests.kills import warnings
-from tests.peers import PATIENCE, charger, deaf, eventually, house, running
-from tests.plays import Stage, actions, config_of
+from tests.play.kills import warnings
+from tests.play.peers import PATIENCE, charger, deaf, eventually, house, running
+from tests.play.plays import Stage, actions, config_of
 from tests.test_handshake import knock
 
 LOCAL = "[ext-server]\nserver = local\n"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.plays import Stage, actions
+from tests.play.plays import Stage, actions
 
 # Rule 2: answers of the primary.
 

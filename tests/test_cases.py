@@ -1,7 +1,7 @@
 """
 Reports of real chargers and servers: what they send, and who has to hear it.
 
-Over real websockets; with the stand-ins of `tests.plays` where time has to pass, or where nobody may hear.
+Over real websockets; with the stand-ins of tests/play/plays.py where time has to pass, or nobody may hear.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from unittest.mock import patch
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import refused, stops
-from tests.peers import FakeCharger, FakeServer, Hearing, accepting, charger, eventually, house
-from tests.plays import INI, Stage, actions
+from tests.play.kills import refused, stops
+from tests.play.peers import FakeCharger, FakeServer, Hearing, accepting, charger, eventually, house
+from tests.play.plays import INI, Stage, actions
 
 V16, V201 = "ocpp1.6", "ocpp2.0.1"
 ACCEPTED = {"status": "Accepted"}

@@ -19,8 +19,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.peers import PATIENCE, FakeCharger, deaf, server
-from tests.plays import config_of
+from tests.play.peers import PATIENCE, FakeCharger, deaf, server
+from tests.play.plays import config_of
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "ocpp_2w_proxy.py")

@@ -9,7 +9,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 import ocpp_2w_proxy as p
-from tests.plays import Stage, actions
+from tests.play.plays import Stage, actions
 
 PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
 

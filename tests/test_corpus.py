@@ -17,9 +17,9 @@ from websockets.datastructures import Headers
 
 import ocpp_2w_proxy as p
 from tests.corpus import Entry, entries, request_of, text_of
-from tests.kills import Play
-from tests.peers import PATIENCE, FakeCharger, charger, eventually, house
-from tests.plays import Stage, StageLink
+from tests.play.kills import Play
+from tests.play.peers import PATIENCE, FakeCharger, charger, eventually, house
+from tests.play.plays import Stage, StageLink
 
 MESSAGES = [entry for entry in entries("messages") if "text" in entry]
 FRAMES = [entry for entry in entries("messages") if "frames" in entry]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import (
+from tests.play.kills import (
     FORWARD,
     NORMAL,
     OTHER_SECONDARY,
@@ -35,8 +35,8 @@ from tests.kills import (
     told_id,
     waits,
 )
-from tests.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, server
-from tests.plays import INI, config_of
+from tests.play.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, server
+from tests.play.plays import INI, config_of
 
 # A disk that fails.
 

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.peers import charger, cut, deaf, eventually, house, running, server
+from tests.play.peers import charger, cut, deaf, eventually, house, running, server
 
 SHORT = "ping_interval = 0.2\nping_timeout = 0.6\nwatchdog_interval = 0.1\nwatchdog_stale = 1"
 

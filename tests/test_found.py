@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import (
+from tests.play.kills import (
     FORWARD,
     event,
     forgotten,
@@ -22,7 +22,7 @@ from tests.kills import (
     stops,
     told_id,
 )
-from tests.plays import Stage, StageLink, actions
+from tests.play.plays import Stage, StageLink, actions
 
 PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
 ACCEPTED = {"status": "Accepted"}

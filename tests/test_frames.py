@@ -20,8 +20,8 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 import ocpp_2w_proxy as p
-from tests.fuzz import Pipe
-from tests.peers import eventually
+from tests.play.peers import eventually
+from tests.proof.fuzz import Pipe
 
 URI = parse_uri("ws://server.example/CP1")
 MAX_SIZE = 1024  # The least that the ini allows.

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import ocpp_2w_proxy as p
 from tests.corpus import WEBSOCKET, texts
-from tests.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, house
-from tests.storms import ODD, PEERS, Storm, edited, templates
+from tests.play.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, house
+from tests.proof.storms import ODD, PEERS, Storm, edited, templates
 
 fixed = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 corpus = st.sampled_from([text for text in texts() if len(text) < 1000])

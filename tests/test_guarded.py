@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.plays import Stage
+from tests.play.plays import Stage
 
 REJECTED = {"status": "Rejected"}
 

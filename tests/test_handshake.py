@@ -15,7 +15,7 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.peers import PATIENCE, charger, deaf, eventually, house, running, server
+from tests.play.peers import PATIENCE, charger, deaf, eventually, house, running, server
 
 
 async def refused(proxy: p.Proxy, charger_id: str = "CP1", **options: object) -> tuple[int, dict[str, str]]:

@@ -18,9 +18,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.ledger import free_port
-from tests.peers import FakeCharger, FakeServer, eventually, server
-from tests.rig import ROOT, SLACK, House, house, starts, stops, within
+from tests.play.peers import FakeCharger, FakeServer, eventually, server
+from tests.play.rig import ROOT, SLACK, House, house, starts, stops, within
+from tests.proof.ledger import free_port
 
 HAPROXY = shutil.which("haproxy")
 SECONDS = 10.0  # For HAProxy to see that a proxy is gone or back, and for chargers to come again.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import (
+from tests.play.kills import (
     ASKED,
     FORWARD,
     LOCAL_PRIMARY,
@@ -37,7 +37,7 @@ from tests.kills import (
     waits,
     warnings,
 )
-from tests.plays import Stage, StageLink, actions
+from tests.play.plays import Stage, StageLink, actions
 
 # The sessions of the secondary.
 

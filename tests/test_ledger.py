@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.ledger import (
+from tests.proof.ledger import (
     CHARGER_AGAIN,
     FAULTS,
     KILLS,

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.network import BEGIN, END, NOT_TRIED, ROWS, Row, Seen, play_all
-from tests.rig import ROOT
+from tests.play.rig import ROOT
+from tests.proof.network import BEGIN, END, NOT_TRIED, ROWS, Row, Seen, play_all
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def all_seen(request: pytest.FixtureRequest) -> dict[str, Seen]:
 def test_what_is_promised_is_kept(row: Row, all_seen: dict[str, Seen]) -> None:
     """Or it says what was seen instead."""
     if row.is_slow:
-        pytest.skip("takes too long here: python -m tests.network")
+        pytest.skip("takes too long here: python -m tests.proof.network")
     seen = all_seen[row.name]
     if seen.text == NOT_TRIED:
         pytest.skip(seen.text)

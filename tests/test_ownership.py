@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.plays import Stage, actions
+from tests.play.plays import Stage, actions
 
 FIRST = 2_000_000_000
 LAST = 2**31 - 1

@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 import ocpp_2w_proxy as p
-from tests.peers import PATIENCE, charger
+from tests.play.peers import PATIENCE, charger
 from tests.test_status import PASSWORD, watched
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

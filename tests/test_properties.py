@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import ocpp_2w_proxy as p
-from tests.plays import Stage, StageLink
+from tests.play.plays import Stage, StageLink
 
 PEERS = st.sampled_from(["primary", "secondary"])
 BADGES = st.sampled_from(["PRIM1", "PRIM2", "SECO1", "SECO2"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import (
+from tests.play.kills import (
     FORWARD,
     OTHER_SECONDARY,
     PRIMARY,
@@ -27,7 +27,7 @@ from tests.kills import (
     stops,
     waits,
 )
-from tests.plays import Stage, actions
+from tests.play.plays import Stage, actions
 
 FIRST = p.FIRST_PROXY_ID
 LAST = p.MAX_ID

@@ -23,8 +23,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.peers import PATIENCE, FakeCharger, FakeServer, accepting, server
-from tests.planted import (
+from tests.play.peers import PATIENCE, FakeCharger, FakeServer, accepting, server
+from tests.play.planted import (
     BADGES,
     CHARGER_LOGIN,
     HOST_PASSWORD,
@@ -36,7 +36,7 @@ from tests.planted import (
     Eavesdropper,
     told,
 )
-from tests.plays import config_of
+from tests.play.plays import config_of
 from tests.test_admission import login
 from tests.test_command_line import SCRIPT, command, port_of, run
 

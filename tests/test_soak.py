@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.fleet import FAULTS
-from tests.soak import FILES, MEMORY, Run, contents, growth, lift_file_limit, spare
+from tests.proof.fleet import FAULTS
+from tests.proof.soak import FILES, MEMORY, Run, contents, growth, lift_file_limit, spare
 
 SEED = 1
 SECONDS = 60.0  # Of faults.

@@ -24,9 +24,9 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.kills import FORWARD, SECONDARY, Play, killed, named, save, told_id, waits
-from tests.peers import FakeCharger, FakeServer, charger, eventually, server
-from tests.plays import INI, Stage, StageJournal, config_of
+from tests.play.kills import FORWARD, SECONDARY, Play, killed, named, save, told_id, waits
+from tests.play.peers import FakeCharger, FakeServer, charger, eventually, server
+from tests.play.plays import INI, Stage, StageJournal, config_of
 from tests.test_command_line import LOCAL, command, line_with, port_of, run
 
 

@@ -22,10 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import InvalidStatus
 
 import ocpp_2w_proxy as p
-from tests.ledger import free_port
-from tests.peers import PATIENCE, FakeServer, accepting, charger, eventually, house, running
-from tests.planted import PASSWORDS, SECONDARY_PASSWORD, told
-from tests.plays import Stage, config_of
+from tests.play.peers import PATIENCE, FakeServer, accepting, charger, eventually, house, running
+from tests.play.planted import PASSWORDS, SECONDARY_PASSWORD, told
+from tests.play.plays import Stage, config_of
+from tests.proof.ledger import free_port
 from tests.sections import SCRIPT
 from tests.test_command_line import LOCAL, command, line_with
 

@@ -7,8 +7,8 @@ import random
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import slow_disk
-from tests.plays import Stage, actions
+from tests.play.kills import slow_disk
+from tests.play.plays import Stage, actions
 
 SECONDARY = p.Peer.SECONDARY
 

@@ -18,7 +18,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from tests.peers import PATIENCE, FakeServer, eventually, running
+from tests.play.peers import PATIENCE, FakeServer, eventually, running
 
 NOW = "2026-01-01T00:00:00Z"
 

@@ -15,8 +15,8 @@ import trustme
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 import ocpp_2w_proxy as p
-from tests.peers import PATIENCE, FakeServer, charger, cut, eventually, running, server
-from tests.plays import config_of
+from tests.play.peers import PATIENCE, FakeServer, charger, cut, eventually, running, server
+from tests.play.plays import config_of
 
 SERVER, CLIENT = ssl.Purpose.SERVER_AUTH, ssl.Purpose.CLIENT_AUTH  # Whom a context verifies.
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.kills import killed
-from tests.plays import Stage, actions
+from tests.play.kills import killed
+from tests.play.plays import Stage, actions
 
 
 @pytest.fixture(params=["ocpp2.0.1", "ocpp2.1"])

@@ -2,7 +2,7 @@
 Fuzzing by hand, guided by coverage: texts, conversations of three peers, handshakes; from the corpus on.
 
     python -m pip install atheris        # Not in requirements.txt: there is no wheel for every Python.
-    python -m tests.fuzz router --seconds 240
+    python -m tests.proof.fuzz router --seconds 240
 
 Prints what it did, and every distinct crash with its input, which belongs into the corpus; exit code 1 then.
 Only functions import what is fuzzed: atheris has to be there first, to watch.
@@ -71,7 +71,7 @@ def text_seeds() -> Iterator[bytes]:
 
 def converse(data: bytes) -> None:
     """Let the peers say what they like; the storm checks what the others hear."""
-    from tests.storms import PEERS, Storm
+    from tests.proof.storms import PEERS, Storm
 
     how = data[0] if data else 0
     storm = Storm(VERSIONS[how % 3], "secondary_replies = forward" if how & 64 else "")
@@ -85,7 +85,7 @@ def converse(data: bytes) -> None:
 
 def conversation_seeds() -> Iterator[bytes]:
     """Yield short conversations of all that each version knows, and the texts of the corpus."""
-    from tests.storms import PEERS, templates
+    from tests.proof.storms import PEERS, templates
 
     for number, version in enumerate(VERSIONS):
         said = [bytes([PEERS.index(peer)]) + text.encode() for peer, text in templates(version)]
@@ -183,7 +183,7 @@ def check_told(proxy: p.Proxy, visitor: p.Visitor) -> None:
 
 def knocker() -> Target:
     """Return the target of handshakes, with a proxy that does not listen."""
-    from tests.plays import config_of
+    from tests.play.plays import config_of
 
     loop = asyncio.new_event_loop()
     proxy = p.Proxy(config_of("[ext-server]\nserver = ws://primary.example"))
@@ -212,7 +212,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
 
 def dictionary() -> str:
     """Return the tokens that libFuzzer may put in, in its own spelling."""
-    from tests.storms import ODD, TOKEN, templates
+    from tests.proof.storms import ODD, TOKEN, templates
 
     tokens = {
         token for version in VERSIONS for _, text in templates(version) for token in TOKEN.findall(text)
@@ -276,7 +276,7 @@ def watched(target: str, seconds: int) -> int:
         command = [
             sys.executable,
             "-m",
-            "tests.fuzz",
+            "tests.proof.fuzz",
             target,
             "--seconds",
             str(seconds),

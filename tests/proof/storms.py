@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ocpp_2w_proxy as p
-from tests.plays import Stage, StageLink
+from tests.play.plays import Stage, StageLink
 
 SERVERS = ("primary", "secondary")
 PEERS = ("charger", *SERVERS)

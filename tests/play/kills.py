@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.plays import INI, Stage, StageTasks, actions
+from tests.play.plays import INI, Stage, StageTasks, actions
 
 PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
 NORMAL = INI.format(more="")

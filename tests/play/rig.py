@@ -1,8 +1,8 @@
 """
 The script in a process of its own, real peers around it, and what can be broken between them.
 
-The rows of tests/network.py are played with it. Whatever is broken is broken for as long as a `with` block
-lasts. `python -m tests.rig` is a peer that can be stopped like any process.
+The rows of tests/proof/network.py are played with it. What is broken is broken as long as a `with` block
+lasts. `python -m tests.play.rig` is a peer that can be stopped like any process.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.ledger import free_port
-from tests.peers import Answers, FakeCharger, FakeServer, Hearing, accepting, eventually
+from tests.play.peers import Answers, FakeCharger, FakeServer, Hearing, accepting, eventually
+from tests.proof.ledger import free_port
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "ocpp_2w_proxy.py"
-SHIMS = ROOT / "tests" / "shims"
+SHIMS = ROOT / "tests" / "play" / "shims"
 T = TypeVar("T")
 
 REDIAL_SECONDS = 72.0  # The longest pause between two dials of the secondary.
@@ -311,7 +311,7 @@ class House:
         self.before = before  # A command that runs the one that follows it.
         self.stderr = stderr  # None: the log file.
         self.log = folder / "proxy.log"
-        self.bent = folder / "bent"  # For tests/shims: filled by those who bend something.
+        self.bent = folder / "bent"  # For tests/play/shims: filled by those who bend something.
         self.port = free_port()
         self.process: asyncio.subprocess.Process | None = None
         (folder / "proxy.ini").write_text(ini_of({"port": self.port, **SETTINGS, **settings}) + more)
@@ -649,7 +649,7 @@ class PeerProcess:
 @asynccontextmanager
 async def peer_process(kind: str, port: int) -> AsyncIterator[PeerProcess]:
     """A `server` at a port, or a `charger` or `flood` towards one, once it is at work."""
-    command = [sys.executable, "-m", "tests.rig", kind, str(port)]
+    command = [sys.executable, "-m", "tests.play.rig", kind, str(port)]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     peer = PeerProcess(process)
     listening = asyncio.create_task(peer.listen())

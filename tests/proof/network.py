@@ -4,8 +4,8 @@ Every fault that the proxy promises to survive, on a real network, with the scri
 Each row of the table is one fault, the promise, and a play that breaks things and says what was seen. A
 promise that is not kept raises. Rows that need network namespaces or mounts are tried where there are some.
 
-    python -m tests.network --only secondary_down
-    python -m tests.network --readme
+    python -m tests.proof.network --only secondary_down
+    python -m tests.proof.network --readme
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from websockets.asyncio.connection import Connection
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.protocol import State
 
-from tests.ledger import free_port
-from tests.peers import FakeCharger, FakeServer, accepting, deaf, eventually
-from tests.rig import (
+from tests.play.peers import FakeCharger, FakeServer, accepting, deaf, eventually
+from tests.play.rig import (
     HERE,
     PING_SECONDS,
     REDIAL_SECONDS,
@@ -72,6 +71,7 @@ from tests.rig import (
     wire,
     within,
 )
+from tests.proof.ledger import free_port
 
 STALE = 2.0  # watchdog_stale
 GRACE = 2.0  # primary_grace
@@ -1262,7 +1262,7 @@ async def state_disk_full(folder: Path) -> str:
 # The table
 # ---------------------------------------------------------------------------------------------------------
 
-BEGIN = "<!-- faults: made by python -m tests.network --readme -->"
+BEGIN = "<!-- faults: made by python -m tests.proof.network --readme -->"
 END = "<!-- end of faults -->"
 NOT_TRIED = "not tried here: needs root"
 NOT_KEPT = "**not kept:** "

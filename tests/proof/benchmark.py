@@ -10,7 +10,7 @@ time and take turns in rounds, and what counts is the median of the ratios of ro
 the system's count for the relay's process, so it is right also where the generators are the bottleneck; how
 busy those were is told. Chargers and servers are processes of their own that send prepared frames.
 
-    python -m tests.benchmark [--quick] [--only relayed herd ...]
+    python -m tests.proof.benchmark [--quick] [--only relayed herd ...]
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ from websockets.sync.client import connect
 from websockets.version import version as websockets_version
 
 import ocpp_2w_proxy as p
-from tests.ledger import BOOTS, free_port
-from tests.peers import accepting
-from tests.rig import SCRIPT, check, ini_of, many_files
+from tests.play.peers import accepting
+from tests.play.rig import SCRIPT, check, ini_of, many_files
+from tests.proof.ledger import BOOTS, free_port
 
 # The relays have a core for themselves; all generators share what is left.
 CORES = sorted(os.sched_getaffinity(0))

@@ -20,9 +20,9 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests import ledger
-from tests.ledger import BOOTS, PLAIN, Key, free_port
-from tests.peers import accepting, deaf
+from tests.play.peers import accepting, deaf
+from tests.proof import ledger
+from tests.proof.ledger import BOOTS, PLAIN, Key, free_port
 
 PACE_SECONDS = (1.0, 4.0)  # Between two messages of a charger.
 HURRY_SECONDS = (0.1, 0.5)  # The same, in its first sessions, and when it is to end one.

@@ -5,7 +5,7 @@ The proxy, in a process of its own, tells its memory, its file descriptors, its 
 and what they hold. Two quiet moments are compared, one before the first fault and one after the last. Between
 them everything breaks but the proxy itself: what becomes of sessions when it dies is the ledger's business.
 
-    python -m tests.soak --minutes 60 --seed 7
+    python -m tests.proof.soak --minutes 60 --seed 7
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from statistics import linear_regression
 from typing import Any
 
 import ocpp_2w_proxy as p
-from tests.fleet import FAULTS, HURRIED_SESSIONS, MAX_SIZE, Fault, Fleet
-from tests.ledger import ROOT, listed, now
+from tests.proof.fleet import FAULTS, HURRIED_SESSIONS, MAX_SIZE, Fault, Fleet
+from tests.proof.ledger import ROOT, listed, now
 
 CHARGERS = 500
 FAULTS_EVERY = 3.0  # Seconds, in the middle.
@@ -273,7 +273,7 @@ class Process:
 
     async def start(self) -> None:
         pipe = asyncio.subprocess.PIPE
-        command = [sys.executable, "-m", "tests.soak", "--proxy", str(self.ini)]
+        command = [sys.executable, "-m", "tests.proof.soak", "--proxy", str(self.ini)]
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=log

@@ -5,7 +5,7 @@ Chargers with durable queues play sessions through a proxy in a process of its o
 again, with two servers that stop, hang, cut connections, die before they answer, and refuse. In the end the
 books are compared: what the chargers were told with what the servers have accepted.
 
-    python -m tests.ledger --minutes 30 --seed 7
+    python -m tests.proof.ledger --minutes 30 --seed 7
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.peers import accepting
+from tests.play.peers import accepting
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 now = time.monotonic
 
 CHARGERS = 50
@@ -717,7 +717,7 @@ class Process:
     def __init__(self, folder: Path, ini: str, is_unsynced: bool) -> None:
         (folder / "proxy.ini").write_text(ini)
         self.log = folder / "proxy.log"
-        self.command = [sys.executable, "-m", "tests.ledger", "--run-proxy", str(folder / "proxy.ini")]
+        self.command = [sys.executable, "-m", "tests.proof.ledger", "--run-proxy", str(folder / "proxy.ini")]
         self.command += ["--unsynced"] if is_unsynced else []
         self.process: asyncio.subprocess.Process | None = None
 

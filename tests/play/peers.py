@@ -22,8 +22,8 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.planted import CHARGER_LOGIN
-from tests.plays import config_of
+from tests.play.planted import CHARGER_LOGIN
+from tests.play.plays import config_of
 
 PATIENCE = 10.0  # Seconds; for anything that must happen.
 VERSIONS = [Subprotocol("ocpp1.6"), Subprotocol("ocpp2.0.1"), Subprotocol("ocpp2.1")]
