@@ -7,33 +7,35 @@ from pathlib import Path
 
 import pytest
 
-from tests.play.rig import many_files
-from tests.proof.benchmark import MEASUREMENTS, Size, framed, masked, unframed
-
-TINY = Size(
-    levels=(1, 100), rounds=1, calls=100, seconds=0.1, herds=1, herd=20, secure=5, stored=100, sessions=50
-)
+from tests.play.frames import framed, masked, unframed
+from tests.play.rig import SCRIPT
+from tests.proof.benchmark import MEASUREMENTS, QUICK, Bench, reading, undisturbed
 
 
-@pytest.mark.skipif(
-    shutil.which("haproxy") is None or not Path("/proc/self/statm").exists(),
-    reason="needs Linux and HAProxy; the gate installs it",
-)
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs HAProxy; the gate installs it")
 @pytest.mark.parametrize("name", MEASUREMENTS)
-def test_it_measures(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every Call is answered, nothing is complained about, and a figure is told."""
-    with many_files():
-        MEASUREMENTS[name](TINY)
+async def test_it_measures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every Call is answered, nothing is complained about, and each version of the script has its figures."""
+    scripts = [SCRIPT, Path(shutil.copy(SCRIPT, tmp_path))]
+    with undisturbed():
+        await getattr(Bench(QUICK, scripts), name)()
     told = capsys.readouterr().out
-    assert "\n- " in f"\n{told}"
-    assert "says:" not in told
+    assert told.count("\n| ") > 2
+    assert all(str(script) in told for script in scripts)
 
 
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 1000])
+@pytest.mark.parametrize("length", [250, 500, 8000])
+def test_a_reading_is_as_long_as_it_says(length: int) -> None:
+    """The text, without the head and the key of its frame."""
+    ((_, text),), _ = unframed(reading(7, length)[1])
+    assert len(text) == length
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 1000, 70_000])
 @pytest.mark.parametrize("key", [b"", b"\x01\x02\x03\x04"])
 def test_frames_are_read_as_they_are_made(size: int, key: bytes) -> None:
     """Masked or not, and what is not complete yet is left."""
-    text = bytes(range(256)) * 4
-    frame = framed(text[:size], key)
-    assert unframed(frame + frame[:1]) == ([(1, text[:size])], frame[:1])
+    text = (bytes(range(256)) * 300)[:size]
+    frame = framed(text, key=key)
+    assert unframed(frame + frame[:1]) == ([(1, text)], frame[:1])
     assert masked(masked(text, b"abcd"), b"abcd") == text

@@ -1,365 +1,184 @@
-"""Connections as the Relay and its Outboxes see them: boot, grace, redial, takeover, watchdog."""
+"""Connections from the first to the last: greetings, redial, grace, takeover, the watchdog, faults."""
 
 from __future__ import annotations
 
-import math
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
-from websockets.datastructures import Headers
-from websockets.http11 import Response
+from websockets.frames import Frame, Opcode
 
 import ocpp_2w_proxy as p
-from tests.play.plays import Stage, actions
+from tests.play.kills import Play
+from tests.play.peers import charger, cut, deaf, eventually, house, running, server
+from tests.play.plays import Stage, StageLink
+from tests.play.script import goes_as_told, plays_of
+from tests.play.wires import at_the_door, open_connections, present, refused, request, smaller, visitor
 
 PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
+SHORT = "ping_interval = 0.2\nping_timeout = 0.6\nwatchdog_interval = 0.1\nwatchdog_stale = 1"
 
 
-def dials(stage: Stage) -> list[str]:
-    """Return the names of the dials asked for since the last look."""
-    tasks: list[str] = stage.relay.tasks.started  # type: ignore[attr-defined]
-    stage.relay.tasks.started = []  # type: ignore[attr-defined]
-    return tasks
+def seconds_to_dial(stage: Stage, name: str, happening: Callable[[], object]) -> float:
+    """Let something happen, and time pass until a server is dialled; return how long it was."""
+    tasks: Any = stage.relay.tasks
+    begun, tasks.started = stage.time, []
+    happening()
+    while f"CP1: {name}: dial" not in tasks.started:
+        assert stage.time < begun + 100
+        stage.passes(0.5)
+    return stage.time - begun
 
 
-# Every new connection to the secondary starts whole.
+def looks(stage: Stage, after: float, *seen: StageLink) -> list[StageLink]:
+    """Let the watchdog look, these having been seen just now; return whom it has closed."""
+    stage.time += after
+    for link in seen:
+        link.seen = stage.time
+    stage.relay.watch()
+    links = (stage.charger, stage.primary, stage.secondary)
+    return [link for link in links if link.closed_with is not None]
 
 
-def test_a_new_connection_to_the_secondary_gets_boot_and_statuses_first() -> None:
-    """With message ids of the proxy; its answers go nowhere."""
+GREETINGS = """
+A new connection to the secondary gets the boot and each connector's last status first, under new ids.
+    2 s, charger is Available 0, charger is Preparing, charger is Charging, primary takes, secondary takes,
+    look, secondary leaves, secondary returns, secondary takes, look, 60 s
+    => secondary: Status:Available Status:Preparing Status:Charging|Boot:M Status:Available Status:Charging|;
+    charger: n n n||
+A charger that boots itself within two seconds is not repeated; the statuses come behind its boot.
+    charger leaves, secondary leaves, charger returns, secondary comes, 1 s, look, charger boots New,
+    charger is Available, charger is Charging, secondary takes, 5 s, look, secondary leaves, secondary comes
+    => secondary: |Boot:New Status:Available Status:Charging|Boot:New Status:Charging
+A copy frees its place after five seconds: a secondary that ignores copies still gets its sessions.
+    charger is Charging, charger starts 1, look, 5 s => secondary: Status:Charging|Start
+A lost primary is greeted with the boot, and Calls wait in order; what was sent, its sender repeats.
+    charger starts 1 PRIM1, primary leaves, charger beats 2, charger starts 3 PRIM1, primary returns
+    => primary: Start Boot:M Heartbeat Start
+One that does not accept the repeated boot still gets the Calls of the charger, which has been let in,
+    primary leaves, charger shows 1 PRIM1, primary boots Pending 600, primary comes
+    => primary: Boot:M Authorize
+nor need it answer.
+    primary leaves, charger shows 1 PRIM1, primary boots -, primary returns, look, 29 s
+    => primary: Boot:M|Authorize
+A charger that boots itself ends the repeated boot: the primary has accepted it.
+    primary leaves, primary boots Pending 30, primary comes, primary boots Accepted 300, charger boots, 60 s
+    => primary: Boot:M Boot:M
+A charger that goes takes its connections along, and what waits: its sender repeats it.
+    charger shows 1 PRIM1, charger shows 2 PRIM1, charger leaves, look, charger returns, 60 s
+    => primary: Authorize|; closed: secondary:1001
+A primary that comes and goes without an answer does not hold the charger: the grace runs on,
+    primary boots -, 8 times (primary leaves, 1 s, primary comes, 1 s) => closed: charger:1012 secondary:1001
+and begins anew once it has stood a moment, even if a quiet charger says nothing.
+    2 times (primary leaves, 12 s, primary comes, 20 s) => closed:
+An answer to a connection that is being closed still tells its session, whose start the charger repeats.
+    charger starts 1 PRIM1, charger leaves, primary accepts, charger returns, charger starts 2 PRIM1
+    => primary: Start; charger: 2:Accepted; sessions: 1
+"""
+STRANGERS = """
+The boot of an unknown charger is made up after ten seconds; some hang up if they are called before theirs.
+    charger returns, secondary comes, 9 s, look, 2 s => secondary: |Boot:CP1; charger: |; primary: |
+The secondary gets Heartbeats at the interval that it has asked for, and the charger's own are the primary's.
+    charger returns, secondary boots Accepted 60, secondary comes, charger boots, charger beats h, 59 s, look,
+    2 s, look, 57 s, look, 2 s => secondary: Boot:M|Heartbeat||Heartbeat
+A boot that the secondary leaves unanswered goes again.
+    charger returns, secondary boots -, secondary comes, charger boots, 25 s, secondary boots Accepted 300,
+    60 s => secondary: Boot:M Boot:M
+"""
+
+
+@pytest.mark.parametrize(("steps", "heard"), plays_of(GREETINGS))
+def test_a_new_connection_starts_whole(play: Play, steps: str, heard: dict[str, str]) -> None:
+    """With what the charger has said of itself."""
+    goes_as_told(play(), f"all noted, {steps}", heard)
+
+
+@pytest.mark.parametrize(("steps", "heard"), plays_of(STRANGERS))
+def test_a_charger_that_is_new_here(play: Play, steps: str, heard: dict[str, str]) -> None:
+    """Nothing is known of it yet."""
+    goes_as_told(play(connect=False), f"all noted, {steps}", heard)
+
+
+def test_what_a_charger_says_of_itself_is_remembered_up_to_a_bound() -> None:
+    """All of it passes; the oldest is not repeated at the next connection, nor what is too long."""
     stage = Stage()
-    stage.passes(p.OWN_BOOT_SECONDS)
-    for connector in (0, 1):
-        stage.charger.calls(
-            f"n{connector}",
-            "StatusNotification",
-            connectorId=connector,
-            errorCode="NoError",
-            status="Charging",
-        )
-        stage.primary.answers(f"n{connector}")
-        stage.delivers()
-    stage.charger.hears()
+    for connector, length in ((0, 5_000), (1, 5_000), (2, 5_000), (3, 5_000), (4, 20_000)):
+        told = {"connectorId": connector, "status": "Available", "info": "x" * length}
+        stage.charger.calls("n", "StatusNotification", **told)
+        stage.primary.answers("n")
+        assert len(stage.delivers()) == 1
     stage.secondary.lost()
     stage.secondary_connects(accepts=False)
-    delivered = stage.delivers()
-    assert [action for action, _ in delivered] == [
-        "BootNotification",
-        "StatusNotification",
-        "StatusNotification",
-    ]
-    assert delivered[0][1] == {"chargePointVendor": "V", "chargePointModel": "M"}
-    assert [payload["connectorId"] for _, payload in delivered[1:]] == [0, 1]
-    assert stage.charger.hears() == []
-
-
-def test_a_status_that_came_before_the_boot_was_accepted_is_sent_once() -> None:
-    """The secondary needs the last status of each connector, not its history."""
-    stage = Stage(connect=False)
-    stage.charger_connects()
-    stage.secondary_connects(accepts=False)
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
-    for message_id, status in (("1", "Available"), ("2", "Charging")):
-        stage.charger.calls(
-            message_id, "StatusNotification", connectorId=1, errorCode="NoError", status=status
-        )
-    delivered = [payload["status"] for action, payload in stage.delivers() if action == "StatusNotification"]
-    assert delivered == ["Charging"]
-
-
-def test_a_charger_that_boots_itself_is_not_repeated() -> None:
-    """Within two seconds of its arrival its own BootNotification is the one."""
-    stage = Stage()
-    stage.charger.lost()
-    stage.secondary.lost()
-    stage.charger_connects()
-    stage.secondary_connects(accepts=False)
-    stage.passes(1)
-    assert stage.secondary.hears() == []
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="New")
-    assert stage.answer_boot()["chargePointModel"] == "New"
-    stage.passes(5)
-    assert stage.secondary.hears() == []
-
-
-def test_a_boot_that_came_before_the_secondary_was_there_is_passed_on_at_once() -> None:
-    """No need to wait for another."""
-    stage = Stage(connect=False)
-    stage.charger_connects()
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
-    stage.secondary_connects(accepts=False)
-    assert stage.secondary.hears_call()[1] == "BootNotification"
-
-
-@pytest.mark.parametrize(
-    ("version", "model"), [("ocpp1.6", "chargePointModel"), ("ocpp2.0.1", "chargingStation")]
-)
-def test_the_boot_of_an_unknown_charger_is_made_up(version: str, model: str) -> None:
-    """After ten seconds; the charger is asked nothing, some hang up if they are called before their boot."""
-    stage = Stage(connect=False, version=version)
-    stage.charger_connects()
-    stage.secondary_connects(accepts=False)
-    stage.passes(9)
-    assert stage.charger.hears() == stage.primary.hears() == stage.secondary.hears() == []
     stage.passes(2)
-    _, action, payload = stage.secondary.hears_call()
-    assert action == "BootNotification"
-    assert "CP1" in str(payload[model])
-    assert stage.charger.hears() == []
+    assert [said.get("connectorId") for _, said in stage.delivers()] == [None, 1, 2, 3]
 
 
-def test_a_boot_that_the_secondary_leaves_unanswered_is_sent_again() -> None:
-    """It keeps the gate closed, and the place for `call_timeout` only."""
-    stage = Stage(connect=False)
-    stage.charger_connects()
-    stage.secondary_connects(accepts=False)
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
-    stage.secondary.hears()
-    stage.passes(30 + p.BOOT_RETRY_SECONDS + 1)
-    assert stage.secondary.hears_call()[1] == "BootNotification"
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_calls_that_wait_for_a_server_are_bounded_in_number_and_length(size: int) -> None:
+    """1,000 and 4 MiB; what is dropped is told, and the charger sends it again."""
+    stage, most = Stage(), 1000 if size == 10 else 4
+    for number in range(most + 10):
+        stage.charger.calls(str(number), "DataTransfer", vendorId="v", data="x" * size)
+    heard = 0
+    while said := stage.primary.hears():
+        stage.primary.answers(said[0][1])
+        heard += 1
+    assert most < heard <= most + 2, "and the one that was in flight"
 
 
-def test_the_secondary_gets_heartbeats_at_the_interval_that_it_asked_for() -> None:
-    """The charger's own go to the primary."""
-    stage = Stage(connect=False)
-    stage.charger_connects()
-    stage.secondary_connects(accepts=False)
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
-    stage.answer_boot(interval=60)
-    stage.charger.calls("h", "Heartbeat")
-    stage.passes(59)
-    assert stage.secondary.hears() == []
-    stage.passes(2)
-    message_id, action, _ = stage.secondary.hears_call()
-    assert action == "Heartbeat"
-    stage.secondary.answers(message_id, currentTime="t")
-    stage.passes(60)
-    assert stage.secondary.hears_call()[1] == "Heartbeat"
-
-
-def test_a_copy_frees_its_place_after_five_seconds() -> None:
-    """A secondary that ignores copies still gets its sessions."""
-    stage = Stage()
-    stage.charger.calls("n", "StatusNotification", connectorId=1, errorCode="NoError", status="Charging")
-    stage.secondary.hears()
-    stage.starts("SECO1")
-    assert stage.secondary.hears() == []
-    stage.passes(p.PASSING_SECONDS + 0.5)
-    assert actions(stage.secondary.hears()) == ["StartTransaction"]
-
-
-def test_a_secondary_that_is_down_delays_nothing() -> None:
-    """The charger and its primary notice nothing."""
-    stage = Stage(connect=False)
-    stage.charger_connects()
-    stage.charger.calls("1", "Heartbeat")
-    assert stage.primary.hears_call()[0] == "1"
-    stage.primary.answers("1", currentTime="t")
-    stage.charger.calls("2", "Authorize", idTag="SECO1")
-    assert [message[1] for message in stage.charger.hears()] == ["1", "2"]
+# Redial.
 
 
 def test_the_secondary_is_redialled_with_growing_delays() -> None:
-    """After 1 s, times 1.6, at most 60 s, each +-20 %."""
+    """After 1 s, times 1.6, at most 60 s, each +-20 %; again 1 s after it has stood a minute."""
     stage = Stage()
-    outbox = stage.outbox(SECONDARY)
-    stage.secondary.lost()
-    waits = []
-    for _ in range(14):
-        waits.append(outbox.next_at - stage.time)
-        stage.cannot_dial(SECONDARY, p.DialError("no"))
-    expected = [min(1.6**n, 60) for n in range(14)]
-    assert all(0.79 <= wait / want <= 1.21 for wait, want in zip(waits, expected, strict=True))
-
-
-def test_a_server_that_nothing_is_left_for_is_not_redialled() -> None:
-    """The charger is gone, and the relay is not woken for nothing."""
-    stage = Stage()
-    stage.charger.lost()
-    stage.secondary.lost()
-    assert stage.outbox(SECONDARY).next_at == math.inf
-
-
-def test_a_connection_that_stood_a_minute_makes_the_next_redial_a_first_one() -> None:
-    """The delays start again."""
-    stage = Stage()
-    outbox = stage.outbox(SECONDARY)
-    outbox.redial_after = 60.0
+    happening: Callable[[], object] = stage.secondary.lost
+    for number in range(13):
+        wanted = min(1.6**number, 60)
+        assert 0.79 * wanted <= seconds_to_dial(stage, "secondary", happening) <= 1.21 * wanted + 0.5
+        happening = partial(stage.cannot_dial, SECONDARY, p.DialError("no"))
+    stage.secondary_connects(accepts=False)
     stage.passes(61)
-    stage.secondary.lost()
-    assert outbox.next_at - stage.time <= 1.2
+    assert seconds_to_dial(stage, "secondary", stage.secondary.lost) <= 2
 
 
-@pytest.mark.parametrize(
-    ("status", "advice"),
-    [
-        (401, "secondary_user"),
-        (403, "secondary_auth"),
-        (404, "secondary_id"),
-        (101, "versions"),
-        (500, "again"),
-    ],
-)
-def test_a_refusal_says_what_to_change(status: int, advice: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One WARNING for the person who runs it, not one for each attempt."""
+def test_a_primary_that_stays_away_is_dialled_ever_more_rarely_and_the_charger_closed() -> None:
+    """After 0.5 s, times 1.6, at most 5 s; 1012 after 15 s, so that the charger's own queue takes over."""
     stage = Stage()
-    stage.secondary.lost()
-    error = p.DialError(f"HTTP {status}", Response(status, "x", Headers()))
-    for _ in range(3):
-        stage.cannot_dial(SECONDARY, error)
-    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert line.startswith("CP1: secondary: cannot connect to ws://secondary.example")
-    assert advice in line
-
-
-# The primary.
-
-
-def test_a_lost_primary_is_redialled_at_once_while_calls_wait_in_order() -> None:
-    """Within `primary_grace` the charger notices nothing but a delay."""
-    stage = Stage()
-    dials(stage)
-    stage.primary.lost()
-    stage.passes(0.5)
-    assert dials(stage) == ["CP1: primary: dial"]
-    stage.charger.calls("1", "Heartbeat")
-    stage.charger.calls("2", "DataTransfer", vendorId="x")
-    stage.primary_connects()
-    message_id, action, payload = stage.primary.hears_call()
-    assert (action, payload["chargePointModel"]) == ("BootNotification", "M")
-    stage.primary.answers(message_id, status="Accepted", currentTime="t", interval=300)
-    assert stage.primary.hears_call()[0] == "1"
-    stage.primary.answers("1", currentTime="t")
-    assert stage.primary.hears_call()[0] == "2"
-
-
-def test_a_call_that_was_sent_when_the_primary_was_lost_is_not_sent_again() -> None:
-    """It may have been carried out; its sender repeats it."""
-    stage = Stage()
-    stage.starts("PRIM1", "1")
-    stage.primary.lost()
-    stage.primary_connects()
-    stage.primary.answers(stage.primary.hears_call()[0], status="Accepted", currentTime="t", interval=9)
-    assert stage.primary.hears() == []
-    stage.starts("PRIM1", "2")
-    assert stage.primary.hears_call()[0] == "2"
-
-
-def test_a_primary_that_stays_away_closes_the_charger() -> None:
-    """So that the charger's own offline queue takes over."""
-    stage = Stage()
-    stage.primary.lost()
-    stage.passes(14)
+    gone, waits = stage.time, [seconds_to_dial(stage, "primary", stage.primary.lost)]
+    while stage.time < gone + 9:
+        fails = partial(stage.cannot_dial, PRIMARY, p.DialError("no"))
+        waits.append(seconds_to_dial(stage, "primary", fails))
+    assert waits[0] == 0
+    assert waits[1] <= 1
+    assert max(waits) <= 5.5 * 1.2
     assert stage.charger.closed_with is None
-    stage.passes(2)
+    stage.passes(gone + 16 - stage.time)
     assert stage.charger.closed_with is not None
     assert stage.charger.closed_with[0] == 1012
 
 
-def test_a_primary_that_never_saw_a_boot_gets_none_made_up() -> None:
-    """It let the charger in without one before."""
-    stage = Stage(connect=False)
+def test_a_primary_that_is_back_in_time_is_given_a_moment_to_stand() -> None:
+    """However short the grace is."""
+    stage = Stage("primary_grace = 2", connect=False)
     stage.charger_connects()
-    stage.primary.lost()
-    stage.charger.calls("1", "Heartbeat")
-    stage.primary_connects()
-    assert stage.primary.hears_call()[0] == "1"
-
-
-@pytest.mark.parametrize("status", ["Pending", "Rejected", None])
-def test_a_primary_that_does_not_accept_the_repeated_boot_still_gets_the_chargers_calls(
-    status: str | None,
-) -> None:
-    """The charger has been let in; it must not be left without answers."""
-    stage = Stage()
-    stage.primary.lost()
-    stage.charger.calls("1", "Heartbeat")
-    stage.primary_connects()
-    message_id = stage.primary.hears_call()[0]
-    if status is None:
-        stage.passes(31)
-    else:
-        stage.primary.answers(message_id, status=status, currentTime="t", interval=600)
-    assert stage.primary.hears_call()[0] == "1"
-
-
-def test_a_primary_that_comes_and_goes_without_an_answer_does_not_hold_the_charger() -> None:
-    """The grace runs on until the primary answers something or stands."""
-    stage = Stage()
-    for _ in range(8):
+    for _ in range(2):
         stage.primary.lost()
         stage.passes(1)
-        if stage.charger.is_open:
-            stage.primary_connects()
-            stage.passes(1)
-    assert stage.charger.closed_with is not None
+        stage.primary_connects()
+        stage.passes(20)
+        assert stage.charger.closed_with is None
 
 
-@pytest.mark.parametrize("away", [1, 12])
-def test_a_primary_that_is_back_in_time_keeps_the_charger(away: int) -> None:
-    """However short the grace, or late the return: it is given a moment to stand."""
-    stage = Stage("primary_grace = 2" if away == 1 else "", connect=False)
-    stage.charger_connects()
-    stage.primary.lost()
-    stage.passes(away)
-    stage.primary_connects()
-    stage.passes(20)
-    assert stage.charger.closed_with is None
+# The charger goes, and comes again.
 
 
-def test_a_charger_that_boots_itself_ends_the_repeated_boot() -> None:
-    """The primary need not be asked again for what it has accepted."""
-    stage = Stage()
-    stage.primary.lost()
-    stage.primary_connects()
-    stage.primary.answers(stage.primary.hears_call()[0], status="Pending", currentTime="t", interval=30)
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
-    stage.primary.answers("b", status="Accepted", currentTime="t", interval=300)
-    stage.primary.hears()
-    stage.passes(60)
-    assert actions(stage.primary.hears()) == []
-
-
-def test_a_primary_that_stands_again_ends_the_grace() -> None:
-    """Even if a quiet charger gives it nothing to answer."""
-    stage = Stage(connect=False)
-    stage.charger_connects()
-    stage.primary.lost()
-    stage.passes(1)
-    stage.primary_connects()
-    stage.passes(20)
-    assert stage.charger.closed_with is None
-    stage.primary.lost()
-    stage.passes(10)
-    assert stage.charger.closed_with is None
-
-
-# The charger.
-
-
-def test_when_the_charger_goes_its_servers_are_closed() -> None:
-    """Nothing is left for them."""
-    stage = Stage()
-    stage.charger.lost()
-    assert stage.primary.closed_with == (1001, "the charger is gone")
-    assert stage.secondary.closed_with == (1001, "the charger is gone")
-
-
-def test_an_answer_in_flight_when_the_charger_goes_still_tells_its_session() -> None:
-    """The charger repeats its start and hears the transaction that the primary has begun."""
-    stage = Stage()
-    stage.starts("PRIM1", "1")
-    primary = stage.primary
-    stage.charger.lost()
-    primary.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
-    primary.lost()
-    stage.charger_connects()
-    stage.starts("PRIM1", "2")
-    assert stage.primary.hears() == []
-    assert stage.charger.hears()[0][2]["transactionId"] == 7
-
-
-def test_an_answer_to_the_old_connection_at_a_takeover_still_tells_its_session() -> None:
-    """The old primary connection is being closed; its last word counts."""
+def test_an_answer_to_the_connection_before_a_takeover_still_tells_its_session() -> None:
+    """Whatever else is said there goes nowhere; the charger repeats its start and hears its id."""
     stage = Stage()
     stage.starts("PRIM1", "1")
     old = stage.primary
@@ -367,34 +186,22 @@ def test_an_answer_to_the_old_connection_at_a_takeover_still_tells_its_session()
     old.says("gibberish")
     old.answers("other", x=1)
     old.answers("1", transactionId=7, idTagInfo={"status": "Accepted"})
+    old.lost()
     assert stage.charger.hears() == []
     stage.starts("PRIM1", "2")
     assert stage.charger.hears()[0][2]["transactionId"] == 7
 
 
-def test_an_answer_to_a_kept_event_counts_on_the_old_connection_too() -> None:
-    """It is not delivered twice for a takeover."""
-    stage = Stage(version="ocpp2.0.1")
-    info = {"transactionInfo": {"transactionId": "T"}}
-    stage.charger.calls("0", "TransactionEvent", eventType="Started", seqNo=0, **info)
-    stage.charger.calls("1", "TransactionEvent", eventType="Ended", seqNo=1, **info)
-    message_id = stage.primary.hears_call()[0]
-    old = stage.primary
-    stage.charger_connects()
-    old.answers(message_id)
-    assert stage.waiting(PRIMARY) == []
-    stage.primary.answers(message_id)
-    assert stage.relay.outboxes[PRIMARY].in_flight is None
-
-
-def test_a_takeover_replaces_the_old_connection_at_once() -> None:
-    """The old one's end and its late words touch nothing of the new one."""
+def test_a_takeover_replaces_the_old_connection_and_answers_what_it_left_unanswered() -> None:
+    """Its end and its late words touch nothing of the new one; servers must not wait for its answers."""
     stage = Stage()
     old_charger, old_primary, secondary = stage.charger, stage.primary, stage.secondary
+    for message_id in ("1", "2"):
+        secondary.calls(message_id, "ClearCache")
     stage.charger_connects()
-    assert old_charger.closed_with is not None
-    assert old_primary.closed_with is not None
+    assert None not in (old_charger.closed_with, old_primary.closed_with)
     assert secondary.closed_with is None
+    assert [said[:3] for said in secondary.hears()] == [[4, "1", "GenericError"], [4, "2", "GenericError"]]
     old_charger.calls("late", "Heartbeat")
     old_charger.lost()
     old_primary.lost()
@@ -402,95 +209,148 @@ def test_a_takeover_replaces_the_old_connection_at_once() -> None:
     assert stage.primary.hears_call()[0] == "1"
 
 
-def test_a_takeover_answers_the_calls_that_the_old_connection_left_unanswered() -> None:
-    """Their servers must not wait for an answer that cannot come."""
-    stage = Stage()
-    stage.secondary.calls("1", "ClearCache")
-    stage.secondary.calls("2", "ClearCache")
-    stage.charger_connects()
-    assert [message[:3] for message in stage.secondary.hears()] == [
-        [4, "1", "GenericError"],
-        [4, "2", "GenericError"],
-    ]
-
-
 def test_the_secondary_is_redialled_when_the_charger_comes_back_with_another_version() -> None:
     """Both servers must speak the charger's version."""
     stage = Stage()
-    secondary = stage.secondary
-    dials(stage)
-    stage.charger_connects("ocpp2.0.1")
-    stage.passes(2.5)
-    assert secondary.closed_with is not None
-    assert "CP1: secondary: dial" in dials(stage)
-    assert stage.relay.router.version == "ocpp2.0.1"
+    old = stage.secondary
+    assert seconds_to_dial(stage, "secondary", partial(stage.charger_connects, "ocpp2.0.1")) <= 2.5
+    assert old.closed_with is not None
 
 
 def test_message_ids_are_not_reused_on_a_connection_that_outlives_the_charger() -> None:
     """Chargers count from 1 again; SteVe refuses an id that it has seen on the connection."""
-    stage = Stage("secondary_replies = forward")
-    stage.charger.calls("1", "Authorize", idTag="SECO1")
-    stage.secondary.answers(stage.secondary.hears_call()[0], idTagInfo={"status": "Accepted"})
-    stage.charger_connects()
-    stage.charger.calls("1", "Authorize", idTag="SECO1")
-    message_id = stage.secondary.hears_call()[0]
-    assert message_id != "1"
-    stage.secondary.answers(message_id, idTagInfo={"status": "Accepted"})
-    assert stage.charger.hears() == [[3, "1", {"idTagInfo": {"status": "Accepted"}}]]
+    stage, used = Stage("secondary_replies = forward"), set()
+    for _ in range(2):
+        stage.charger.calls("1", "Authorize", idTag="SECO1")
+        message_id, *_ = stage.secondary.hears_call()
+        stage.secondary.answers(message_id, idTagInfo={"status": "Accepted"})
+        assert stage.charger.hears() == [[3, "1", {"idTagInfo": {"status": "Accepted"}}]]
+        used.add(message_id)
+        stage.charger_connects()
+    assert len(used) == 2
 
 
-def test_calls_that_wait_for_the_primary_are_dropped_when_the_charger_goes() -> None:
-    """Their sender is gone, and repeats them when it is back."""
-    stage = Stage()
-    stage.charger.calls("1", "Heartbeat")
-    stage.charger.calls("2", "DataTransfer", vendorId="x")
-    stage.charger.lost()
-    stage.charger_connects()
-    assert stage.primary.hears() == []
+# Takeover over real websockets.
+
+
+async def test_a_charger_that_connects_again_replaces_its_old_connection() -> None:
+    """At once, without waiting for a dead one to close; the secondary's connection stays."""
+    async with house() as (proxy, primary, secondary), charger(proxy) as first:
+        await first.boots()
+        await secondary.connection()
+        async with deaf(first.connection), charger(proxy) as second:
+            await second.calls("1", "Heartbeat")
+            async with charger(proxy) as third:
+                assert await second.closed() == 1001
+                await third.calls("1", "Heartbeat")
+        assert await first.closed() == 1001
+        assert (len(primary.connections), len(secondary.connections)) == (3, 1)
+
+
+async def test_a_newcomer_that_the_primary_refuses_does_not_touch_a_living_charger() -> None:
+    """One answers a Ping; of one that never has, silence proves nothing."""
+    async with house() as (proxy, primary, _), charger(proxy) as old, visitor(proxy, request("MUTE")) as mute:
+        assert await mute.status() == 101
+        primary.refusal = (401, {})
+        for name in ("CP1", "MUTE"):
+            assert (await refused(proxy, name))[0] == 401
+        await old.calls("1", "Heartbeat")
+        mute.says(Frame(Opcode.TEXT, b'[2,"1","Heartbeat",{}]').serialize(mask=True))
+        await mute.hears_until(b'[3, "1"')
+
+
+@pytest.mark.parametrize("is_refused_again", [False, True])
+async def test_a_dead_charger_makes_room_at_a_primary_that_allows_one_connection(
+    is_refused_again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No Pong: its connections are closed and the primary is asked once more; it has the last word."""
+    smaller(monkeypatch, seconds_to_pong=0.3)
+    async with house() as (proxy, primary, _), charger(proxy) as old:
+        primary.one_connection_per_charger = True
+        primary.refusal = (403, {}) if is_refused_again else None
+        async with deaf(old.connection):
+            if is_refused_again:
+                assert (await refused(proxy))[0] == 403
+            else:
+                async with charger(proxy) as new:
+                    await new.calls("1", "Heartbeat")
+        assert await old.closed() == 1001
+        assert len(primary.requests) == 3
+
+
+async def test_a_probe_of_the_old_connection_does_not_close_a_newer_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the old one is probed for a newcomer, another newcomer is let in."""
+    smaller(monkeypatch, seconds_to_pong=1.5)
+    async with house() as (proxy, primary, _), charger(proxy) as old, deaf(old.connection):
+        primary.refusal = (403, {})
+        probing = asyncio.create_task(refused(proxy))
+        await eventually(lambda: len(primary.requests) == 2)
+        primary.refusal = None
+        async with charger(proxy) as new:
+            primary.refusal = (403, {})
+            assert (await probing)[0] == 403
+            await new.calls("1", "Heartbeat")
+
+
+@pytest.mark.parametrize("hangs_up", [True, False])
+async def test_a_newcomer_that_comes_too_late_replaces_nobody(hangs_up: bool) -> None:
+    """It has hung up while the primary thought about it, or the charger has come again meanwhile."""
+    async with house() as (proxy, primary, _), charger(proxy) as old:
+        held, primary.may_answer = asyncio.Event(), asyncio.Event()
+        primary.may_answer, at_once = held, primary.may_answer
+        at_once.set()
+        async with visitor(proxy, request()):
+            await eventually(lambda: len(primary.requests) == 2)
+            primary.may_answer = at_once
+            if not hangs_up:
+                async with charger(proxy) as new:
+                    held.set()
+                    await at_the_door(proxy, 0)
+                    await new.calls("1", "Heartbeat")
+        held.set()
+        await at_the_door(proxy, 0)
+        if hangs_up:
+            await old.calls("1", "Heartbeat")
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_redial_of_the_primary_gives_way_to_a_newer_connection(hangs: bool) -> None:
+    """The charger comes again while the proxy redials; one connection is left, and it works."""
+    async with house() as (proxy, primary, _), charger(proxy):
+        at_once, held = primary.may_answer, asyncio.Event()
+        primary.may_answer = held if hangs else at_once
+        await primary.connections[0].close()
+        await eventually(lambda: len(primary.requests) == 2)
+        primary.may_answer = at_once
+        async with charger(proxy) as new:
+            held.set()
+            await new.calls("1", "Heartbeat")
+            await eventually(lambda: open_connections(primary) == 1)
+            await new.calls("2", "Heartbeat")
+
+
+async def test_a_charger_gets_in_though_a_delivery_holds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A primary that allows one connection per charger; the one that delivers without it gives way."""
+    smaller(monkeypatch, seconds_to_pong=0.3)
+    event = {"timestamp": "t", "triggerReason": "Authorized", "transactionInfo": {"transactionId": "T"}}
+    async with house("primary_user = u") as (proxy, primary, _):
+        async with charger(proxy, versions=["ocpp2.0.1"]) as cp:
+            await cp.boots()
+            primary.answers = None
+            await cp.calls("s", "TransactionEvent", eventType="Started", seqNo=0, **event)
+            end = {"eventType": "Ended", "seqNo": 1, **event}
+            await cp.connection.send(json.dumps([2, "e", "TransactionEvent", end]))
+            await primary.heard.call("TransactionEvent")
+        await eventually(lambda: present(proxy) == [])
+        assert open_connections(primary) == 1
+        primary.one_connection_per_charger = True
+        async with charger(proxy, versions=["ocpp2.0.1"]):
+            assert len(primary.connections) == 2
 
 
 # The watchdog.
-
-
-def test_a_charger_that_is_not_seen_is_closed() -> None:
-    """Any frame counts as seen, a Pong too."""
-    stage = Stage()
-    stage.charger.seen = stage.primary.seen = stage.secondary.seen = stage.time
-    stage.time += 499
-    stage.primary.seen = stage.secondary.seen = stage.time
-    stage.relay.watch()
-    assert stage.charger.closed_with is None
-    stage.time += 2
-    stage.relay.watch()
-    assert stage.charger.closed_with is not None
-
-
-def test_a_charger_that_never_answers_pings_has_three_heartbeat_intervals() -> None:
-    """Some firmwares do not know Pongs, and send a Heartbeat an hour."""
-    stage = Stage(connect=False)
-    stage.charger_connects()
-    stage.charger.has_ponged = False
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
-    stage.primary.answers("b", status="Accepted", currentTime="t", interval=3600)
-    stage.time += 10_000
-    stage.relay.watch()
-    assert stage.charger.closed_with is None
-    stage.time += 1_000
-    stage.relay.watch()
-    assert stage.charger.closed_with is not None
-
-
-def test_a_server_that_is_not_seen_is_closed() -> None:
-    """After `ping_interval` and `ping_timeout`."""
-    stage = Stage()
-    stage.time += 89
-    stage.relay.watch()
-    assert stage.secondary.closed_with is None
-    stage.time += 2
-    stage.charger.seen = stage.primary.seen = stage.time
-    stage.relay.watch()
-    assert stage.secondary.closed_with is not None
-    assert stage.primary.closed_with is stage.charger.closed_with is None
 
 
 def test_all_peers_are_pinged_right_away_and_every_interval() -> None:
@@ -502,61 +362,168 @@ def test_all_peers_are_pinged_right_away_and_every_interval() -> None:
     assert [link.pings for link in links] == [3, 3, 3]
 
 
-@pytest.mark.parametrize("work", [True, False])
-def test_a_relay_whose_secondary_is_down_is_not_woken_for_nothing(work: bool) -> None:
-    """Neither for a boot that cannot be sent, nor for a retry or a dial that is not due."""
+def test_who_is_not_seen_is_closed() -> None:
+    """A server after `ping_interval` and `ping_timeout`, 90 s; a charger after `watchdog_stale`, 500 s."""
     stage = Stage()
-    if work:
-        stage.starts("SECO1")
-        stage.secondary.errs(stage.secondary.hears_call()[0])
-    stage.secondary.lost()
-    stage.outbox(SECONDARY).next_at = stage.time + 1000
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
-    stage.primary.answers("b", status="Accepted", currentTime="t", interval=300)
-    stage.passes(70)
-    ticks = 0
-    for _ in range(50):
-        stage.time += 0.5
-        if stage.relay.deadline <= stage.time:
-            ticks += 1
-            stage.relay.tick()
-    assert ticks <= 2
+    charger, primary, secondary = stage.charger, stage.primary, stage.secondary
+    looks(stage, 0, charger, primary, secondary)
+    assert looks(stage, 89, charger, primary) == []
+    assert looks(stage, 2, charger, primary) == [secondary]
+    assert looks(stage, 499, primary) == [secondary]
+    assert looks(stage, 2, primary) == [charger, secondary]
 
 
-def test_a_flood_of_copies_is_bounded() -> None:
-    """A secondary that answers nothing does not fill the memory."""
-    stage = Stage()
-    for number in range(p.MAX_LIVE + 20):
-        stage.charger.calls(str(number), "StatusNotification", connectorId=1, status="Charging")
-    assert len(stage.outbox(SECONDARY).live) <= p.MAX_LIVE
-
-
-def test_an_idle_relay_wakes_only_for_what_is_due() -> None:
-    """The watchdog passes by a relay that has nothing to do."""
-    stage = Stage()
-    stage.delivers()
-    stage.passes(1)
-    assert stage.relay.deadline > stage.time + 10
-    stage.charger.lost()
-    stage.primary.lost()
-    stage.secondary.lost()
-    assert stage.relay.is_idle
-
-
-def test_a_connection_that_is_lost_with_a_call_in_flight_leaves_nothing_behind() -> None:
-    """Nobody waits for the last word of a link that is closed already."""
-    stage = Stage()
-    stage.starts("SECO1")
-    stage.secondary.hears_call()
-    stage.secondary.lost()
-    assert stage.outbox(p.Peer.SECONDARY).sent == {}
-
-
-def test_calls_that_were_given_up_are_forgotten_with_the_charger() -> None:
-    """Nothing on its next connection answers them."""
-    stage = Stage()
-    stage.primary.calls("1", "Reset", type="Soft")
-    stage.passes(31)
-    assert len(stage.relay.commands.spent) == 1
+def test_a_charger_that_never_answers_pings_has_three_heartbeat_intervals() -> None:
+    """Some firmwares do not know Pongs, and send a Heartbeat an hour."""
+    stage = Stage(connect=False)
     stage.charger_connects()
-    assert stage.relay.commands.spent == {}
+    stage.charger.has_ponged = False
+    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
+    stage.primary.answers("b", status="Accepted", currentTime="t", interval=3600)
+    assert looks(stage, 10_000, stage.primary) == []
+    assert looks(stage, 1_000, stage.primary) == [stage.charger]
+
+
+# Faults, over real websockets.
+
+
+async def test_a_secondary_that_hangs_in_its_handshake_delays_nothing() -> None:
+    """It accepts the TCP connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        async with server() as primary:
+            ini = f"[ext-server]\nserver = {primary.url}\nsecondary_server = ws://127.0.0.1:{port}"
+            async with running(ini) as proxy, charger(proxy) as cp:
+                assert (await cp.boots())["status"] == "Accepted"
+
+
+@pytest.mark.parametrize("payload", [b"\x00\x01", "\ud800".encode("utf-8", "surrogatepass"), b"x" * 3000])
+async def test_an_unfit_frame_closes_that_connection_alone(payload: bytes) -> None:
+    """Binary 1003, badly encoded 1007, oversized 1009; the others notice nothing."""
+    async with house(host="max_size = 2048") as (proxy, _, secondary), charger(proxy) as cp:
+        await cp.boots()
+        connection = await secondary.connection()
+        await connection.send(payload, text=payload[:1] != b"\x00")
+        await connection.wait_closed()
+        assert connection.close_code == {0: 1003, 0xED: 1007, ord("x"): 1009}[payload[0]]
+        await cp.calls("1", "Heartbeat")
+        await secondary.connection(1)
+
+
+@pytest.mark.parametrize("way", ["close", "cut"])
+async def test_a_primary_that_comes_back_within_its_grace_keeps_the_charger(way: str) -> None:
+    """Calls wait for it in order."""
+    async with house() as (proxy, primary, _), charger(proxy) as cp:
+        await cp.boots()
+        link = proxy.relays["CP1"].outboxes[p.Peer.PRIMARY].link
+        assert link is not None
+        if way == "cut":
+            cut(primary.connections[0])
+        else:
+            await primary.connections[0].close(1012)
+        await link.ended
+        await cp.calls("1", "Heartbeat")
+        assert len(primary.connections) == 2
+        assert primary.heard.actions() == ["BootNotification", "BootNotification", "Heartbeat"]
+
+
+@pytest.mark.parametrize("way", ["close", "cut"])
+async def test_a_charger_that_goes_takes_its_connections_with_it(way: str) -> None:
+    """Nothing of it is left, however it went."""
+    async with house() as (proxy, primary, secondary):
+        async with charger(proxy) as cp:
+            await cp.boots()
+            await secondary.heard.call("BootNotification")
+            if way == "cut":
+                cut(cp.connection)
+            else:
+                await cp.connection.close()
+            for fake in (primary, secondary):
+                connection = await fake.connection()
+                await asyncio.wait_for(connection.wait_closed(), 5)
+                assert connection.close_code == 1001
+        await eventually(lambda: proxy.relays == {})
+
+
+async def test_the_watchdog_looks_at_a_few_chargers_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And at all of them: those that are gone are let go, the others are pinged."""
+    monkeypatch.setattr(p, "RELAYS_AT_ONCE", 1)
+    monkeypatch.setattr(p, "TICK_SECONDS", 0.01)
+    async with house(host="ping_interval = 0.1") as (proxy, *_):
+        async with charger(proxy, "STAYS") as stays:
+            for name in ("A", "B", "C"):
+                async with charger(proxy, name):
+                    pass
+            await eventually(lambda: list(proxy.relays) == ["STAYS"])
+            link = proxy.relays["STAYS"].link
+            assert link is not None
+            pinged = link.ping_at
+            await eventually(lambda: link.ping_at > pinged)
+            await stays.calls("h", "Heartbeat")
+
+
+async def test_a_peer_that_is_not_seen_is_cut_off_and_slows_nobody() -> None:
+    """It neither sends nor answers Pings."""
+    async with house(host=SHORT) as (proxy, _, secondary):
+        async with charger(proxy) as cp, deaf(await secondary.connection()):
+            await cp.connection.ping()
+            await secondary.connection(1)
+            await cp.calls("1", "Heartbeat")
+            async with deaf(cp.connection):
+                await eventually(lambda: "CP1" not in proxy.relays)
+
+
+async def test_a_quiet_charger_that_answers_pings_is_never_closed() -> None:
+    """A Pong is a sign of life."""
+    async with house(host=SHORT) as (proxy, _, _), charger(proxy) as cp:
+        link = proxy.relays["CP1"].link
+        assert link is not None
+        await eventually(lambda: link.has_ponged)
+        opened = link.opened
+        await eventually(lambda: link.loop.time() - opened > 1.5)
+        assert link.is_open
+        await cp.calls("1", "Heartbeat")
+
+
+async def test_a_fault_of_the_proxy_closes_one_connection_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug that one charger's message finds is logged with its traceback; the process lives."""
+    call = p.Router.charger_call
+
+    def faulty(self: p.Router, message: p.Message, now: p.Instant) -> list[p.Decision]:
+        if message.action == "DataTransfer":
+            raise RuntimeError("a bug")
+        return call(self, message, now)
+
+    monkeypatch.setattr(p.Router, "charger_call", faulty)
+    async with house() as (proxy, _, _), charger(proxy) as bad, charger(proxy, "CP2") as good:
+        await bad.connection.send('[2,"1","DataTransfer",{"vendorId":"x"}]')
+        await bad.closed()
+        await good.calls("1", "Heartbeat")
+    assert any(record.exc_info for record in caplog.records)
+
+
+async def test_a_task_that_fails_is_reported_to_the_loop() -> None:
+    """A bug in a dial or a handshake is seen, and ends nothing else."""
+    reported: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
+
+    async def fails() -> None:
+        raise RuntimeError("a bug")
+
+    tasks = p.Tasks()
+    await asyncio.wait([tasks.start(fails(), "CP1: primary: dial")])
+    await eventually(lambda: not tasks)
+    assert reported == ["CP1: primary: dial failed"]
+
+
+async def test_stopping_tells_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever restarts the proxy has to know which sessions did not get through."""
+    async with house() as (proxy, _, secondary), charger(proxy) as cp:
+        await secondary.stop()
+        await cp.starts("SECO1")
+        await proxy.stop()
+    told = {record.getMessage() for record in caplog.records if "lost" in record.getMessage()}
+    assert told == {"CP1: 1 stored Calls are lost"}

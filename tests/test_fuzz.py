@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import urllib.parse
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 
 import ocpp_2w_proxy as p
 from tests.corpus import WEBSOCKET, texts
-from tests.play.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, house
-from tests.proof.storms import ODD, PEERS, Storm, edited, templates
+from tests.proof.storms import ODD, PEERS, Door, Storm, edited, templates
 
 fixed = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 corpus = st.sampled_from([text for text in texts() if len(text) < 1000])
@@ -99,21 +97,13 @@ def test_a_storm_that_is_remembered(version: str, tmp_path: Path) -> None:
 # Handshakes.
 
 SEGMENTS = [b"CP1", b"CP1", b"..", b"%2e", b"%00", b"%0d%0a", b"%1b[31m", b"%", b"?", b"#", b"\\", b"%C3%A9"]
-NAMES = [
-    *(b"Authorization", b"User-Agent", b"Sec-WebSocket-Protocol", b"Sec-WebSocket-Extensions", b"Connection"),
-    *(b"Host", b"Content-Length", b"Transfer-Encoding", b"Upgrade", b"Sec-WebSocket-Key", b"Origin"),
-]
-VALUES = [
-    *(b"", b"x" * 9000, b"a\r\n b", b"0", b"ocpp1.6", b'"ocpp1.6", ocpp2.1,', b"Basic \xff", b"\0", b"["),
-    *(b"http://x", b"null", b"keep-alive, Upgrade", b'permessage-deflate; a="b'),
-]
+NAMES = b"""Authorization User-Agent Sec-WebSocket-Protocol Sec-WebSocket-Extensions Connection Host Origin
+Content-Length Transfer-Encoding Upgrade Sec-WebSocket-Key""".split()
+VALUES = [b"", b"x" * 9000, b"a\r\n b", b"0", b"ocpp1.6", b'"ocpp1.6", ocpp2.1,', b"Basic \xff", b"\0", b"["]
+VALUES += [b"http://x", b"null", b"keep-alive, Upgrade", b'permessage-deflate; a="b']
 paths = st.lists(st.sampled_from(SEGMENTS) | st.binary(max_size=2), max_size=4).map(b"/".join)
 names = st.sampled_from(NAMES * 3) | st.binary(max_size=8)
 values = st.sampled_from(VALUES) | st.text(max_size=12).map(str.encode) | st.binary(max_size=3)
-TOLD = {  # The headers that a server sees of a handshake.
-    *("host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"),
-    *("sec-websocket-protocol", "authorization", "user-agent"),
-}
 
 
 @st.composite
@@ -125,47 +115,6 @@ def handshakes(draw: st.DrawFn) -> bytes:
     lines += [line.encode() for line in WEBSOCKET if draw(st.integers(0, 30))]
     lines += [name + b": " + value for name, value in draw(st.lists(st.tuples(names, values), max_size=3))]
     return b"\r\n".join([*lines, b"", draw(st.binary(max_size=20))])
-
-
-class Door:
-    """A proxy that strangers knock at while a good charger is connected to it."""
-
-    async def open(self) -> AsyncExitStack:
-        async with AsyncExitStack() as stack:
-            self.proxy, self.primary, _ = await stack.enter_async_context(house())
-            self.good: FakeCharger = await stack.enter_async_context(charger(self.proxy, "GOOD"))
-            return stack.pop_all()
-
-    async def knock(self, request: bytes) -> None:
-        """Send a request; check the answer, what the primary sees of it, and that the good one is served."""
-        self.primary.requests.clear()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy.port)
-        writer.write(request)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                answer = await reader.read(12)
-        except ConnectionError:
-            answer = b""
-        assert not answer or answer.startswith((b"HTTP/1.1 ", b"\x8a"))
-        writer.close()
-        check_seen(self.primary)
-        await self.good.calls(f"m{len(self.good.heard.messages)}", "Heartbeat")
-
-    async def close(self, stack: AsyncExitStack) -> None:
-        """Let another good charger in, and stop."""
-        await eventually(lambda: not self.proxy.handshakes)
-        async with charger(self.proxy, "GOOD2") as another:
-            await another.calls("1", "Heartbeat")
-        await stack.aclose()
-
-
-def check_seen(primary: FakeServer) -> None:
-    """What reaches a server of a handshake is a charger's id and a fixed set of headers."""
-    for request in primary.requests:
-        charger_id = urllib.parse.unquote(request.path.removeprefix("/ocpp/"))
-        assert p.is_charger_id(charger_id)
-        assert request.path == f"/ocpp/{urllib.parse.quote(charger_id, safe='')}"
-        assert {name.lower() for name in request.headers} <= TOLD
 
 
 def test_any_handshake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,15 +10,18 @@ that is killed comes back as it was; tables are empty at rest.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import ocpp_2w_proxy as p
+from tests.play.kills import save
 from tests.play.plays import Stage, StageLink
 
 PEERS = st.sampled_from(["primary", "secondary"])
@@ -29,14 +32,8 @@ SERVER_IDS = st.sampled_from([1, 2, 7, 0, -1, p.FIRST_PROXY_ID, p.FIRST_PROXY_ID
 MESSAGE_IDS = st.sampled_from(["1", "2", "3", "4"])
 
 
-# A reading, or a start of the proxy, changes them.
-LATELY = {
-    "touched",
-    "meter_stop",
-    "has_error",
-    "refused",
-    "is_refused",
-}  # A reading, or a start, changes them.
+# A reading, or a start, changes them.
+LATELY = {"touched", "meter_stop", "has_error", "refused", "is_refused"}
 
 
 def columns(row: p.Row | p.Memory) -> dict[str, Any]:
@@ -87,7 +84,9 @@ class OnePeerEach(RuleBasedStateMachine):
         return link
 
     def new_id(self) -> str:
+        """Return the id of a Call that the charger is about to send."""
         self.counter += 1
+        self.charger_calls[f"c{self.counter}"] = 0
         return f"c{self.counter}"
 
     def listen(self) -> None:
@@ -121,20 +120,17 @@ class OnePeerEach(RuleBasedStateMachine):
     @rule(badge=BADGES)
     def charger_authorizes(self, badge: str) -> None:
         message_id = self.new_id()
-        self.charger_calls[message_id] = 0
         self.stage.charger.calls(message_id, "Authorize", idTag=badge)
 
     @rule()
     def charger_boots(self) -> None:
         message_id = self.new_id()
-        self.charger_calls[message_id] = 0
         payload = {"chargePointVendor": "V", "chargePointModel": message_id}
         self.stage.charger.calls(message_id, "BootNotification", **payload)
 
     @rule()
     def charger_beats(self) -> None:
         message_id = self.new_id()
-        self.charger_calls[message_id] = 0
         text = f'[2,"{message_id}","Heartbeat",  {{ }}]'
         before = len(self.stage.primary.texts)
         self.stage.charger.says(text)
@@ -145,7 +141,6 @@ class OnePeerEach(RuleBasedStateMachine):
     @rule(badge=BADGES, connector=CONNECTORS)
     def charger_starts(self, badge: str, connector: int) -> None:
         message_id = self.new_id()
-        self.charger_calls[message_id] = 0
         self.badge_of[message_id] = badge
         payload = {"connectorId": connector, "idTag": badge, "meterStart": 0, "timestamp": message_id}
         self.stage.charger.calls(message_id, "StartTransaction", **payload)
@@ -157,7 +152,6 @@ class OnePeerEach(RuleBasedStateMachine):
         if opened:
             connector, badge, meter, timestamp = json.loads(data.draw(st.sampled_from(opened)).start)
             message_id = self.new_id()
-            self.charger_calls[message_id] = 0
             payload = {"connectorId": connector, "idTag": badge, "meterStart": meter, "timestamp": timestamp}
             before = len(self.stage.memory.sessions)
             self.stage.charger.calls(message_id, "StartTransaction", **payload)
@@ -169,7 +163,6 @@ class OnePeerEach(RuleBasedStateMachine):
         if named:
             session = data.draw(st.sampled_from(named))
             message_id = self.new_id()
-            self.charger_calls[message_id] = 0
             marker = json.loads(session.start)[3]
             action = "StopTransaction" if stops else "MeterValues"
             payload = {"transactionId": session.transaction_id, "connectorId": 1, "marker": marker}
@@ -208,7 +201,6 @@ class OnePeerEach(RuleBasedStateMachine):
     @rule(connector=CONNECTORS, status=st.sampled_from(["Available", "Charging"]))
     def charger_tells_its_status(self, connector: int, status: str) -> None:
         message_id = self.new_id()
-        self.charger_calls[message_id] = 0
         payload = {"connectorId": connector, "errorCode": "NoError", "status": status}
         self.stage.charger.calls(message_id, "StatusNotification", **payload)
 
@@ -291,9 +283,7 @@ class OnePeerEach(RuleBasedStateMachine):
             if not self.stage.charger.is_open or not self.stage.secondary.is_open:
                 self.charger_comes_again()
             self.listen()
-            assert len(self.at_charger) <= 1 or self.stage.relay.commands.spent, "two Calls outstanding"
-            for outbox in self.stage.relay.outboxes.values():
-                assert all(call in self.stage.memory.stored for call in outbox.stored), "a Call too many"
+            assert len(self.at_charger) <= max(1, len(self.stage.relay.commands.sent)), "two outstanding"
             for session in self.stage.memory.sessions.values():
                 if session.transaction_id is not None and session.owner is not None:
                     owner = self.owners.setdefault((session.begun, session.transaction_id), session.owner)
@@ -304,7 +294,7 @@ class OnePeerEach(RuleBasedStateMachine):
             return
         self.stage.charger.lost()
         for link in list(self.stage.relay.links()):
-            link.user.link_closed(link)  # type: ignore[union-attr]
+            link.on_closed(link)  # type: ignore[misc]
         memory, commands = self.stage.memory, self.stage.relay.commands
         for days in (31, 39, 47):
             self.stage.sweeps(days * p.DAY)
@@ -314,7 +304,7 @@ class OnePeerEach(RuleBasedStateMachine):
             (call.session, call.content.mark) for call in memory.stored
         }
         assert commands.outstanding is None
-        assert not any(commands.waiting.values())
+        assert commands.waiting == []
         for outbox in self.stage.relay.outboxes.values():
             assert outbox.live == []
             assert outbox.in_flight is None
@@ -325,3 +315,90 @@ class OnePeerEach(RuleBasedStateMachine):
 
 TestOnePeerEach = OnePeerEach.TestCase
 TestOnePeerEach.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+# What peers may send: whatever stands where a number or a text is expected, it breaks no save.
+
+TEXTS = st.text(st.characters(), max_size=30) | st.sampled_from(["\ud800", "\x00", "\udfff\x00x", "😀"])
+NUMBERS = st.integers() | st.sampled_from([10**30, -(10**30), 10**400, 2**63, 2**63 - 1, -(2**63) - 1])
+VALUES = TEXTS | NUMBERS | st.floats() | st.none() | st.booleans() | st.lists(st.integers(), max_size=2)
+
+
+def survives(stage: Stage) -> None:
+    """Save, kill the proxy and start it again: it is as it was, and goes on saving."""
+    save(stage)
+    assert stage.journal.failure == ""
+    before = repr(remembered(stage.memory))
+    stage.killed()
+    assert repr(remembered(stage.memory)) == before
+    stage.charger_connects()
+    save(stage)
+    assert stage.journal.failure == ""
+
+
+@contextmanager
+def surviving(version: str = "ocpp1.6") -> Iterator[Stage]:
+    """A play whose file lies in a folder of its own, and at whose end all is as it was after a kill."""
+    with TemporaryDirectory() as folder:
+        stage = Stage(version=version, state=Path(folder, "state.db"))
+        yield stage
+        survives(stage)
+        stage.journal.database.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(badge=TEXTS, connector=VALUES, meter=VALUES, timestamp=VALUES, server_id=VALUES)
+@example(badge="\ud800", connector=10**30, meter=10**400, timestamp=5, server_id=10**30)
+def test_nothing_in_a_1_6_session_breaks_a_save(
+    badge: str, connector: Any, meter: Any, timestamp: Any, server_id: Any
+) -> None:
+    """Whatever stands where a number or a text is expected."""
+    with surviving() as stage:
+        for name in (f"SECO{badge}", f"PRIM{badge}"):
+            payload = {"connectorId": connector, "idTag": name, "meterStart": meter, "timestamp": timestamp}
+            stage.charger.calls(name[:4], "StartTransaction", **payload)
+            stage.charger.hears()
+            for link in (stage.primary, stage.secondary):
+                for _, message_id, _, _ in link.hears():
+                    link.answers(message_id, transactionId=server_id, idTagInfo={"status": badge})
+        stop = {"transactionId": server_id, "idTag": badge, "meterStop": meter, "timestamp": timestamp}
+        stage.charger.calls("e", "StopTransaction", **stop, reason=badge)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=TEXTS, badge=TEXTS, number=VALUES, evse=VALUES, other=VALUES)
+@example(name="\ud800", badge="\ud800", number=10**30, evse=10**30, other=5)
+def test_nothing_in_a_2_x_transaction_breaks_a_save(
+    name: str, badge: str, number: Any, evse: Any, other: Any
+) -> None:
+    """With its badge or before it."""
+    with surviving("ocpp2.0.1") as stage:
+        for token in (f"SECO{badge}", ""):
+            info = {"transactionId": f"{name}{token}", "stoppedReason": other, "remoteStartId": number}
+            payload = {"eventType": "Started", "seqNo": number, "timestamp": other, "evse": {"id": evse}}
+            payload |= {"transactionInfo": info}
+            payload |= {"idToken": {"idToken": token, "type": "ISO14443"}} if token else {}
+            stage.charger.calls(f"x{token}", "TransactionEvent", **payload)
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=TEXTS, number=VALUES, interval=VALUES)
+@example(text="\ud800", number=10**30, interval=10**30)
+def test_nothing_about_the_station_breaks_a_save(text: str, number: Any, interval: Any) -> None:
+    """Boot, statuses, claims, requests."""
+    with surviving() as stage:
+        stage.charger.calls("b", "BootNotification", chargePointVendor=text, chargePointModel=number)
+        stage.primary.answers("b", status="Accepted", currentTime=text, interval=interval)
+        stage.charger.calls("s", "StatusNotification", connectorId=number, status=text)
+        stage.primary.answers("s")
+        for action, payload in (
+            ("RemoteStartTransaction", {"idTag": text, "connectorId": number}),
+            ("ReserveNow", {"idTag": text, "reservationId": number, "expiryDate": text}),
+            ("ReserveNow", {"idTag": text, "expiryDate": "0001-01-01T00:00:00+14:00"}),
+            ("GetLog", {"requestId": number}),
+            ("GetDiagnostics", {}),
+        ):
+            stage.primary.calls(action, action, **payload)
+            for message in stage.charger.hears():
+                if message[0] == 2:
+                    stage.charger.answers(message[1], status="Accepted")

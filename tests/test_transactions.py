@@ -2,332 +2,309 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.play.kills import killed
-from tests.play.plays import Stage, actions
+from tests.play.kills import (
+    PRIMARY,
+    Play,
+    delivers_alone,
+    left,
+    save,
+)
+from tests.play.plays import Stage, StageLink, actions
+from tests.play.script import goes_as_told, plays_of
+
+ACCEPTED = {"idTokenInfo": {"status": "Accepted"}}
+CONNECTED = {"chargingState": "EVConnected"}
 
 
 @pytest.fixture(params=["ocpp2.0.1", "ocpp2.1"])
-def stage(request: pytest.FixtureRequest) -> Stage:
+def stage(play: Play, request: pytest.FixtureRequest) -> Stage:
     """One charger and its servers, in both versions."""
-    return Stage(version=request.param)
+    return play(version=request.param)
+
+
+@pytest.fixture
+def begin(play: Play) -> Play:
+    """Begin a play of OCPP 2.0.1."""
+    return lambda more="", **options: play(more, version="ocpp2.0.1", **options)
 
 
 def event(
     stage: Stage, number: int, kind: str = "Updated", badge: str | None = None, **info: Any
 ) -> list[list[Any]]:
-    """Let the charger send a TransactionEvent of transaction T1; return what it hears."""
-    payload: dict[str, Any] = {"eventType": kind, "seqNo": number, "triggerReason": "x"}
-    payload["timestamp"] = info.pop("timestamp", "t")
-    payload["transactionInfo"] = {"transactionId": info.pop("transaction", "T1"), **info}
+    """Let the charger send a TransactionEvent of transaction T; return what it hears."""
+    name, payload = info.pop("name", "T"), {"eventType": kind, "seqNo": number}
+    payload |= {key: info.pop(key) for key in ("timestamp", "evse", "triggerReason") if key in info}
+    if "evse" in payload:
+        payload["evse"] = {"id": payload["evse"]}
+    payload["transactionInfo"] = {"transactionId": name, **info}
     if badge is not None:
-        payload["idToken"] = {"idToken": badge, "type": "NoAuthorization" if badge == "" else "ISO14443"}
-    stage.charger.calls(f"e{number}", "TransactionEvent", **payload)
+        payload["idToken"] = {"idToken": badge, "type": "ISO14443" if badge else "NoAuthorization"}
+    stage.charger.calls(f"{name}{number}", "TransactionEvent", **payload)
     return stage.charger.hears()
 
 
-def numbers(delivered: list[tuple[str, dict[str, Any]]]) -> list[int]:
-    """Return the sequence numbers of delivered events."""
-    return [payload["seqNo"] for action, payload in delivered if action == "TransactionEvent"]
+def starts_remotely(stage: Stage, name: str, number: int = 1, badge: str = "TAG", **more: Any) -> Any:
+    """Let a server start a badge remotely, and the charger accept; return the number that it heard."""
+    token = {"idToken": badge, "type": "Central"}
+    heard = stage.asks(name, "RequestStartTransaction", idToken=token, remoteStartId=number, **more)
+    return heard["remoteStartId"]
 
 
-def test_an_authorize_goes_by_its_token(stage: Stage) -> None:
-    """The badge of 2.x is the idToken's idToken."""
-    stage.charger.calls("1", "Authorize", idToken={"idToken": "SECO1", "type": "ISO14443"})
-    assert stage.charger.hears() == [[3, "1", {"idTokenInfo": {"status": "Accepted"}}]]
-    assert actions(stage.secondary.hears()) == ["Authorize"]
+def accepts_all(link: StageLink) -> list[tuple[str, dict[str, Any]]]:
+    """Let a server accept whatever it is sent; return Actions and payloads."""
+    accepted: list[tuple[str, dict[str, Any]]] = []
+    while heard := link.hears():
+        for _, message_id, action, payload in heard:
+            accepted.append((action, payload))
+            link.answers(message_id, status="Accepted", currentTime="x", interval=300)
+    return accepted
 
 
-def test_a_transaction_whose_first_event_has_a_badge_is_its_owners(stage: Stage) -> None:
-    """Later events follow it, whatever badge ends it."""
-    assert event(stage, 0, "Started", "SECO1") == [[3, "e0", {"idTokenInfo": {"status": "Accepted"}}]]
-    assert event(stage, 1) == [[3, "e1", {}]]
-    assert event(stage, 2, "Ended", "PRIM1") == [[3, "e2", {"idTokenInfo": {"status": "Accepted"}}]]
-    assert numbers(stage.delivers()) == [0, 1, 2]
-    assert stage.primary.hears() == []
+# Whose it is.
+
+EVENTS = """
+Events follow the badge of the first one, whatever badge ends the transaction.
+    charger tells 0 Started SECO1, charger tells 1, charger tells 2 Ended PRIM1, secondary takes
+    => secondary: Event:0 Event:1 Event:2; primary: ; charger: T0:Accepted T1 T2:Accepted
+They do so after a kill, to the secondary,
+    charger tells 0 Started SECO1, secondary takes, proxy killed, charger tells 1, charger tells 2 Ended,
+    secondary takes => secondary: Event:0 Event:1 Event:2; primary:
+and to the primary.
+    charger tells 0 Started PRIM1, primary takes, proxy killed, charger tells 1, charger tells 2 Ended SECO1,
+    primary takes => primary: Event:0 Event:1 Event:2; secondary:
+Without an owner they are answered, and kept until a badge settles it, then handed over in order.
+    charger tells 0 Started, proxy killed, charger tells 1, proxy killed, look,
+    charger tells 2 Updated SECO1, secondary takes
+    => secondary: |Event:0 Event:1 Event:2; primary: |; charger: T0 T1|T2:Accepted; stored:
+The settling event comes last at the primary, too, and the charger hears its verdict.
+    charger tells 0 Started, charger tells 1 Updated PRIM1, look, primary accepts, look, primary refuses
+    => primary: Event:0|Event:1|; secondary: ||; charger: T0||T1:Blocked; stored:
+A kept event that the primary leaves unanswered lets the settling one pass after `call_timeout`.
+    charger tells 0 Started, charger tells 1 Ended, 29 s, look, 2 s => primary: Event:0|Event:1; closed:
+A repeated event is answered again and not stored again, after a kill neither.
+    charger tells 0 Started SECO1, charger tells 0 Started SECO1, secondary takes, proxy killed,
+    charger tells 0 Started SECO1
+    => secondary: Event:0; charger: T0:Accepted T0:Accepted T0:Accepted; stored:
+One without an owner is kept once.
+    charger tells 0 Started, charger tells 0 Started, proxy killed, charger tells 0 Started,
+    charger tells 1 Updated SECO1, secondary takes
+    => secondary: Event:0 Event:1; charger: T0 T0 T0 T1:Accepted
+It never reaches another server than its own, after that was replaced neither.
+    charger tells 0 Started SECO1, secondary takes, proxy given OTHER_SECONDARY, charger tells 1 Ended
+    => secondary: Event:0; stored: Event
+What a connection left unanswered goes out on the next, ten seconds later: a charger need not boot again.
+    charger tells 0 Started, charger tells 1 Updated PRIM1, 20 s, charger leaves, 1 s, charger returns,
+    charger tells 1 Updated PRIM1, 9 s, look, 2 s, primary takes => primary: Event:0|Event:0 Event:1; stored:
+A kept event that fails lets no verdict of another transaction pass: each one's events arrive in order.
+    charger tells 0 Started - A, charger tells 1 Updated PRIM1 A, charger tells 0 Started - B,
+    charger tells 1 Updated PRIM1 B, primary fails, primary accepts, look, 11 s, primary takes
+    => primary: Event:A0 Event:A1|Event:A0 Event:B0 Event:B1; stored:
+A full store keeps the event that says whose the session is, which came behind the cable, and the newest.
+    secondary leaves, limit is MAX_STORED 4, charger tells 0 Started, charger tells 1 Updated SECO1,
+    charger tells 2, charger tells 3, charger tells 4, charger tells 5 Ended, limit ends, secondary returns,
+    secondary takes => secondary: Event:0 Event:1 Event:4 Event:5
+The bound is one for both servers: the oldest reading goes, whichever it is for, from the disk, too.
+    limit is MAX_STORED 6, charger tells 0 Started, charger tells 1, charger tells 2,
+    charger tells 3 Updated PRIM1, 1 s, secondary leaves, charger tells 0 Started SECO1 U,
+    charger tells 1 Updated - U, charger tells 2 Updated - U, charger tells 3 Updated - U, proxy killed,
+    60 s, secondary takes, primary takes
+    => primary: Event:0 Event:0 Event:2; secondary: Event:U0 Event:U1 Event:U2 Event:U3; stored:
+What there is no room for changes nothing until it comes again, with an owner or without.
+    secondary leaves, limit is MAX_STORED 0, charger tells 0 Started, charger tells 1 Updated SECO1 U, look,
+    limit ends, charger tells 0 Started, charger tells 1 Updated SECO1 U
+    => charger: |T0 U1:Accepted; stored: Event Event
+A kept event that so many others have outlived that its late answer would not be known goes again.
+    limit is MAX_LATE 3, charger tells 0 Started, charger tells 1 Ended PRIM1, 31 s, charger shows a PRIM1,
+    31 s, charger shows b PRIM1, 31 s, charger shows c PRIM1, 31 s, charger shows d PRIM1, 31 s, look,
+    primary leaves, primary returns, primary takes
+    => primary: Event:0 Event:1 Authorize Authorize Authorize Authorize|Event:0; stored:
+While the disk fails, an event and its repeat are not answered: the first is in memory only.
+    disk full, charger tells 0 Started SECO1, 5 s, charger tells 0 Started SECO1, 5 s, look, disk well, 2 s,
+    charger tells 0 Started SECO1 => charger: |T0:Accepted T0:Accepted; stored: Event
+Nor is one without an owner, which waits for it here, and nowhere else.
+    disk full, charger tells 0 Started, look, disk well, 2 s => charger: |T0
+What was kept waits for the disk; what is relayed of the transaction goes on, and so does the driver.
+    charger tells 0 Started, disk full, charger tells 1 Updated PRIM1, 10 s, look, primary accepts,
+    charger tells 2, primary accepts, look, disk well, 20 s
+    => primary: Event:1|Event:2|Event:0; charger: T0|T1:Accepted T2|
+An event is answered once its transaction is on disk, also while the disk is at it, and whoever answers.
+    disk hangs, charger tells 0 Started SECO1, charger tells 1 Updated PRIM1 U, primary accepts, look,
+    disk finishes, disk finishes, disk well, proxy killed
+    => charger: |T0:Accepted U1:Accepted; sessions: 2
+The settling event waits until a restart would not send the kept one again.
+    charger tells 0 Started, charger tells 1 Updated PRIM1, disk hangs, primary accepts, look, disk finishes
+    => primary: Event:0|Event:1
+Energy that flows gives a transaction without a badge to the primary.
+    charger tells 0 Started - T chargingState=EVConnected,
+    charger tells 1 Updated - T chargingState=Charging, primary takes => primary: Event:0 Event:1
+An id that is used again names a new transaction: some stations count from the start when they reboot.
+    charger tells 0 Started SECO1 T timestamp=t1, charger tells 1 Ended - T timestamp=t2, secondary takes,
+    charger tells 0 Started PRIM1 T timestamp=t3, primary takes, proxy killed,
+    charger tells 1 Ended - T timestamp=t4, primary takes, charger tells 0 Started SECO1 T timestamp=t5,
+    secondary takes => primary: Event:0 Event:1; secondary: Event:0 Event:1 Event:0;
+    file badge has_stop: SECO1 1|PRIM1 1|SECO1 0
+Two of one id are delivered after a kill, and what follows belongs to the second.
+    secondary leaves, charger tells 0 Started SECO1 T timestamp=t1, charger tells 1 Updated - T timestamp=t2,
+    charger tells 0 Started SECO1 T timestamp=t3, proxy killed, charger tells 1 Ended - T timestamp=t4,
+    secondary takes => secondary: Event:0 Event:1 Event:0 Event:1; file has_stop: 0|1; stored:
+A Started that is repeated after the end is no new transaction: it says the time of the first one.
+    charger tells 0 Started SECO1 T timestamp=t1, charger tells 1 Ended - T timestamp=t2,
+    charger tells 0 Started SECO1 T timestamp=t1, secondary takes
+    => secondary: Event:0 Event:1; charger: T0:Accepted T1 T0:Accepted; sessions: 1
+Charging needs belong to the session on their EVSE; while that has no owner, they are the station's.
+    charger tells 0 Started, charger tells 1 Updated - T evse={"id":2}, look,
+    charger sends n NotifyEVChargingNeeds evseId=2, primary takes,
+    charger tells 2 Updated SECO1 T evse={"id":3}, proxy killed, secondary takes, look,
+    charger sends o NotifyEVChargingNeeds evseId=2, secondary takes, charger tells 3 Ended, secondary takes,
+    look, charger sends q NotifyEVChargingNeeds evseId=2
+    => primary: |NotifyEVChargingNeeds||NotifyEVChargingNeeds;
+    secondary: |Event:0 Event:0 Event:1 Event:2|NotifyEVChargingNeeds Event:3|;
+    charger: T0 T1|n T2:Accepted|o T3|
+A claim for an EVSE matches no transaction that named another before its badge came.
+    secondary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=5 evseId=2,
+    charger tells 0 Started - T evse={"id":1}, charger tells 1 Updated TAG, primary takes
+    => primary: Event:0 Event:1; secondary:
+A report on an EVSE does not belong to the session there: only meter values and charging needs do.
+    charger tells 0 Started SECO1 T evse={"id":1},
+    charger sends n NotifyEvent eventData=[{"component":{"evse":{"id":1}}}]
+    => primary: NotifyEvent; secondary: Event:0
+A transaction that can have no badge any more is the primary's: after thirty silent days,
+    charger tells 0 Started, 30.1 days, 11 s, primary takes
+    => primary: Event:0; stored: ; file has_stop ended>0: 0 1
+a week after its EVSE was Available, so that a badge may come late,
+    charger tells 0 Started - T evse={"id":1}, primary takes,
+    charger sends a StatusNotification evseId=1 connectorId=1 connectorStatus=Available, primary takes,
+    secondary takes, 6.9 days, 11 s, look, 0.2 days, 11 s, primary takes
+    => primary: Status|Event:0; secondary: Status|; stored:
+or when its id is used again.
+    charger tells 0 Started - T timestamp=t1, charger tells 0 Started - T timestamp=t2, 11 s, primary takes,
+    look, charger tells 1 Ended - T timestamp=t3, primary takes => primary: Event:0|Event:0 Event:1; stored:
+A remote start claims the transaction that names its number, with its badge,
+    secondary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=4,
+    primary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=9,
+    charger tells 0 Started TAG A remoteStartId=4, charger tells 0 Started TAG B remoteStartId=9
+    => secondary: Event:A0; primary: Event:B0
+or without one, but not with another's: some servers say 1 every time;
+    secondary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=1,
+    charger tells 0 Started PRIM1 A remoteStartId=1, charger tells 0 Started - B remoteStartId=1
+    => secondary: Event:B0; primary: Event:A0
+of those for one badge the newest counts where none is named.
+    secondary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=4,
+    primary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=9,
+    charger tells 0 Started TAG A => secondary: ; primary: Event:A0
+A server names only its own transactions, and the primary those without an owner.
+    charger tells 0 Started SECO1 A, charger tells 0 Started - B, secondary takes,
+    primary calls x RequestStopTransaction transactionId=A, primary calls z CostUpdated transactionId=A,
+    secondary calls y RequestStopTransaction transactionId=B, look,
+    secondary calls v RequestStopTransaction transactionId=A, charger answers RequestStopTransaction,
+    primary calls w RequestStopTransaction transactionId=B, charger answers RequestStopTransaction
+    => primary: x:Rejected z:error|w; secondary: Event:A0 y:Rejected|v
+The answer to a remote start may name a transaction that began with the cable; one with an owner keeps it.
+    charger tells 0 Started,
+    secondary calls r RequestStartTransaction idToken={"idToken":"A"} remoteStartId=3,
+    charger answers r Accepted transactionId=T, secondary takes,
+    primary calls q RequestStartTransaction idToken={"idToken":"B"} remoteStartId=3,
+    charger answers q Accepted transactionId=T, charger tells 1 Updated - T chargingState=Charging
+    => secondary: r Event:0 Event:1; primary: q
+"""
 
 
-def test_events_without_an_owner_are_kept_until_a_badge_settles_it(stage: Stage) -> None:
-    """They are answered, and handed over in order, the settling event last."""
-    assert event(stage, 0, "Started", chargingState="EVConnected") == [[3, "e0", {}]]
-    assert event(stage, 1) == [[3, "e1", {}]]
-    assert stage.primary.hears() == stage.secondary.hears() == []
-    event(stage, 2, badge="SECO1")
-    assert numbers(stage.delivers()) == [0, 1, 2]
-    assert stage.primary.hears() == []
+@pytest.mark.parametrize(("steps", "heard"), plays_of(EVENTS))
+def test_events(stage: Stage, steps: str, heard: dict[str, str]) -> None:
+    """Each transaction is one server's, and whole."""
+    goes_as_told(stage, steps, heard)
 
 
-def test_kept_events_reach_the_primary_before_the_settling_one_that_is_relayed(stage: Stage) -> None:
-    """The charger hears the primary's verdict on its badge; the kept events' answers go nowhere."""
+@pytest.mark.parametrize("before", ["", "charger tells 0 Started, "])
+def test_a_rejected_badge_settles_a_transaction_that_nobody_gets(begin: Play, before: str) -> None:
+    """Recorded here, Invalid for the charger, also when it repeats; nobody may stop it."""
+    steps = f"{before}look, 2 times (charger tells 1 Updated STRANGER), charger tells 2 Updated STRANGER, "
+    steps += "primary calls x RequestStopTransaction transactionId=T, charger tells 3 Ended"
+    heard = {"charger": "T0" * bool(before) + "|T1:Invalid T1:Invalid T2:Invalid T3"}
+    heard |= {"primary": "|x:Rejected", "secondary": "|"}
+    goes_as_told(begin("unknown_rfid = reject"), steps, heard)
+
+
+def test_events_become_the_primarys_after_a_month_without_the_proxy(begin: Play) -> None:
+    """They were answered, so they are delivered, if the proxy can log in: nobody else would dial."""
+    stage = begin("primary_user = u")
     event(stage, 0, "Started")
-    assert event(stage, 1, badge="PRIM1") == []
-    message_id, _, payload = stage.primary.hears_call()
-    assert payload["seqNo"] == 0
-    stage.primary.answers(message_id)
-    assert stage.primary.hears_call()[0] == "e1"
-    stage.primary.answers("e1", idTokenInfo={"status": "Blocked"})
-    assert stage.charger.hears() == [[3, "e1", {"idTokenInfo": {"status": "Blocked"}}]]
+    save(stage)
+    stage.time += p.SILENT_SECONDS + p.DAY
+    stage.killed()
+    delivers_alone(stage)
+    stage.passes(10)
+    assert left(stage, PRIMARY) == ["TransactionEvent"]
+    assert "CP1: primary: dial" in stage.relay.tasks.started  # type: ignore[attr-defined]
+    stage.primary_connects()
+    assert [action for action, _ in accepts_all(stage.primary)] == ["BootNotification", "TransactionEvent"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "badge", "info"),
-    [("Updated", None, {"chargingState": "Charging"}), ("Updated", "", {}), ("Ended", None, {})],
-)
-def test_what_settles_a_transaction_without_a_badge(
-    stage: Stage, kind: str, badge: str | None, info: dict[str, Any]
-) -> None:
-    """Energy that flows, NoAuthorization, or its end gives it to the primary."""
-    event(stage, 0, "Started", chargingState="EVConnected")
-    event(stage, 1, kind, badge, **info)
-    message_id, _, payload = stage.primary.hears_call()
-    assert payload["seqNo"] == 0
-    stage.primary.answers(message_id)
-    assert stage.primary.hears_call()[0] == "e1"
-    assert stage.secondary.hears() == []
-
-
-def test_a_rejected_badge_settles_a_transaction_that_nobody_gets(stage: Stage) -> None:
-    """`unknown_rfid = reject`: recorded here, Invalid for the charger, delivered nowhere."""
-    stage = Stage("unknown_rfid = reject", version=stage.version)
-    event(stage, 0, "Started")
-    assert event(stage, 1, badge="STRANGER") == [[3, "e1", {"idTokenInfo": {"status": "Invalid"}}]]
-    assert event(stage, 2, "Ended") == [[3, "e2", {}]]
-    assert stage.primary.hears() == stage.secondary.hears() == []
-
-
-def test_a_repeated_event_is_answered_again_and_not_stored_again(stage: Stage) -> None:
-    """Same transaction, same seqNo: kept, stored, it makes no difference."""
-    event(stage, 0, "Started")
-    assert event(stage, 0, "Started") == [[3, "e0", {}]]
-    event(stage, 1, badge="SECO1")
-    assert event(stage, 1, badge="SECO1") == [[3, "e1", {"idTokenInfo": {"status": "Accepted"}}]]
-    assert numbers(stage.delivers()) == [0, 1]
-
-
-def test_an_id_that_is_used_again_names_a_new_transaction(stage: Stage) -> None:
-    """Some stations count from the start again when they reboot; each session is its badge's, and whole."""
-    for day, badge in enumerate(("SECO1", "SECO2", "PRIM1", "SECO1")):
-        heard: list[int] = []
-        for number, kind in enumerate(("Started", "Updated", "Ended")):
-            event(stage, number, kind, badge if number == 0 else None, timestamp=f"day {day}, {number}")
-            for message in stage.primary.hears():
-                heard.append(message[3]["seqNo"])
-                stage.primary.answers(message[1])
-        delivered = numbers(stage.delivers())
-        assert (delivered, heard) == (([], [0, 1, 2]) if badge == "PRIM1" else ([0, 1, 2], []))
-
-
-def test_an_id_that_is_used_again_is_two_sessions_after_a_kill(tmp_path: Path) -> None:
-    """What was left of both is delivered, and the events that follow belong to the second."""
-    stage = Stage(version="ocpp2.0.1", state=tmp_path / "state.db")
-    stage.secondary.lost()
-    for day in range(2):
-        for number, kind in enumerate(("Started", "Updated", "Ended")[: 3 - day]):
-            event(stage, number, kind, "SECO1" if number == 0 else None, timestamp=f"day {day}, {number}")
-    killed(stage)
-    event(stage, 2, "Ended", timestamp="day 1, 2")
-    delivered = [payload["timestamp"] for action, payload in stage.delivers() if action == "TransactionEvent"]
-    assert delivered == [f"day {day}, {number}" for day in range(2) for number in range(3)]
-
-
-def test_a_started_that_is_repeated_after_the_end_is_no_new_transaction(stage: Stage) -> None:
-    """It says the time of the first one."""
-    for number, kind in enumerate(("Started", "Ended")):
-        event(stage, number, kind, "SECO1", timestamp=f"t{number}")
-    assert event(stage, 0, "Started", "SECO1", timestamp="t0")[0][:2] == [3, "e0"]
-    assert numbers(stage.delivers()) == [0, 1]
-
-
-def test_a_full_store_keeps_the_event_that_says_whose_the_session_is(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The badge came behind the cable: without it, nobody could bill what is left."""
-    monkeypatch.setattr(p, "MAX_STORED", 4)
-    stage.secondary.lost()
-    event(stage, 0, "Started")
-    event(stage, 1, badge="SECO1")
-    for number in range(2, 9):
-        event(stage, number)
-    event(stage, 9, "Ended")
-    left = [call.content.payload["seqNo"] for call in stage.waiting(p.Peer.SECONDARY)]
-    assert left == [0, 1, 8, 9]
-
-
-def test_an_event_without_a_transaction_id_goes_by_its_badge(stage: Stage) -> None:
-    """A message that its schema forbids is still nobody else's."""
-    stage.charger.calls("1", "TransactionEvent", eventType="Started", seqNo=0, idToken={"idToken": "PRIM1"})
-    assert actions(stage.primary.hears()) == ["TransactionEvent"]
-
-
-def request_start(stage: Stage, server: str, number: int = 1, evse: int | None = None) -> dict[str, Any]:
-    """Let a server start the badge TAG remotely, and the charger accept; return what the charger heard."""
-    payload: dict[str, Any] = {"idToken": {"idToken": "TAG", "type": "Central"}, "remoteStartId": number}
-    if evse is not None:
-        payload["evseId"] = evse
-    link = getattr(stage, server)
-    link.calls(f"r-{server}", "RequestStartTransaction", **payload)
-    message_id, _, heard = stage.charger.hears_call()
-    stage.charger.answers(message_id, status="Accepted")
-    link.hears()
-    return heard
-
-
-def test_a_remote_start_claims_the_transaction_that_names_it(stage: Stage) -> None:
-    """Without a badge in the event, the remoteStartId counts."""
-    request_start(stage, "secondary", 5)
-    event(stage, 0, "Started", remoteStartId=5)
-    assert numbers(stage.delivers()) == [0]
-
-
-def test_a_remote_start_id_counts_only_together_with_the_badge(stage: Stage) -> None:
-    """Some servers say 1 every time; another badge under that number is not theirs."""
-    request_start(stage, "secondary", 1)
-    event(stage, 0, "Started", "PRIM1", remoteStartId=1)
-    assert actions(stage.primary.hears()) == ["TransactionEvent"]
-
-
-def test_of_two_claims_for_a_badge_the_one_whose_number_is_named_wins(stage: Stage) -> None:
-    """The remoteStartId tells which of two remote starts it was."""
-    wire = request_start(stage, "secondary", 4)["remoteStartId"]
-    request_start(stage, "primary", 9)
-    event(stage, 0, "Started", "TAG", remoteStartId=wire)
-    assert numbers(stage.delivers()) == [0]
-
-
-def test_the_answer_to_a_remote_start_may_name_its_transaction(stage: Stage) -> None:
-    """A transaction that began with the cable is settled by it."""
-    event(stage, 0, "Started", chargingState="EVConnected")
-    stage.secondary.calls(
-        "r", "RequestStartTransaction", idToken={"idToken": "TAG", "type": "Central"}, remoteStartId=3
-    )
-    stage.charger.hears()
-    stage.charger.answers("r", status="Accepted", transactionId="T1")
-    answer, kept = stage.secondary.hears()
-    assert answer == [3, "r", {"status": "Accepted", "transactionId": "T1"}]
-    assert (kept[2], kept[3]["seqNo"]) == ("TransactionEvent", 0)
-    stage.secondary.answers(kept[1])
-    event(stage, 1, chargingState="Charging")
-    assert numbers(stage.delivers()) == [1]
-
-
-def test_a_report_without_a_request_id_is_not_taken_for_request_0(stage: Stage) -> None:
-    """A missing id is no id."""
-    stage.secondary.calls("g", "GetBaseReport", requestId=0, reportBase="FullInventory")
-    stage.charger.answers("g", status="Accepted")
-    stage.charger.calls("n", "FirmwareStatusNotification", status="Idle")
-    assert actions(stage.primary.hears()) == ["FirmwareStatusNotification"]
-
-
-def test_a_claim_for_an_evse_matches_a_transaction_that_named_it_before(stage: Stage) -> None:
-    """Only the first events of a transaction name its EVSE."""
-    request_start(stage, "secondary", 5, evse=2)
-    payload = {
-        "eventType": "Started",
-        "seqNo": 0,
-        "transactionInfo": {"transactionId": "T1"},
-        "evse": {"id": 1},
-    }
-    stage.charger.calls("e0", "TransactionEvent", **payload)
-    stage.charger.hears()
-    event(stage, 1, badge="TAG")
-    assert actions(stage.primary.hears()) == ["TransactionEvent"]
-
-
-def test_charging_needs_belong_to_the_session_on_their_evse(stage: Stage) -> None:
-    """NotifyEVChargingNeeds names no transaction; an EVSE whose session has no owner is the station's."""
-    payload = {
-        "eventType": "Started",
-        "seqNo": 0,
-        "transactionInfo": {"transactionId": "T1"},
-        "evse": {"id": 2},
-    }
-    stage.charger.calls("e0", "TransactionEvent", **payload)
-    stage.charger.hears()
-    stage.charger.calls("n1", "NotifyEVChargingNeeds", evseId=2, chargingNeeds={})
-    assert actions(stage.primary.hears()) == ["NotifyEVChargingNeeds"]
-    stage.primary.answers("n1", status="Accepted")
-    event(stage, 1, badge="SECO1")
-    stage.charger.hears()
-    stage.charger.calls("n2", "NotifyEVChargingNeeds", evseId=2, chargingNeeds={})
-    assert stage.charger.hears() == [[3, "n2", {"status": "Processing"}]]
-    assert [action for action, _ in stage.delivers()][-1] == "NotifyEVChargingNeeds"
-
-
-def test_an_event_that_names_the_transaction_of_the_secondary_is_the_secondarys(stage: Stage) -> None:
-    """NotifyEvent carries transaction ids in its items."""
-    event(stage, 0, "Started", "SECO1")
-    stage.charger.calls("n", "NotifyEvent", generatedAt="t", seqNo=0, eventData=[{"transactionId": "T1"}, {}])
-    assert stage.charger.hears() == [[3, "n", {}]]
-    assert [action for action, _ in stage.delivers()] == ["TransactionEvent", "NotifyEvent"]
+# Remote starts and reports.
 
 
 def test_the_end_of_a_reservation_is_reported_to_the_server_that_made_it(stage: Stage) -> None:
     """The report comes when the reservation has just expired; nothing else matches it then."""
-    expiry = p.Instant(0, stage.utc + stage.time + 60).text
     token = {"idToken": "PRIM1", "type": "ISO14443"}
-    stage.secondary.calls("r", "ReserveNow", id=5, idToken=token, expiryDateTime=expiry)
-    stage.charger.answers("r", status="Accepted")
+    expiry = p.Instant(0, stage.utc + stage.time + 60).text
+    stage.asks("secondary", "ReserveNow", id=5, idToken=token, expiryDateTime=expiry)
     stage.passes(61)
-    stage.secondary.hears()
     stage.charger.calls("s", "ReservationStatusUpdate", reservationId=5, reservationUpdateStatus="Expired")
-    assert actions(stage.secondary.hears()) == ["ReservationStatusUpdate"]
+    assert stage.who_hears("ReservationStatusUpdate") == ["secondary"]
     event(stage, 0, "Started", "PRIM1")
-    assert actions(stage.primary.hears()) == ["TransactionEvent"]
+    assert stage.who_hears("TransactionEvent") == ["primary"]
 
 
-def test_an_event_that_names_a_transaction_without_an_owner_concerns_the_station(stage: Stage) -> None:
-    """Nobody has been told of it yet."""
-    event(stage, 0, "Started")
-    stage.charger.calls("n", "NotifyEvent", generatedAt="t", seqNo=0, eventData=[{"transactionId": "T1"}])
-    assert actions(stage.primary.hears()) == ["NotifyEvent"]
-
-
-def test_a_report_goes_to_the_server_that_asked_for_it(stage: Stage) -> None:
-    """The constant requestId 0 of some servers is an id like any other."""
-    stage.secondary.calls("g", "GetBaseReport", requestId=0, reportBase="FullInventory")
-    stage.charger.hears()
-    stage.charger.answers("g", status="Accepted")
-    stage.secondary.hears()
-    stage.charger.calls("n", "NotifyReport", requestId=0, generatedAt="t", seqNo=0)
-    assert actions(stage.secondary.hears()) == ["NotifyReport"]
-
-
-def test_a_server_names_only_its_own_transactions(stage: Stage) -> None:
-    """In 2.x all know the same id, so nothing is translated, and the owner is checked."""
-    event(stage, 0, "Started", "SECO1")
+@pytest.mark.parametrize("named", [["T1", "T2"], ["T2", "T1"], ["T2", "T3"], ["T1", "T4"], ["T5"]])
+def test_a_report_on_transactions_is_their_owners(begin: Play, named: list[str]) -> None:
+    """Of both servers, or of one that has no owner, or that nobody knows: the primary's; unchanged."""
+    stage = begin()
+    for name, badge in (("T1", "PRIM1"), ("T2", "SECO1"), ("T3", "SECO2"), ("T4", "PRIM2"), ("T5", None)):
+        event(stage, 0, "Started", badge, name=name)
+    accepts_all(stage.primary)
     stage.delivers()
-    stage.primary.calls("x", "RequestStopTransaction", transactionId="T1")
-    assert stage.primary.hears() == [[3, "x", {"status": "Rejected"}]]
-    stage.secondary.calls("y", "RequestStopTransaction", transactionId="T1")
-    assert stage.charger.hears_call()[2] == {"transactionId": "T1"}
-    stage.charger.answers("y", status="Accepted")
-    stage.secondary.hears()
-    stage.primary.calls("z", "CostUpdated", transactionId="T1", totalCost=1)
-    assert stage.primary.hears()[0][:3] == [4, "z", "SecurityError"]
+    data = [*({"transactionId": name} for name in named), {}]
+    stage.charger.calls("n", "NotifyEvent", eventData=data)
+    heard = {link.name: [call[2:] for call in link.hears()] for link in (stage.primary, stage.secondary)}
+    owner, other = ("secondary", "primary") if named == ["T2", "T3"] else ("primary", "secondary")
+    assert heard == {owner: [["NotifyEvent", {"eventData": data}]], other: []}
 
 
-def test_a_transaction_without_an_owner_may_be_named_by_the_primary_only(stage: Stage) -> None:
-    """The secondary cannot know of it."""
+# Kept events, and the primary that does not take them.
+
+
+def test_a_kept_event_that_an_old_connection_still_holds_lets_no_verdict_pass(begin: Play) -> None:
+    """It may never have arrived; the next connection carries it, under its id, once the old one is closed."""
+    stage = begin()
     event(stage, 0, "Started")
-    stage.secondary.calls("x", "RequestStopTransaction", transactionId="T1")
-    assert stage.secondary.hears() == [[3, "x", {"status": "Rejected"}]]
-    stage.primary.calls("y", "RequestStopTransaction", transactionId="T1")
-    assert stage.charger.hears_call()[0] == "y"
+    event(stage, 1, badge="PRIM1")
+    message_id, _, payload = stage.primary.hears_call()
+    assert payload["seqNo"] == 0
+    old = stage.primary
+    stage.charger_connects()
+    event(stage, 1, badge="PRIM1")
+    stage.passes(31)
+    assert "TransactionEvent" not in actions(stage.primary.hears())
+    old.lost()
+    assert stage.primary.hears_call()[0] == message_id
+    stage.primary.answers(message_id)
+    assert stage.primary.hears_call()[2]["seqNo"] == 1
 
 
-def test_an_empty_transaction_id_is_not_usable(stage: Stage) -> None:
-    """It names nothing, so nobody is refused for it."""
-    stage.primary.calls("x", "GetTransactionStatus", transactionId="")
-    assert stage.charger.hears_call()[0] == "x"
-
-
-def test_the_proxy_answers_a_vat_number_with_itself() -> None:
-    """The one answer that repeats a field of its Call."""
-    stage = Stage(ini="[ext-server]\nserver = local\n{more}", version="ocpp2.1")
-    stage.charger.calls("1", "VatNumberValidation", vatNumber="DE1")
-    assert stage.charger.hears() == [[3, "1", {"vatNumber": "DE1", "status": "Rejected"}]]
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_delivery_to_the_primary_without_a_charger_ends(begin: Play, is_answered: bool) -> None:
+    """What it leaves unanswered waits for the charger."""
+    stage = begin("primary_user = u")
+    event(stage, 0, "Started")
+    event(stage, 1, "Ended")
+    if is_answered:
+        stage.primary.errs(stage.primary.hears_call()[0])
+    stage.charger.lost()
+    link = stage.primary
+    stage.passes(2 * p.DELIVERY_SECONDS)
+    assert link.closed_with is not None

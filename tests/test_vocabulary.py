@@ -1,8 +1,9 @@
-"""The tables against the JSON schemas of the Open Charge Alliance, as the package `ocpp` ships them."""
+"""The tables, against the schemas in the package `ocpp`; what the secondary may not set."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
@@ -13,8 +14,10 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import ocpp  # type: ignore[import-untyped]
 import pytest
+from ocpp.v16.enums import ConfigurationKey  # type: ignore[import-untyped]
 
 import ocpp_2w_proxy as p
+from tests.play.plays import Stage
 
 SCHEMAS = Path(ocpp.__file__).parent
 FOLDERS = {"ocpp1.6": "v16", "ocpp2.0.1": "v201", "ocpp2.1": "v21"}
@@ -112,6 +115,7 @@ def server_actions(version: str) -> set[str]:
     return actions - CHARGER_ACTIONS[version] | {"DataTransfer"}
 
 
+SERVERS_16 = server_actions("ocpp1.6")
 SERVED = [(version, action) for version in FOLDERS for action in sorted(server_actions(version))]
 
 
@@ -159,34 +163,19 @@ def test_answer_is_valid(version: str, action: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["ocpp2.0.1", "ocpp2.1"])
-@pytest.mark.parametrize("action", sorted(CHARGER_16 - CHARGER_201))
-def test_answer_to_an_older_action_is_valid(version: str, action: str) -> None:
-    """A charger that sends 1.6 messages over a 2.x connection gets the answers of 1.6."""
-    facts = p.VOCABULARIES[version].charger.get(action, p.PLAIN)
-    assert facts == facts_of("ocpp1.6", action)
-
-
-@pytest.mark.parametrize("version", ["ocpp2.0.1", "ocpp2.1"])
-def test_answer_to_a_badge_is_valid(version: str) -> None:
-    """A TransactionEvent with a badge gets a verdict on it."""
+def test_answers_of_2_x_that_depend_on_what_is_asked_are_valid(version: str) -> None:
+    """A verdict on the badge of an event, alone; none on a certificate, which only the server can check."""
     answer = filled(facts_of(version, "TransactionEvent").badge_answer)
     assert answer == {"idTokenInfo": {"status": "Invalid"}}
     assert is_valid(version, "TransactionEventResponse", answer)
-
-
-@pytest.mark.parametrize("version", ["ocpp2.0.1", "ocpp2.1"])
-def test_answer_to_a_certificate_is_valid(version: str) -> None:
-    """Plug & Charge: only the server can check it."""
     answer = filled(facts_of(version, "Authorize").certificate_answer)
     assert answer["certificateStatus"] == "NoCertificateAvailable"
     assert is_valid(version, "AuthorizeResponse", answer)
-
-
-def test_only_transaction_event_has_a_badge_answer() -> None:
-    """Everywhere else the answer does not depend on whether there is a badge."""
-    for vocabulary in p.VOCABULARIES.values():
-        for action, facts in {**vocabulary.charger, **vocabulary.server}.items():
-            assert (facts.badge_answer != "") is (action == "TransactionEvent")
+    vocabulary = p.VOCABULARIES[version]
+    rows = {**vocabulary.charger, **vocabulary.server}
+    assert [action for action, facts in rows.items() if facts.badge_answer] == ["TransactionEvent"]
+    for action in CHARGER_16 - CHARGER_201:  # A charger may send 1.6 messages over a 2.x connection.
+        assert rows.get(action, p.PLAIN) == facts_of("ocpp1.6", action)
 
 
 @pytest.mark.parametrize(("version", "action"), SERVED)
@@ -226,35 +215,14 @@ def test_fields_of_the_schema_are_in_the_table(version: str, action: str) -> Non
     assert gaps == []
 
 
-@pytest.mark.parametrize("pattern", NOT_IN_THE_TABLES)
-def test_exceptions_are_needed(pattern: str) -> None:
-    """What the tables leave out on purpose is in a schema, and in no table."""
-    left_out = [
-        (version, action, path)
-        for version, action in every_action()
-        for path in paths_in(version, action)
-        if (kind := kind_of(path))
-        and fnmatchcase(f"{action} {path}", pattern)
-        and ".".join(getattr(facts_of(version, action), kind)) != path
-    ]
-    assert left_out
-
-
 @pytest.mark.parametrize("version", FOLDERS)
 @pytest.mark.parametrize("side", ["charger", "server"])
 def test_paths_of_the_tables_are_in_the_schema(version: str, side: str) -> None:
-    """Every path of the tables leads to a field of its Action; the older Actions of 2.x are those of 1.6."""
-    fields = (
-        "badge",
-        "badge_type",
-        "transaction",
-        "connector",
-        "request",
-        "reservation",
-        "remote_start",
-        "state",
-    )
+    """Each leads to a field of an Action of that side; the older Actions of 2.x are those of 1.6."""
+    fields = names("badge badge_type transaction connector request reservation remote_start state")
     rows: dict[str, p.Facts] = getattr(p.VOCABULARIES[version], side)
+    known = {"charger": CHARGER_ACTIONS[version] | CHARGER_16, "server": SERVERS_16 | server_actions(version)}
+    assert set(rows) <= known[side]
     unknown = [
         (action, path)
         for action, facts in rows.items()
@@ -264,44 +232,8 @@ def test_paths_of_the_tables_are_in_the_schema(version: str, side: str) -> None:
         and (action, path) not in NOT_IN_THE_SCHEMAS
     ]
     assert unknown == []
-
-
-@pytest.mark.parametrize("version", FOLDERS)
-def test_tables_hold_the_actions_of_their_side(version: str) -> None:
-    """No Action stands in the table of the wrong side, or under a name that no schema has."""
-    vocabulary = p.VOCABULARIES[version]
-    assert set(vocabulary.charger) <= CHARGER_ACTIONS[version] | CHARGER_16
-    assert set(vocabulary.server) <= server_actions(version) | server_actions("ocpp1.6")
-
-
-@pytest.mark.parametrize("version", FOLDERS)
-def test_reports_name_an_action_of_the_server(version: str) -> None:
-    """What a report is said to be asked by is something that a server asks."""
-    asked_by = {
-        facts.asked_by
-        for action, facts in p.VOCABULARIES[version].charger.items()
-        if action in CHARGER_ACTIONS[version] and facts.asked_by
-    }
-    assert asked_by
-    assert asked_by <= server_actions(version)
-
-
-def test_table_reads_each_kind_of_word() -> None:
-    """A line of a table names Actions, their values and their flags."""
-    rows = p.table("""
-        Boot,Again role=boot answer=boot asked_by=Reset
-        Event badge=a.*.b badge_answer=badge-2.x
-              rejects by_connector
-    """)
-    boot = p.Facts(role=p.Role.BOOT, answer=p.ANSWERS["boot"], asked_by="Reset", is_stations=False)
-    event = p.Facts(
-        badge=("a", "*", "b"),
-        badge_answer=p.ANSWERS["badge-2.x"],
-        rejects=True,
-        by_connector=True,
-        is_stations=False,
-    )
-    assert rows == {"Boot": boot, "Again": boot, "Event": event}
+    asked_by = {facts.asked_by for action, facts in rows.items() if action in CHARGER_ACTIONS[version]}
+    assert asked_by - {""} <= server_actions(version), "what a report names is something that a server asks"
 
 
 @pytest.mark.parametrize(
@@ -315,7 +247,7 @@ def test_table_reads_each_kind_of_word() -> None:
         ("StatusNotification", {"evseId": 1, "connectorId": 1, "connectorStatus": "Available"}, False),
         ("StopTransaction", {"transactionId": 7}, True),
         ("TransactionEvent", {"transactionInfo": {"transactionId": "T"}, "evse": {"id": 1}}, False),
-        ("Heartbeat", {}, False),
+        ("NotifyEvent", {}, False),
         ("NotifyPriorityCharging", {"transactionId": "T", "activated": True}, False),
     ],
 )
@@ -328,85 +260,185 @@ def test_a_message_of_1_6_over_2_x_is_read_by_the_row_of_1_6(
         assert p.content_of(p.VOCABULARIES[version].charger, message).facts.is_16 is is_16
 
 
-# Values.
-
-
-@pytest.mark.parametrize(
-    ("path", "found"),
-    [
-        ((), []),
-        (("a",), [1]),
-        (("x",), []),
-        (("a", "b"), []),
-        (("a", "*"), []),
-        (("b", "c"), [None]),
-        (("d", "*", "e"), [1, 2]),
-        (("d", "e"), []),
-        (("b", "*"), []),
-        (("d", "*", "e", "f"), []),
-    ],
-)
-def test_values_at(path: p.FieldPath, found: list[Any]) -> None:
-    """All values at a path are found, and none where the payload has another shape."""
-    payload = {"a": 1, "b": {"c": None}, "d": [{"e": 1}, "e", {"f": 0}, {"e": 2}]}
-    assert p.values_at(payload, path) == found
-    assert p.value_at(payload, path) == next(iter(found), None)
+def test_all_values_at_a_path_are_found() -> None:
+    """And none where the payload has another shape."""
+    payload = {"a": 1, "d": [{"e": 1}, "e", {"f": 0}, {"e": 2}]}
+    for path, found in ((("d", "*", "e"), [1, 2]), (("d", "e"), []), (("a", "b"), []), (("a", "*"), [])):
+        assert p.values_at(payload, path) == found
+        assert p.value_at(payload, path) == next(iter(found), None)
 
 
 # Copies.
 
 
-@pytest.mark.parametrize("action", ["StatusNotification", "Heartbeat", "SecurityEventNotification", "Reset"])
-def test_concern_of_what_concerns_the_station(action: str) -> None:
-    """What never carries a badge or a transaction may go to both servers."""
-    assert p.concern_of(action) == "station"
-
-
-def test_concern_of_every_action_of_the_schemas_is_known() -> None:
-    """And a misspelt one is not."""
-    assert {action for _, action in every_action() if p.concern_of(action) == "unknown"} == set()
-    assert p.concern_of("Rest") == "unknown"
-
-
 @pytest.mark.parametrize(
-    "action",
+    ("concern", "actions"),
     [
-        "Authorize",
-        "BatterySwap",
-        "MeterValues",
-        "NotifyDisplayMessages",
-        "NotifyEvent",
-        "NotifyPriorityCharging",
-        "NotifySettlement",
-        "ReportChargingProfiles",
-        "StartTransaction",
-        "StopTransaction",
-        "TransactionEvent",
+        ("station", "StatusNotification Heartbeat SecurityEventNotification Reset"),
+        ("session", "Authorize BatterySwap MeterValues NotifyDisplayMessages NotifyEvent NotifySettlement"),
+        ("session", "NotifyPriorityCharging ReportChargingProfiles StartTransaction StopTransaction"),
+        ("session", "TransactionEvent"),
+        ("unknown", "Rest"),
     ],
 )
-def test_concern_of_what_concerns_one_server(action: str) -> None:
+def test_concern_of_an_action(concern: str, actions: str) -> None:
     """What can carry a badge or a transaction, in whatever version, goes to its owner alone."""
-    assert p.concern_of(action) == "session"
+    assert {p.concern_of(action) for action in actions.split()} == {concern}
+    assert "unknown" not in {p.concern_of(action) for _, action in every_action()}
 
 
 @pytest.mark.parametrize(
     ("sample", "watt_hours"),
     [
-        ({"value": "5"}, 5),
-        ({"value": "5", "unit": "kWh"}, 5000),
+        *(({"value": "5"}, 5), ({"value": "5", "unit": "kWh"}, 5000)),
         ({"value": 5, "unitOfMeasure": {"unit": "kWh", "multiplier": -1}}, 500),
-        ({"value": 5, "unitOfMeasure": {"multiplier": 10}}, None),
-        ({"value": 5, "unitOfMeasure": {}}, 5),
-        ({"value": "5", "unit": "Percent"}, None),
-        ({"value": "5", "measurand": "Voltage"}, None),
-        ({"value": "5", "phase": "L1"}, None),
-        ({"value": True}, None),
-        ({"value": "five"}, None),
-        ({"value": "1e300"}, None),
-        ({}, None),
-        ("5", None),
+        *(({"value": 5, "unitOfMeasure": {"multiplier": 10}}, None), ({"value": 5, "unitOfMeasure": {}}, 5)),
+        *(({"value": "5", "unit": "Percent"}, None), ({"value": "5", "measurand": "Voltage"}, None)),
+        *(({"value": "5", "phase": "L1"}, None), ({"value": True}, None), ({"value": "five"}, None)),
+        *(({"value": "1e300"}, None), ({}, None), ("5", None)),
     ],
 )
 def test_the_energy_register_is_read(sample: Any, watt_hours: float | None) -> None:
     """In Wh, of whatever unit; any other measurand is none."""
-    assert p.watt_hours(sample) == watt_hours
+    facts = p.VOCABULARIES["ocpp1.6"].charger["MeterValues"]
+    assert p.Content(facts, {"meterValue": [{"sampledValue": [sample]}]}).register == watt_hours
+
+
+# What the secondary may not do to the charger: move it away, or change who it is and how it logs in.
+
+
+def variable(component: str, name: str) -> dict[str, Any]:
+    return {"component": {"name": component}, "variable": {"name": name}, "attributeValue": "x"}
+
+
+HARMLESS, SECRET = ("OCPPCommCtrlr", "HeartbeatInterval"), "AuthorizationKey"
+ODD = ("authorizationkey", f" {SECRET}\x00", f"{SECRET}\x00x", f"{SECRET}\xa0", "x" * 10**6)
+SECRETS = [
+    *(("SecurityCtrlr", "BasicAuthPassword"), ("securityctrlr", "BASICAUTHPASSWORD")),
+    *(("SecurityCtrlr", "Identity"), ("SecurityCtrlr", "SecurityProfile")),
+    *(("OCPPCommCtrlr", "NetworkConfigurationPriority"), ("OCPPCommCtrlr", "ActiveNetworkProfile")),
+    ("NetworkConfiguration", "MessageTimeout"),
+]
+
+
+def key_is(key: object) -> tuple[str, dict[str, Any]]:
+    return "ChangeConfiguration", {"key": key, "value": "x"}
+
+
+def variables(*pairs: tuple[str, str]) -> tuple[str, dict[str, Any]]:
+    return "SetVariables", {"setVariableData": [variable(*pair) for pair in pairs]}
+
+
+def certificate(action: str, kind: object) -> tuple[str, dict[str, Any]]:
+    return f"{action}Certificate" if action != "Signed" else "CertificateSigned", {"certificateType": kind}
+
+
+def plays_on(action: str, more: str = "") -> Stage:
+    """A stage of the version that has an Action."""
+    return Stage(more, version="ocpp2.0.1" if action.startswith("Set") else "ocpp1.6")
+
+
+@pytest.mark.parametrize(
+    ("action", "payload"),
+    [
+        *map(key_is, (SECRET, "SecurityProfile", "Cst_BackendUrl", *ODD)),
+        *(variables(HARMLESS, secret) for secret in SECRETS),
+        ("SetNetworkProfile", {"configurationSlot": 1, "connectionData": {}}),
+        *(certificate("Signed", kind) for kind in (None, "ChargingStationCertificate")),
+        *(certificate("Install", f"{kind}RootCertificate") for kind in ("CentralSystem", "CSMS")),
+        certificate("Install", ["V2GRootCertificate"]),  # No text is nothing that a car needs.
+        *(certificate("Install", {"a": 1}), certificate("Delete", None)),
+    ],
+)
+def test_the_secondary_may_not_change_where_the_charger_belongs(
+    action: str, payload: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or its login; it hears the schema's Rejected, for each of several variables; the log tells."""
+    caplog.set_level(logging.INFO)
+    stage = plays_on(action)
+    stage.secondary.calls("1", action, **payload)
+    (heard,) = stage.secondary.hears()
+    if action == "SetVariables":
+        told = [(result["attributeStatus"], result["variable"]) for result in heard[2]["setVariableResult"]]
+        assert told == [("Rejected", said["variable"]) for said in payload["setVariableData"]]
+    elif action == "DeleteCertificate":  # Its schema has no Rejected.
+        assert heard[:3] == [4, "1", "SecurityError"]
+    else:
+        assert heard == [3, "1", {"status": "Rejected"}]
+    assert stage.charger.hears() == []
+    assert any("refused" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("action", "payload"),
+    [
+        *map(key_is, ("HeartbeatInterval", "MeterValueSampleInterval", "WebSocketPingInterval", None, ["a"])),
+        *(variables(HARMLESS), ("SetVariables", {"setVariableData": [1, {}]}), ("SetVariables", {})),
+        *(certificate("Signed", "V2GCertificate"), certificate("Install", "MORootCertificate")),
+    ],
+)
+def test_the_secondary_may_change_the_rest(action: str, payload: dict[str, Any]) -> None:
+    """And the primary all; what is odd is the charger's to answer."""
+    for name, wanted in (("secondary", (action, payload)), ("primary", key_is(SECRET))):
+        assert plays_on(wanted[0]).asks(name, wanted[0], **wanted[1]) == wanted[1]
+
+
+@pytest.mark.parametrize("key", ['"key"', '"k\\u0065y"'])
+def test_what_can_be_read_in_two_ways_passes_in_neither(key: str) -> None:
+    """The charger might take the first of two keys, the proxy the last; elsewhere it does not matter."""
+    stage = Stage()
+    stage.secondary.says(f'[2,"1","ChangeConfiguration",{{{key}:"{SECRET}","value":"x","key":"Blink"}}]')
+    assert stage.secondary.hears() == [[3, "1", {"status": "Rejected"}]]
+    assert stage.charger.hears() == []
+    harmless = '[2,"2","ClearCache",{"a":1,"a":2}]'
+    stage.secondary.says(harmless)
+    assert stage.charger.hears_text() == harmless
+
+
+@pytest.mark.parametrize("action", ["Reset", "SendLocalList", "SetVariables"])
+def test_an_action_on_secondary_refuse_is_refused(action: str) -> None:
+    """With the Rejected of its schema, else with a CallError; the primary may do what it likes."""
+    stage = plays_on(action, "secondary_refuse = Reset, SendLocalList, SetVariables")
+    stage.secondary.calls("x", action, setVariableData=[])
+    (answer,) = stage.secondary.hears()
+    assert answer[:3] == (
+        [3, "x", {"status": "Rejected"}] if action == "Reset" else [4, "x", "SecurityError"]
+    )
+    stage.primary.calls("y", action)
+    assert stage.charger.hears_call()[1] == action
+
+
+@pytest.mark.parametrize("action", ["Reset\x00", "Reset ", "RemoteStopTransaction\x00", "Reset\xa0", ""])
+def test_an_action_with_an_odd_character_reaches_nobody(action: str) -> None:
+    """A charger's parser might end the text there, and do what the secondary may not ask for."""
+    stage = Stage("secondary_refuse = Reset")
+    stage.secondary.calls("1", action, transactionId=7)
+    assert [answer[:3] for answer in stage.secondary.hears()] == [[4, "1", "SecurityError"]]
+    assert stage.charger.hears() == []
+
+
+# Vendors' keys, as found in dumps of their chargers, their manuals and the code of those who deal with them.
+VENDORS_KEYS = """
+    Cst_BackendUrl Cst_ChargeBoxId Cst_WiFiSSID CentralSystemURI ChargePointId HostName
+    VerifyCsmsAllowWildcards
+    G_ServerURL G_ChargerID G_Authentication G_4GAPN G_ChargerNetIP BackOffice-URL-wired BackOffice-Path-APN
+    BackOfficeNetworkProfile1 NetworkConfigurationPriority Identity PW-SetChargerPassword ProtocolVersion
+    evb_ServerURL evb_UseBackend evb_SerialAsConnectorId evb_APNName ConnectionURL
+    VEC_ocppServerURL
+    VEC_ocppChargePointID VEC_ocppVersion VEC_vpnHostIP ConnexionUrl ChargePointIdentifier
+    CentralSystemAddress
+    CentralSystemPort ChargeBoxIdentity HostConnectorCentralSystemPassword SetSecureOutgoingConnection
+    DisableCertificateValidation DisableHostnameVerification SecurityProfileFallback
+    HostConnectorProxyServerAddress PortalHost enc.PortalBasicAuthenticationPassword ChargepointAddress
+    HostConnectorType GsmApn WebSocketUrl WebSocketUser WebSocketPassword com_Endpoint com_OCPPID com_ProtType
+    com_Options eth_cfg NetworkConnectionProfile1 VendorWebsocketSettings VendorChargeBoxId ChargePointName
+    CentralURL OCPPEndPoint OcppUrl
+"""
+
+
+def test_vendors_keys_for_the_servers_address_and_the_login_are_guarded() -> None:
+    """As far as known; in 2.x some are variables of the same name; no standard key is taken for one."""
+    for key in VENDORS_KEYS.split():
+        assert p.guarded_by(*key_is(key)) == p.guarded_by(*variables(("VendorStation", key))) == key
+    guarded = {key for key in ConfigurationKey if p.guarded_by(*key_is(key.value))}
+    assert guarded == {ConfigurationKey.authorization_key, ConfigurationKey.security_profile}

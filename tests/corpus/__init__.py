@@ -2,8 +2,8 @@
 Odd messages and odd handshakes of the field, each with its evidence and with what becomes of it.
 
 A text is a string, or a list of parts: strings, and `[string, times]` for what is too long to write down.
-`hears` tells what each peer hears of it, in the words of `test_corpus.py`; a peer that is not named hears
-nothing.
+`hears` tells what each peer hears of it, in the words of `test_third_party.py`; a peer that is not named
+hears nothing.
 """
 
 from __future__ import annotations

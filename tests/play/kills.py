@@ -6,16 +6,13 @@ The proxy of such a play is killed and started again with what its file holds, i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import pytest
-
 import ocpp_2w_proxy as p
-from tests.play.plays import INI, Stage, StageTasks, actions
+from tests.play.plays import INI, Stage, StageTasks
 
 PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
 NORMAL = INI.format(more="")
@@ -23,23 +20,8 @@ OTHER_SECONDARY = NORMAL.replace("ws://secondary.example", "ws://other.example")
 OTHER_PRIMARY = NORMAL.replace("ws://primary.example", "ws://other.example")
 LOCAL_PRIMARY = NORMAL.replace("ws://primary.example", "local")
 NO_SECONDARY = NORMAL.replace("secondary_server = ws://secondary.example\n", "")
-SWAPPED = NORMAL.replace("ws://primary.", "ws://x.").replace("//secondary.", "//primary.")
-SWAPPED = SWAPPED.replace("ws://x.", "ws://secondary.")
+LOGIN = INI.format(more="secondary_auth = forward")
 FORWARD = "secondary_replies = forward"
-
-# What concerns the server that has asked for it later, and the Action of the charger's reports.
-ASKED: dict[str, dict[str, Any]] = {
-    "RemoteStartTransaction": {"idTag": "GUEST"},
-    "ReserveNow": {
-        "idTag": "GUEST",
-        "reservationId": 5,
-        "connectorId": 1,
-        "expiryDate": "2099-01-01T00:00:00Z",
-    },
-    "GetDiagnostics": {"location": "ftp://x"},
-    "GetLog": {"requestId": 1, "log": {}, "logType": "SecurityLog"},
-}
-REPORTS = {"GetDiagnostics": "DiagnosticsStatusNotification", "GetLog": "LogStatusNotification"}
 
 Play = Callable[..., Stage]  # Begins a play with a state file; takes what Stage takes.
 
@@ -116,36 +98,6 @@ def numbers(heard: list[tuple[str, dict[str, Any]]]) -> list[int]:
 def named(heard: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
     """Return the Actions of what was delivered, each with the transaction that it names."""
     return [(action, payload.get("transactionId")) for action, payload in heard]
-
-
-def asks(stage: Stage, peer: p.Peer, action: str) -> None:
-    """Let a server ask the charger for what concerns it later, and the charger accept."""
-    link = stage.primary if peer is PRIMARY else stage.secondary
-    link.calls(action, action, **ASKED[action])
-    stage.charger.answers(stage.charger.hears_call()[0], status="Accepted")
-    link.hears()
-
-
-def followers(stage: Stage, action: str) -> list[p.Peer]:
-    """Let the charger do what it was asked for; return who hears of it."""
-    if action in REPORTS:
-        stage.charger.calls("f", REPORTS[action], status="Uploaded", requestId=1)
-    else:
-        stage.starts("GUEST")
-    heard = REPORTS.get(action, "StartTransaction")
-    links = {PRIMARY: stage.primary, SECONDARY: stage.secondary}
-    return [peer for peer, link in links.items() if heard in actions(link.hears())]
-
-
-def version_of(action: str) -> str:
-    """Return the version in which a server asks for it."""
-    return "ocpp2.0.1" if action == "GetLog" else "ocpp1.6"
-
-
-def warnings(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
-    """Return the WARNINGs that have these words in them."""
-    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    return [line for line in told if words in line]
 
 
 def told_id(stage: Stage) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -29,6 +31,15 @@ PATIENCE = 10.0  # Seconds; for anything that must happen.
 VERSIONS = [Subprotocol("ocpp1.6"), Subprotocol("ocpp2.0.1"), Subprotocol("ocpp2.1")]
 
 Answers = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+def free_port() -> int:
+    """Return a free port that no outgoing connection takes while its server is down."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # Below the range that Linux takes its own from.
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def accepting(action: str, _: dict[str, Any]) -> dict[str, Any]:
@@ -78,8 +89,11 @@ class Hearing:
 class FakeServer:
     """A server that notes everything and answers as it is told, or misbehaves on request."""
 
-    def __init__(self, answers: Answers | None = accepting, versions: list[Subprotocol] = VERSIONS) -> None:
+    def __init__(
+        self, answers: Answers | None = accepting, versions: list[Subprotocol] = VERSIONS, place: Any = None
+    ) -> None:
         self.answers = answers  # None: it never answers.
+        self.place = place  # A Place of the rig; None = here.
         self.versions = versions
         self.heard = Hearing()
         self.requests: list[Request] = []
@@ -95,16 +109,13 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/ocpp"
-
-    def where(self) -> dict[str, Any]:
-        """Return where it listens, as serve() takes it."""
-        return {"host": "127.0.0.1", "port": self.port}
+        return f"ws://{self.place.address if self.place else '127.0.0.1'}:{self.port}/ocpp"
 
     async def start(self, context: ssl.SSLContext | None = None) -> None:
+        here: dict[str, Any] = {"host": "127.0.0.1", "port": self.port}
         self.server = await serve(
             self._talk,
-            **self.where(),
+            **({"sock": self.place.socket(self.port)} if self.place else here),
             process_request=self._process_request,
             subprotocols=self.versions or None,
             ssl=context,
@@ -125,7 +136,9 @@ class FakeServer:
         refusal = self.refusal
         if self.one_connection_per_charger and any(c.state is not c.state.CLOSED for c in self.connections):
             refusal = (409, {})
-        if refusal:
+        if refusal and not refusal[0]:  # A reset.
+            connection.transport.abort()
+        elif refusal:
             response = connection.respond(HTTPStatus(refusal[0]), "refused\n")
             for name, value in refusal[1].items():
                 response.headers[name] = value
@@ -177,18 +190,27 @@ class FakeCharger:
     async def boots(self) -> Any:
         return await self.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel="M")
 
-    async def starts(self, badge: str, message_id: str = "start") -> int:
+    async def starts(self, badge: str, message_id: str = "start", connector: int = 1) -> int:
         """Start a session; return the transaction id."""
-        answer = await self.calls(
-            message_id,
-            "StartTransaction",
-            connectorId=1,
-            idTag=badge,
-            meterStart=0,
-            timestamp="2026-01-01T00:00:00Z",
-        )
-        transaction_id: int = answer["transactionId"]
+        started = {"meterStart": 0, "timestamp": "2026-01-01T00:00:00Z"}
+        start = {"connectorId": connector, "idTag": badge, **started}
+        transaction_id: int = (await self.calls(message_id, "StartTransaction", **start))["transactionId"]
         return transaction_id
+
+    async def stops(self, badge: str, number: int) -> None:
+        told = {"transactionId": number, "idTag": badge, "meterStop": 5, "timestamp": "2026-01-01T01:00:00Z"}
+        await self.calls(f"stop {badge}", "StopTransaction", **told)
+
+    async def ends(self, badge: str, number: int, connector: int = 1) -> None:
+        """Read the meter and stop the session."""
+        told = {"connectorId": connector, "transactionId": number, "meterValue": []}
+        await self.calls(f"meter {badge}", "MeterValues", **told)
+        await self.stops(badge, number)
+
+    async def charges(self, badge: str, connector: int = 1) -> None:
+        """Play a whole session."""
+        number = await self.starts(badge, f"start {badge}", connector)
+        await self.ends(badge, number, connector)
 
     async def closed(self) -> int | None:
         """Return the code with which the connection was closed, once it is."""
@@ -198,26 +220,34 @@ class FakeCharger:
 
 
 @asynccontextmanager
-async def charger(
-    proxy: p.Proxy, charger_id: str = "CP1", versions: list[str] | None = None, **options: Any
-) -> AsyncIterator[FakeCharger]:
-    """A charger that is connected to the proxy."""
-    scheme = "wss" if "ssl" in options else "ws"
-    options.setdefault("additional_headers", {"Authorization": CHARGER_LOGIN})
-    offered = [Subprotocol(version) for version in versions or ["ocpp1.6"]]
-    connection = await connect(
-        f"{scheme}://127.0.0.1:{proxy.port}/{charger_id}",
-        subprotocols=offered,
-        ping_interval=None,
-        close_timeout=0.5,
-        **options,
-    )
+async def talking(connection: ClientConnection) -> AsyncIterator[FakeCharger]:
+    """A charger on a connection that stands; closed in the end."""
     fake = FakeCharger(connection)
     try:
         yield fake
     finally:
         await connection.close()
         await fake.listener
+
+
+async def connected(
+    port: int, charger_id: str, versions: list[str] | None = None, at: str = "127.0.0.1", **options: Any
+) -> ClientConnection:
+    """Return a charger's websocket. Raises InvalidStatus for a refusal."""
+    url = f"{'wss' if 'ssl' in options else 'ws'}://{at}:{port}/{charger_id}"
+    offered = [Subprotocol(version) for version in versions or ["ocpp1.6"]]
+    options = {"ping_interval": None, "close_timeout": 0.5, **options}
+    return await connect(url, subprotocols=offered, **options)
+
+
+@asynccontextmanager
+async def charger(
+    proxy: Any, charger_id: str = "CP1", versions: list[str] | None = None, **options: Any
+) -> AsyncIterator[FakeCharger]:
+    """A charger that is connected to the proxy, or to whatever has its port."""
+    options = {"additional_headers": {"Authorization": CHARGER_LOGIN}, **options}
+    async with talking(await connected(proxy.port, charger_id, versions, **options)) as fake:
+        yield fake
 
 
 @asynccontextmanager
@@ -259,9 +289,9 @@ secondary_rfid = SECO*
             yield proxy, primary, secondary
 
 
-async def eventually(is_true: Callable[[], bool]) -> None:
+async def eventually(is_true: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Wait until something is so; for state that has no event of its own."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(seconds):
         while not is_true():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -26,9 +26,7 @@ secondary_rfid = SECO*
 
 def config_of(text: str, environment: dict[str, str] | None = None) -> p.Config:
     """Return the configuration that an ini of this text gives."""
-    ini = p.Ini(Path("test.ini"), environment or {})
-    ini.parse(text)
-    return p.ConfigLoader(ini, p.concern_of).load()
+    return p.Ini(Path("test.ini"), environment or {}, p.concern_of).load(text)
 
 
 class StageLink:
@@ -40,7 +38,8 @@ class StageLink:
         self.protocol = self
         self.subprotocol = subprotocol
         self.texts: list[str] = []
-        self.user: Any = None
+        self.on_text: Any = None
+        self.on_closed: Any = None
         self.is_open = True
         self.closed_with: tuple[int, str] | None = None
         self.opened = self.seen = stage.time
@@ -50,8 +49,8 @@ class StageLink:
         self.is_closed = False
         self.closed_by = "the play"
 
-    def attach(self, user: Any) -> None:
-        self.user = user
+    def attach(self, on_text: Any, on_closed: Any) -> None:
+        self.on_text, self.on_closed = on_text, on_closed
 
     def send(self, text: str) -> None:
         if self.is_open:
@@ -74,7 +73,7 @@ class StageLink:
     def says(self, text: str) -> None:
         """Let the peer send a text."""
         self.seen = self.stage.time
-        self.user.link_received(self, text)
+        self.on_text(self, text)
 
     def calls(self, message_id: p.MessageId, action: str, **payload: Any) -> None:
         self.says(json.dumps([2, message_id, action, payload]))
@@ -107,7 +106,7 @@ class StageLink:
     def lost(self) -> None:
         """End the connection."""
         self.is_open, self.is_closed = False, True
-        self.user.link_closed(self)
+        self.on_closed(self)
 
 
 class StageJournal(p.Journal):
@@ -263,8 +262,7 @@ class Stage:
             self.time = min(self.time + 0.5, end)
             for link in self.relay.links():
                 if not link.is_open:
-                    link.is_closed = True  # type: ignore[misc]
-                    link.user.link_closed(link)  # type: ignore[union-attr]
+                    link.on_closed(link)  # type: ignore[misc]
             self.journal.settle()
             if self.relay.deadline <= self.time:
                 self.relay.tick()
@@ -301,6 +299,24 @@ class Stage:
         assert action == "StartTransaction"
         self.secondary.answers(message_id, transactionId=server_id, idTagInfo={"status": "Accepted"})
         return transaction_id
+
+    def asks(self, name: str, action: str, status: str = "Accepted", **payload: Any) -> dict[str, Any]:
+        """Let a server call the charger, and the charger answer; return the payload that it heard."""
+        link: StageLink = getattr(self, name)
+        link.calls(action, action, **payload)
+        ((_, message_id, _, heard),) = [message for message in self.charger.hears() if message[0] == 2]
+        self.charger.answers(message_id, status=status)
+        link.hears()
+        return dict(heard)
+
+    def reserves(self, name: str, badge: str, number: int, seconds: float = 3600, connector: int = 1) -> None:
+        """Let a server reserve a connector (1.6), and the charger accept."""
+        payload: dict[str, Any] = {"connectorId": connector, "idTag": badge, "reservationId": number}
+        self.asks(name, "ReserveNow", expiryDate=p.Instant(0, self.now().utc + seconds).text, **payload)
+
+    def who_hears(self, action: str) -> list[str]:
+        """Return which of the servers have heard an Action since the last look."""
+        return [link.name for link in (self.primary, self.secondary) if action in actions(link.hears())]
 
     def delivers(self) -> list[tuple[str, dict[str, Any]]]:
         """Let the secondary accept everything that waits for it; return Actions and payloads."""

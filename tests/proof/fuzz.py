@@ -15,18 +15,17 @@ import asyncio
 import importlib
 import logging
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 import traceback
-import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.corpus import entries, request_of, text_of
+from tests.play.processes import let_go
 
 if TYPE_CHECKING:
     import ocpp_2w_proxy as p
@@ -94,100 +93,24 @@ def conversation_seeds() -> Iterator[bytes]:
             yield bytes([number]) + MESSAGE_END.join([*said[start : start + 4], *answers[start % 3 :: 3]])
     for entry in entries("messages"):
         if "text" in entry:
-            peer = bytes([PEERS.index(entry["sender"])])
-            yield (
-                bytes([VERSIONS.index(entry.get("version", "ocpp1.6"))])
-                + peer
-                + text_of(entry["text"]).encode()
-            )
+            head = VERSIONS.index(entry.get("version", "ocpp1.6")), PEERS.index(entry["sender"])
+            yield bytes(head) + text_of(entry["text"]).encode()
 
 
 # Handshakes.
 
 
-class Pipe(asyncio.Transport):
-    """A transport that goes nowhere, as strict as asyncio's."""
-
-    def __init__(self) -> None:
-        super().__init__({"socket": SOCKET})
-        self.has_ended = self.is_cut = False
-
-    def write(self, _data: Any) -> None:
-        if self.has_ended:
-            raise RuntimeError("Cannot call write() after write_eof()")
-
-    def write_eof(self) -> None:
-        self.has_ended = True
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def is_closing(self) -> bool:
-        return self.is_cut
-
-    def abort(self) -> None:
-        self.is_cut = True
-
-    close = abort
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def pause_reading(self) -> None:
-        pass
-
-    resume_reading = pause_reading
-
-
-SOCKET = socket.socket()
-
-
-async def knock(proxy: p.Proxy, data: bytes) -> None:
-    """Send a request, admit it as the proxy does, and hang up."""
-    link, pipe = p.incoming_link(2**20, lambda _: None), Pipe()
-    link.connection_made(pipe)
-    while data and not pipe.is_cut:
-        buffer = link.get_buffer(-1)
-        piece, data = data[: len(buffer)], data[len(buffer) :]
-        buffer[: len(piece)] = piece
-        link.buffer_updated(len(piece))
-    if link.handshake.done() and not link.handshake.exception():
-        request: Any = link.handshake.result()
-        try:
-            visitor = proxy._visitor(request)
-        except p.RefusedError as refusal:
-            link.respond(refusal.response())
-        else:
-            check_told(proxy, visitor)
-            link.accept(link.answer_to(request), visitor.chosen("ocpp1.6"))
-    link.eof_received()
-    link.connection_lost(None)
-
-
-def check_told(proxy: p.Proxy, visitor: p.Visitor) -> None:
-    """What a server is told of a visitor is a request of one charger's id, and nothing slips into it."""
-    assert p.is_charger_id(visitor.charger_id)
-    from websockets.client import ClientProtocol
-    from websockets.server import ServerProtocol
-    from websockets.uri import parse_uri
-
-    path = f"/{urllib.parse.quote(visitor.charger_id, safe='')}"
-    protocol = ClientProtocol(parse_uri(f"ws://primary.example{path}"))
-    server = visitor.config.primary
-    request = proxy.dialer._request(protocol, server, visitor.charger_id, visitor.credentials)
-    heard = ServerProtocol()
-    heard.receive_data(request.serialize())
-    seen: Any = heard.events_received()[0]
-    assert (seen.path, seen.headers) == (path, request.headers)
-
-
 def knocker() -> Target:
-    """Return the target of handshakes, with a proxy that does not listen."""
-    from tests.play.plays import config_of
+    """Return the target of handshakes: a proxy that listens, and a good charger in it."""
+    from tests.proof.storms import Door
 
-    loop = asyncio.new_event_loop()
-    proxy = p.Proxy(config_of("[ext-server]\nserver = ws://primary.example"))
-    return lambda data: loop.run_until_complete(knock(proxy, data))
+    runner, door = asyncio.Runner(), Door()
+    stack = runner.run(door.open())  # Whoever drops it closes the door.
+
+    def knock(data: bytes, _: object = stack) -> None:
+        runner.run(door.knock(data, hangs_up=True))
+
+    return knock
 
 
 def handshake_seeds() -> Iterator[bytes]:
@@ -198,15 +121,10 @@ def handshake_seeds() -> Iterator[bytes]:
 
 # The run: atheris in a process of its own, because it ends the process that it fuzzes in.
 
-SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
-    "messages": text_seeds,
-    "router": conversation_seeds,
-    "handshake": handshake_seeds,
-}
-TARGETS: dict[str, Callable[[], Target]] = {
-    "messages": lambda: read_text,
-    "router": lambda: converse,
-    "handshake": knocker,
+TARGETS: dict[str, tuple[Callable[[], Target], Callable[[], Iterator[bytes]]]] = {  # With their seeds.
+    "messages": (lambda: read_text, text_seeds),
+    "router": (lambda: converse, conversation_seeds),
+    "handshake": (knocker, handshake_seeds),
 }
 
 
@@ -214,10 +132,9 @@ def dictionary() -> str:
     """Return the tokens that libFuzzer may put in, in its own spelling."""
     from tests.proof.storms import ODD, TOKEN, templates
 
-    tokens = {
-        token for version in VERSIONS for _, text in templates(version) for token in TOKEN.findall(text)
-    }
-    spelt = ("".join(f"\\x{byte:02x}" for byte in token.encode()) for token in sorted(tokens | set(ODD)))
+    texts = (text for version in VERSIONS for _, text in templates(version))
+    tokens = {token for text in texts for token in TOKEN.findall(text)} | set(ODD)
+    spelt = ("".join(f"\\x{byte:02x}" for byte in token.encode()) for token in sorted(tokens))
     return "".join(f'"{token}"\n' for token in spelt if token)
 
 
@@ -241,10 +158,8 @@ def caught(target: Target) -> Target:
             where = str(traceback.extract_tb(error.__traceback__)[-1])
             if (type(error).__name__, where) not in known:
                 known.add((type(error).__name__, where))
-                print(
-                    f"CRASH {type(error).__name__}: {error}\n{traceback.format_exc()}INPUT {data!r}",
-                    flush=True,
-                )
+                told = f"CRASH {type(error).__name__}: {error}\n{traceback.format_exc()}INPUT {data!r}"
+                print(told, flush=True)
 
     return run
 
@@ -258,12 +173,13 @@ def fuzz(target: str, seconds: int, folder: str) -> None:
     handler = SafeLines()
     handler.addFilter(p.REDACTOR)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
-    for number, seed in enumerate(SEEDS[target]()):
+    make, seeds = TARGETS[target]
+    for number, seed in enumerate(seeds()):
         Path(folder, str(number)).write_bytes(seed)
     words = Path(folder).with_suffix(".dict")
     words.write_text(dictionary())
     limits = [f"-dict={words}", f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *limits, folder], caught(TARGETS[target]()))
+    atheris.Setup([sys.argv[0], *limits, folder], caught(make()))
     atheris.Fuzz()
 
 
@@ -273,17 +189,10 @@ def watched(target: str, seconds: int) -> int:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root, "inputs")
         folder.mkdir()
-        command = [
-            sys.executable,
-            "-m",
-            "tests.proof.fuzz",
-            target,
-            "--seconds",
-            str(seconds),
-            "--folder",
-            str(folder),
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [sys.executable, "-m", "tests.proof.fuzz", target]
+        command += ["--seconds", str(seconds), "--folder", str(folder)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, **pipes, text=True, preexec_fn=let_go)  # type: ignore[call-overload]
         assert process.stdout is not None
         for line in process.stdout:
             last.update(re.findall(r"\b(cov|ft|corp|number_of_executed_units): *(\d+)", line))
@@ -292,11 +201,9 @@ def watched(target: str, seconds: int) -> int:
                 print(line, end="", flush=True)
         code = process.wait()
     count = int(last.get("number_of_executed_units", 0))
-    print(
-        f"{target}: {count} executions in {seconds} s, {count / seconds:.0f}/s; crashes: {crashes};", end=" "
-    )
-    print(f"coverage: {last.get('cov')} edges, {last.get('ft')} features")
-    return crashes + (code != 0)
+    what = f"{count} executions in {seconds} s, {count / seconds:.0f}/s; crashes: {crashes}"
+    print(f"{target}: {what}; coverage: {last.get('cov')} edges, {last.get('ft')} features")
+    return crashes + int(code != 0)
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
 """
 The soak: 500 chargers and two servers that break all the time, and nothing in the proxy may grow.
 
-The proxy, in a process of its own, tells its memory, its file descriptors, its tasks, how many objects it has
-and what they hold. Two quiet moments are compared, one before the first fault and one after the last. Between
-them everything breaks but the proxy itself: what becomes of sessions when it dies is the ledger's business.
+The proxy, in a process of its own, tells its tasks, how many objects of the script it has and what they hold;
+the system tells its memory and its file descriptors. Two quiet moments are compared, one before the first
+fault and one after the last. Between them everything breaks but the proxy itself: that is the ledger's part.
 
     python -m tests.proof.soak --minutes 60 --seed 7
 """
@@ -12,159 +12,76 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
-import os
 import re
-import resource
+import signal
 import sys
-import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
-import ocpp_2w_proxy as p
-from tests.proof.fleet import FAULTS, HURRIED_SESSIONS, MAX_SIZE, Fault, Fleet
-from tests.proof.ledger import ROOT, listed, now
+from tests.play import rig
+from tests.play.frames import MASK, PING, TEXT, ZERO_MASK, Socket, connected, framed, unfit
+from tests.play.inside import TASKS
+from tests.proof import fleet
+from tests.proof.fleet import (
+    STRANGER,
+    Books,
+    Charger,
+    Fleet,
+    Pace,
+    Server,
+    listed,
+    now,
+    settings_of,
+    table,
+    within,
+)
 
 CHARGERS = 500
 FAULTS_EVERY = 3.0  # Seconds, in the middle.
 SAMPLE_SECONDS = 5.0
-SAMPLES_SHOWN = 12  # One of so many.
+CALLS_EVERY = 0.5  # Seconds; then each server calls CALLED_SHARE of its chargers.
+CALLED_SHARE = 0.02
 QUIET_SECONDS = 60.0  # At most until everything is said, delivered and forgotten.
-
-# ---------------------------------------------------------------------------------------------------------
-# Inside the proxy
-# ---------------------------------------------------------------------------------------------------------
-
-# What the proxy waits for, in the time of a soak; a week is a minute.
-TIMES: dict[str, Any] = {
-    "SESSION_SECONDS": 60.0,
-    "CLAIM_SECONDS": 60.0,
-    "SILENT_SECONDS": 60.0,
-    "SWEEP_SECONDS": 20.0,
-    "DIAL_SECONDS": 4.0,
-    "HANDSHAKE_SECONDS": 3.0,
-    "CLOSE_SECONDS": 1.0,
-    "PROBE_SECONDS": 1.0,
-    "PASSING_SECONDS": 1.0,
-    "ANSWER_SECONDS": 2.0,
-    "AWAITED_SECONDS": 1.0,
-    "DELIVERY_SECONDS": 3.0,
-    "BOOT_RETRY_SECONDS": 2.0,
-    "STEADY_SECONDS": 1.0,
-    "REDIAL_SECONDS": {p.Peer.PRIMARY: (0.0, 2.0), p.Peer.SECONDARY: (1.0, 4.0)},
-}
-# These are counted, with what each of their containers holds ...
-COUNTED: tuple[type, ...] = (p.Proxy, p.Tasks, p.Dialer, p.Resolver, p.Journal, p.Memory)
-COUNTED += (p.Relay, p.Complaints, p.Router, p.Commands, p.Outbox, p.Link)
-# ... and these alone: a router remembers the last of some for as long as it lives.
-PASSING: tuple[type, ...] = (p.Session, p.Call, p.ServerCall, p.Claim)
-MEMORY, FILES, TASKS = "KiB of memory (RSS)", "file descriptors", "asyncio tasks"
-LOOK, COLLECT = b"l", b"c"  # What the proxy is asked for.
-
-Sample = dict[str, int]
-
-
-def size(value: Any) -> int:
-    """Return how many things a container holds, with those in the containers in it."""
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | set | deque):
-        return 1
-    return sum(map(size, value))
-
-
-def contents() -> Counter[str]:
-    """Count the proxy's objects, and what they hold."""
-    found: Counter[str] = Counter()
-    for item in gc.get_objects():
-        if isinstance(item, COUNTED):
-            kind = type(item).__name__
-            for name in chain(getattr(item, "__dict__", ()), getattr(item, "__slots__", ())):
-                value = getattr(item, name)
-                if isinstance(value, dict | list | set | deque):
-                    found[f"{kind}.{name}"] += size(value)
-        if isinstance(item, COUNTED + PASSING):
-            found[type(item).__name__] += 1
-    return found
-
-
-def sample() -> Sample:
-    """Measure this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    memory = pages * resource.getpagesize() // 1024
-    files = sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1  # Without the one that lists them.
-    return {MEMORY: memory, FILES: files, TASKS: len(asyncio.all_tasks()), **contents()}
-
-
-def collect(proxy: p.Proxy) -> Sample:
-    """Measure once a week has passed for what expires, and Python has removed what nobody can reach."""
-    now = p.current_instant()
-    for relay in proxy.relays.values():
-        relay.carry_out(relay.router.sweep(p.Instant(now.seconds + 8 * p.DAY, now.utc + 8 * p.DAY)))
-    gc.collect()
-    return sample()
-
-
-async def serve_watched(config: p.Config) -> None:
-    """Run the proxy, and answer what is asked on stdin until that is closed."""
-    proxy = p.Proxy(config, p.opened_journal(config.host))
-    await proxy.start()
-    closed = asyncio.Event()
-
-    def tell(measure: Callable[[], Sample]) -> None:
-        print(json.dumps(measure()), flush=True)
-
-    def asked() -> None:
-        question = os.read(0, 1)
-        if question == LOOK:
-            tell(sample)
-        elif question == COLLECT:
-            # Once what waits for the disk is there.
-            proxy.journal.wait(partial(tell, partial(collect, proxy)))
-        else:
-            asyncio.get_running_loop().remove_reader(0)
-            closed.set()
-
-    asyncio.get_running_loop().add_reader(0, asked)
-    await closed.wait()
-    await proxy.stop()
-
-
-def run_proxy(ini: Path) -> int:
-    """Run the proxy in this process; return its exit code."""
-    for name, value in TIMES.items():
-        assert hasattr(p, name), f"the proxy has no {name} any more"
-        setattr(p, name, value)
-    config = p.load_config(ini, os.environ, p.concern_of)
-    p.set_up_logging(config)
-    asyncio.run(serve_watched(config))
-    return 0
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Report
-# ---------------------------------------------------------------------------------------------------------
-
+MAX_SIZE = 2**16  # Bytes; the longest message that the proxy is to accept.
 MAX_LINES = 4  # Of the log, for each thing that happened.
+STOP_SECONDS = 10.0
+PACE = Pace((1.0, 4.0), hurry=(0.1, 0.5), patience=6.0, again=(0.2, 2.0), fault=(1.0, 5.0), cut_share=0.0)
+SETTINGS = {"proxy": "INFO", "max_size": MAX_SIZE, "state": "state.db"}
+SETTINGS_SECONDS = {"ping_interval": 3, "ping_timeout": 6, "call_timeout": 3, "watchdog_stale": 10}
+SETTINGS_SECONDS |= {"watchdog_interval": 1, "primary_grace": 3}
+
+# What the proxy waits for, in the time of a soak; a week is 16 s.
+TIMES = {
+    "READING": 3,
+    "SESSION": 30,
+    "CLAIM": 20,
+    "SILENT": 60,
+    "SWEEP": 5,
+    "DIAL": 4,
+    "HANDSHAKE": 3,
+    "CLOSE": 1,
+}
+TIMES |= {"PROBE": 1, "PASSING": 1, "ANSWER": 2, "AWAITED": 1, "DELIVERY": 3, "BOOT_RETRY": 2, "STEADY": 1}
+WEEK_SECONDS = 32.0  # Until a session and a claim are forgotten, and swept.
+
 # So many more there may be at the end than at the start. Memory: what Python keeps of the worst moment, when
 # there were twice as many relays and ten times as many sessions, and SQLite's cache; it is 2 to 7 MiB.
-SPARE = {MEMORY: 8 * 1024}
-SPARE_OF_A_CHARGER = {MEMORY: 16}
-# The rest has bounds of its own, and stays.
-SPARE |= {"Proxy.lags": p.LAG_TICKS}
-SPARE_OF_A_CHARGER |= dict.fromkeys(("Complaints.told", "Complaints.held_back"), p.MAX_SUBJECTS)
-SPARE_OF_A_CHARGER |= {
-    "Commands.spent": p.MAX_SPENT_IDS,
-    "Memory.asked": p.MAX_ASKED,
-    **{kind.__name__: 2 for kind in PASSING},
-}
+MEMORY, FILES = "KiB of memory (RSS)", "file descriptors"
+SPARE = {MEMORY: 8 * 1024, "Proxy.lags": 120, "News.counts": 50}
+# The last of some is remembered for as long as a charger is known, and each of these tables has its bound.
+SPARE_OF_A_CHARGER = {MEMORY: 16, "Session": 2, "Call": 2, "ServerCall": 2, "Claim": 2}
+SPARE_OF_A_CHARGER |= {"Complaints.told": 1000, "Complaints.held_back": 1000}
+SPARE_OF_A_CHARGER |= {"Commands.sent": 16, "Memory.asked": 64}
+
+Sample = dict[str, int]
 
 
 def spare(name: str, chargers: int) -> int:
@@ -180,14 +97,173 @@ def growth(start: Sample, end: Sample, chargers: int) -> list[str]:
     ]
 
 
+# What breaks.
+
+FLOODS = [framed(b'[2,"f","Heartbeat",{}]', TEXT, MASK) * 5_000, framed(bytes(125), PING, MASK) * 30_000]
+FRAGMENTS = framed(b"", TEXT, ZERO_MASK, is_last=False) + framed(b"", 0, ZERO_MASK, is_last=False) * 10_000
+ILLEGAL = [FRAGMENTS, *unfit(ZERO_MASK).values(), framed(b" " * (MAX_SIZE + 1), TEXT, MASK)]
+NONSENSE = ["", "{", "[]", "null", "[2]", '[2,"m"]', '[2,"m","Heartbeat",[]]', '[9,"m","X",{}]', "[" * 5000]
+NONSENSE += ['[3,"never asked",{}]', '[4,"never asked","","",{}]', '[2,"m","X",{"a":NaN}]', f"[{'9' * 5000}]"]
+NONSENSE += ['[2,"m","X",' + '{"a":' * 200 + "1" + "}" * 200 + "]", '[2,"m","\\ud800",{}]', "\x00\x1b[2J\r\n"]
+BEGINNINGS = [b"", b"G", b"GET /CP-0001 HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01"]  # Of handshakes.
+
+
+def some(where: Fleet, share: float) -> list[Charger]:
+    """Return a random share of the chargers that are online, at least one if there are any."""
+    online = [charger for charger in where.chargers if charger.is_online]
+    return where.luck.sample(online, min(len(online), max(1, round(share * len(online)))))
+
+
+def sockets(chargers: Sequence[Charger]) -> list[Socket]:
+    return [charger.socket for charger in chargers if charger.socket]
+
+
+@contextmanager
+def deaf(ends: Sequence[Socket]) -> Iterator[None]:
+    """Let peers read nothing for a while."""
+    for end in ends:
+        end.transport.pause_reading()
+    yield
+    for end in ends:
+        if not end.transport.is_closing():
+            end.transport.resume_reading()
+
+
+async def deafen(server: Server) -> None:
+    """Let a server read nothing for a while."""
+    with deaf(list(server.visits)):
+        await server.pause()
+
+
+async def refuse_handshakes(server: Server) -> None:
+    """Let a server refuse handshakes for a while; cut some connections, so that there are handshakes."""
+    await fleet.reset(server)
+    await server.has(refusal=server.luck.choice((401, 403, 500, 503)))
+
+
+async def reset_chargers(where: Fleet) -> None:
+    """Cut the connections of some chargers, or of all."""
+    for charger in some(where, where.luck.choice((0.1, 0.5, 1.0))):
+        charger.hang_up()
+
+
+async def babble(where: Fleet) -> None:
+    """Let some chargers, and servers on some connections, send nonsense."""
+    ends = sockets(some(where, 0.05))
+    for server in where.servers:
+        ends += where.luck.sample(sorted(server.visits, key=id), len(server.visits) // 20)
+    for end in ends:
+        end.send(where.luck.choice(NONSENSE))
+
+
+async def break_rules(where: Fleet) -> None:
+    """Let some chargers send what nobody may send on a websocket."""
+    for end in sockets(some(where, 0.04)):
+        end.transport.write(where.luck.choice(ILLEGAL))
+
+
+async def flood(where: Fleet) -> None:
+    """Let some chargers send Calls or Pings without end, some of them without reading the answers."""
+    ends = sockets(some(where, 0.008))
+    with deaf([end for end in ends if where.luck.random() < 0.7]):
+        for end in ends:
+            end.transport.write(where.luck.choice(FLOODS))
+        await where.pause()
+
+
+async def connect_halfway(where: Fleet) -> None:
+    """Open connections and say nothing on them, or the beginning of a handshake."""
+    with ExitStack() as stack, suppress(OSError):
+        for _ in range(where.luck.randint(50, 200)):
+            _, writer = await asyncio.open_connection("127.0.0.1", where.port)
+            stack.callback(writer.close)
+            writer.write(where.luck.choice(BEGINNINGS))
+            where.books.counts["connections without a handshake"] += 1
+        await where.pause()
+
+
+async def take_over(where: Fleet) -> None:
+    """Let some chargers connect while their old connections stand."""
+
+    async def connect_again(charger: Charger) -> None:
+        with suppress(OSError, TimeoutError):
+            await asyncio.wait_for(charger.connect(), where.pace.patience)
+
+    await asyncio.gather(*map(connect_again, some(where, 0.1)))
+
+
+async def deafen_chargers(where: Fleet) -> None:
+    """Let some chargers read nothing for a while."""
+    with deaf(sockets(some(where, 0.1))):
+        await where.pause()
+
+
+async def leave(where: Fleet) -> None:
+    """Let some chargers go away for a while, whatever they are at."""
+    chargers = some(where, 0.1)
+    for charger in chargers:
+        charger.may_come.clear()
+        charger.hang_up()
+    await where.pause()
+    for charger in chargers:
+        charger.may_come.set()
+
+
+async def knock(where: Fleet) -> None:
+    """Let strangers ask to come in, some of them again and again."""
+    for number in range(50):
+        where.books.counts["strangers"] += 1
+        with suppress(OSError, TimeoutError):
+            name = f"{STRANGER}-{number % 20}"
+            opening = connected(where.port, name, "ocpp1.6", lambda *_: None)
+            (await asyncio.wait_for(opening, where.pace.patience)).transport.abort()
+            where.books.counts["strangers let in"] += 1
+
+
+Fault = Callable[[Any], Awaitable[None]]
+SERVER_FAULTS: list[Fault] = [fleet.stop, fleet.hang, fleet.reset, deafen, refuse_handshakes]
+FAULTS = [*SERVER_FAULTS, reset_chargers, babble, break_rules, flood, connect_halfway, take_over]
+FAULTS += [deafen_chargers, leave, knock]
+
+
+def calls_of(server: Server, version: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return what a server asks of a charger."""
+    number = next(server.numbers)
+    badge = f"{server.name[:4].upper()}-R{number}"
+    until = (datetime.now(UTC) + timedelta(seconds=2 * server.pace.patience)).isoformat()
+    reservation = {"connectorId": 1, "idTag": badge, "reservationId": number, "expiryDate": until}
+    token = {"idToken": badge, "type": "ISO14443"}
+    log = {"requestId": number, "logType": "SecurityLog", "log": {"remoteLocation": "ftp://x"}}
+    calls: dict[str, dict[str, Any]] = {"TriggerMessage": {"requestedMessage": "Heartbeat"}}
+    if version == "ocpp1.6":
+        calls |= {"ReserveNow": reservation, "CancelReservation": {"reservationId": number}}
+        calls |= {"RemoteStartTransaction": {"idTag": badge}, "GetDiagnostics": {"location": "ftp://x"}}
+        calls["ChangeConfiguration"] = {"key": "HeartbeatInterval", "value": "300"}
+    else:
+        calls |= {"GetLog": log, "RequestStartTransaction": {"idToken": token, "remoteStartId": number}}
+    return list(calls.items())
+
+
+def call_some(server: Server, share: float) -> None:
+    """Let a server call some of its chargers, each with one thing; all of them with everything."""
+    visits = sorted(server.visits, key=id)
+    for visit in server.luck.sample(visits, round(share * len(visits))):
+        calls = calls_of(server, visit.version)
+        for call in calls if share == 1 else [server.luck.choice(calls)]:
+            visit.send(json.dumps([2, f"s{next(server.numbers)}", *call]))
+
+
+# The run.
+
+
 @dataclass
 class Report:
     """What a run found. All is well if there are no problems."""
 
+    counts: Counter[str]  # Of what happened.
     start: Sample = field(default_factory=dict)
     end: Sample = field(default_factory=dict)
     samples: list[tuple[float, Sample]] = field(default_factory=list)  # In between, with their times.
-    counts: Counter[str] = field(default_factory=Counter)  # Of what happened.
     faults: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -201,252 +277,166 @@ class Report:
         hours, mebibytes = zip(*((at / 3600, found[MEMORY] / 1024) for at, found in late), strict=True)
         return linear_regression(hours, mebibytes).slope
 
-    def most(self, name: str) -> int:
-        samples = (self.start, self.end, *(found for _, found in self.samples))
-        return max(found.get(name, 0) for found in samples)
-
-    def table(self) -> str:
-        """Return a table in Markdown of all that has ever moved."""
-        names = {name for _, found in self.samples for name in found} - {MEMORY, FILES, TASKS}
-        moved = sorted(name for name in names if self.most(name) > self.start.get(name, 0))
-        rows = (
-            (
-                name,
-                *(
-                    f"{number:,}"
-                    for number in (self.start.get(name, 0), self.end.get(name, 0), self.most(name))
-                ),
-            )
-            for name in (MEMORY, FILES, TASKS, *moved)
-        )
-        return "\n".join(
-            f"| {' | '.join(row)} |" for row in [("", "start", "end", "most"), ("---",) * 4, *rows]
-        )
-
     def __str__(self) -> str:
-        lines = [
-            f"{self.seconds:.0f} s, memory grows by {self.slope:.1f} MiB/h",
-            f"happened: {listed(self.counts)}",
-            f"faults: {listed(self.faults)}\n",
-            f"{self.table()}\n",
-            f"problems: {len(self.problems)}",
-        ]
-        return "\n".join(lines + self.problems)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Run
-# ---------------------------------------------------------------------------------------------------------
-
-INI = """\
-[logging]
-proxy = INFO
-[host]
-addr = 127.0.0.1
-port = {port}
-ping_interval = 3
-ping_timeout = 6
-call_timeout = 3
-max_size = {max_size}
-watchdog_stale = 10
-watchdog_interval = 1
-state = state.db
-[status]
-port = 0
-[ext-server]
-server = ws://127.0.0.1:{primary}/ocpp
-primary_auth = none
-primary_grace = 3
-primary_rfid = primary-*
-secondary_server = ws://127.0.0.1:{secondary}/ocpp
-secondary_rfid = secondary-*
-"""
-
-
-class Process:
-    """The proxy, in a process of its own that tells its sizes."""
-
-    def __init__(self, folder: Path, ini: str) -> None:
-        self.ini = folder / "proxy.ini"
-        self.ini.write_text(ini)
-        self.log = folder / "proxy.log"
-
-    async def start(self) -> None:
-        pipe = asyncio.subprocess.PIPE
-        command = [sys.executable, "-m", "tests.proof.soak", "--proxy", str(self.ini)]
-        with self.log.open("wb") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=log
-            )
-
-    async def sample(self, question: bytes = LOOK) -> Sample:
-        """Ask for its sizes. Raises TimeoutError."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(question)
-        async with asyncio.timeout(QUIET_SECONDS):
-            answer: Sample = json.loads(await self.process.stdout.readline())
-        return answer
-
-    async def stop(self) -> int:
-        """End it; return its exit code. Raises TimeoutError."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        async with asyncio.timeout(10):
-            return await self.process.wait()
+        """Return a table in Markdown of what has moved, and the problems."""
+        names = (MEMORY, FILES, TASKS, *(name for name in sorted(self.end) if "." not in name))
+        rows: list[tuple[object, ...]] = [("", "start", "end", "most")]
+        for name in dict.fromkeys(names):
+            most = max((found.get(name, 0) for _, found in self.samples), default=0)
+            start, end = self.start.get(name, 0), self.end.get(name, 0)
+            if most or end != start or name in (FILES, TASKS):
+                rows.append((name, f"{start:,}", f"{end:,}", f"{most:,}" if most else ""))
+        lines = [table(rows), "", f"{self.seconds:.0f} s; memory grows by {self.slope:.1f} MiB/h"]
+        lines += [f"faults: {listed(self.faults)}", f"happened: {listed(self.counts)}"]
+        return "\n".join([*lines, f"problems: {len(self.problems)}", *self.problems])
 
 
 class Run:
-    """One run: the fleet, the proxy, what breaks, and what is measured."""
+    """One run: the fleet, the proxy, what breaks and what is measured, all of it `haste` times as fast."""
 
     def __init__(
-        self, folder: Path, seed: int, chargers: int = CHARGERS, every: float = FAULTS_EVERY
+        self,
+        folder: Path,
+        seed: int,
+        chargers: int = CHARGERS,
+        every: float = FAULTS_EVERY,
+        haste: float = 1.0,
     ) -> None:
         self.every = every
-        self.fleet = Fleet(chargers, seed)
-        primary, secondary = (server.port for server in self.fleet.servers)
-        ini = INI.format(port=self.fleet.port, primary=primary, secondary=secondary, max_size=MAX_SIZE)
-        forwarding = [charger.charger_id for charger in self.fleet.chargers[::5]]
-        ini += "".join(f"[charger {name}]\nsecondary_replies = forward\n" for name in forwarding)
-        self.process = Process(folder, ini)
-        self.report = Report(counts=self.fleet.books.counts)
+        self.haste = haste
+        self.books = Books()
+        self.fleet = Fleet(chargers, seed, PACE.hurried(haste), self.books)
+        seconds = {name: value / haste for name, value in SETTINGS_SECONDS.items()}
+        settings = {**SETTINGS, **seconds, **settings_of(self.fleet.port, self.fleet.servers)}
+        self.proxy = rig.House(folder, settings, program=rig.INSIDE, more=self.fleet.forwarding)
+        self.report = Report(self.books.counts)
 
     async def play(self, seconds: float) -> Report:
-        """Measure, break everything for so long, let everything settle, and measure again."""
-        begun, fleet = now(), self.fleet
-        for server in fleet.servers:
-            await server.start()
-        await self.process.start()
+        """Measure, break everything for so long and at least once, let all settle, and measure again."""
+        begun = now()
+        times = [f"{name}={value / self.haste}" for name, value in TIMES.items()]
         try:
-            async with asyncio.TaskGroup() as group:
-                lives = [group.create_task(charger.live()) for charger in fleet.chargers]
+            await self.proxy.start("--times", " ".join([*times, "REDIAL=((0,2),(1,4))"]))
+            async with self.fleet.alive():
                 await self._prepare()
                 await self._break(seconds)
                 await self._settle()
-                for life in lives:
-                    life.cancel()
+            await self.proxy.stop(STOP_SECONDS)
         finally:
-            code = await self.process.stop()
-            for server in fleet.servers:
-                await server.stop()
-        self._check(code)
+            await self.proxy.kill()
+        self._check()
         self.report.seconds = now() - begun
         return self.report
 
+    def _look(self) -> Sample:
+        files = sum(1 for _ in Path(f"/proc/{self.proxy.pid}/fd").iterdir())
+        return {MEMORY: round(self.proxy.megabytes * 1024), FILES: files}
+
+    async def _count(self) -> Sample:
+        """Let the proxy count its objects. Raises TimeoutError."""
+        process = self.proxy.process
+        assert process is not None
+        assert process.stdout is not None
+        process.send_signal(signal.SIGUSR1)
+        answer: Sample = json.loads(await asyncio.wait_for(process.stdout.readline(), QUIET_SECONDS))
+        return {**self._look(), **answer}
+
     async def _prepare(self) -> None:
         """Let everybody do everything once: what is kept of the last of its kind is there from now on."""
-        fleet = self.fleet
-        fleet.plays.set()
-        await self._until(
-            lambda: fleet.fewest_sessions >= HURRIED_SESSIONS, "each has a session at each server"
-        )
-        for server in fleet.servers:
-            await server.call_some(1)
+        chargers = self.fleet.chargers
+        await self._until(lambda: min(charger.sessions for charger in chargers) >= 2, "each has sessions")
+        for server in self.fleet.servers:
+            call_some(server, 1)
         await self._rest()
-        self.report.start = await self.process.sample(COLLECT)
+        await asyncio.sleep(WEEK_SECONDS / self.haste)
+        self.report.start = await self._count()
 
     async def _rest(self) -> None:
-        self.fleet.plays.clear()
-        await self._until(lambda: self.fleet.is_quiet, "everybody is online, everything said and delivered")
+        """Let all sessions end, and everything arrive."""
+        number = len(self.fleet.chargers)
+        if not await self.fleet.rest(QUIET_SECONDS):
+            busy = [charger.charger_id for charger in self.fleet.chargers if not charger.rests]
+            self.report.problems.append(f"not at rest within {QUIET_SECONDS:g} s: {busy}")
+        await self._until(lambda: all(len(s.visits) == number for s in self.fleet.servers), "all are online")
+        await self._until(self.books.forget, "everything is said and delivered")
 
     async def _break(self, seconds: float) -> None:
         """Let everybody play, and one fault after the other begin; return when all have ended."""
-        self.fleet.plays.set()
+        self.fleet.plays = True
         until = now() + seconds
-        async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(server.call_on()) for server in self.fleet.servers]
-            helpers.append(group.create_task(self._watch()))
-            async with asyncio.TaskGroup() as breaking:
-                for fault in self._faults():
-                    await asyncio.sleep(self.fleet.luck.uniform(0.5, 1.5) * self.every)
-                    if now() >= until:
-                        break
-                    breaking.create_task(fault(self.fleet))
-                    self.report.faults[fault.__name__] += 1
-            for helper in helpers:
-                helper.cancel()
+        helpers = [asyncio.create_task(self._call_on()), asyncio.create_task(self._watch())]
+        async with asyncio.TaskGroup() as breaking:
+            for fault in (f for _ in count() for f in self.fleet.luck.sample(FAULTS, len(FAULTS))):
+                await asyncio.sleep(self.fleet.luck.uniform(0.5, 1.5) * self.every)
+                if now() >= until and len(self.report.faults) == len(FAULTS):
+                    break
+                breaking.create_task(self._suffer(fault))
+                self.report.faults[fault.__name__] += 1
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
 
-    def _faults(self) -> Iterator[Fault]:
-        """Yield every fault in turn, each time in another order."""
+    async def _suffer(self, fault: Fault) -> None:
+        """Have a fault; a server has one at a time."""
+        if fault in SERVER_FAULTS:
+            server = self.fleet.luck.choice(self.fleet.servers)
+            async with server.trouble:
+                await fault(server)
+        else:
+            await fault(self.fleet)
+
+    async def _call_on(self) -> None:
         while True:
-            yield from self.fleet.luck.sample(FAULTS, len(FAULTS))
+            await asyncio.sleep(CALLS_EVERY)
+            for server in self.fleet.servers:
+                call_some(server, CALLED_SHARE)
 
     async def _watch(self) -> None:
         while True:
-            found = await self.process.sample()
-            self.report.samples.append((now(), found))
-            if len(self.report.samples) % SAMPLES_SHOWN == 1:
-                print(", ".join(f"{found[name]:,} {name}" for name in (MEMORY, FILES, TASKS)), flush=True)
+            self.report.samples.append((now(), self._look()))
+            self.books.forget()
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _settle(self) -> None:
         """Let all sessions end; measure until there is no more than at the start, or it took too long."""
         await self._rest()
-        grown, until = ["not measured"], now() + QUIET_SECONDS / 2
+        grown, until = ["not measured"], now() + QUIET_SECONDS
         while grown and now() < until:
             await asyncio.sleep(1)
-            self.report.end = await self.process.sample(COLLECT)
+            self.report.end = await self._count()
             grown = growth(self.report.start, self.report.end, len(self.fleet.chargers))
         self.report.problems += grown
 
     async def _until(self, is_true: Callable[[], bool], what: str) -> None:
         """Wait until something is so; note a problem if that takes too long."""
-        try:
-            async with asyncio.timeout(QUIET_SECONDS):
-                while not is_true():  # noqa: ASYNC110
-                    await asyncio.sleep(0.2)
-        except TimeoutError:
-            self.report.problems += [f"not within {QUIET_SECONDS:g} s: {what}", *self.fleet.missing()]
+        if not await within(QUIET_SECONDS, is_true):
+            self.report.problems += [f"not within {QUIET_SECONDS:g} s: {what}", *self.books.missing()]
 
-    def _check(self, code: int) -> None:
+    def _check(self) -> None:
         """Look for what must not be in the log, nor among what happened."""
-        lines, counts = self.process.log.read_text().splitlines(), self.report.counts
+        lines, counts = self.proxy.told(""), self.report.counts
         problems = [f"logged: {line}" for line in lines if re.search(" ERROR |Traceback", line)]
         if len(lines) > MAX_LINES * counts.total():
             problems.append(f"the log has {len(lines)} lines")
         counts["lines of the log"] = len(lines)
-        wrong = ("stops accepted by the wrong server", "strangers let in")
-        problems += [f"{name}: {counts[name]}" for name in wrong if counts[name]]
-        self.report.problems += problems + ([f"the proxy ended with {code}"] if code else [])
+        wrong = ("messages at the wrong server", "strangers let in")
+        self.report.problems += problems + [f"{name}: {counts[name]}" for name in wrong if counts[name]]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------
-
-
-def lift_file_limit() -> None:
-    """Let this process, and those that it starts, open as many files as they may."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def arguments() -> argparse.Namespace:
+def main() -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         description="Break everything around the proxy; measure what grows in it."
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="of faults; default: %(default)s")
     parser.add_argument("--chargers", type=int, default=CHARGERS, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--faults-every", metavar="SECONDS", type=float, default=FAULTS_EVERY)
-    parser.add_argument("--keep", metavar="FOLDER", type=Path, help="for the log and the state")
-    parser.add_argument("--proxy", metavar="INI", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
 
-
-def main() -> int:
-    """Run the command; return its exit code."""
-    options = arguments()
-    lift_file_limit()
-    if options.proxy:
-        return run_proxy(options.proxy)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary)
-        folder.mkdir(exist_ok=True)
+    async def play(folder: Path, options: argparse.Namespace) -> Report:
         run = Run(folder, options.seed, options.chargers, options.faults_every)
-        report = asyncio.run(run.play(options.minutes * 60))
-    print(f"seed {options.seed}: {report}")
-    return 1 if report.problems else 0
+        return await run.play(options.minutes * 60)
+
+    return fleet.command(parser, play)
 
 
 if __name__ == "__main__":

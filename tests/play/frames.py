@@ -1,0 +1,218 @@
+"""
+A websocket as bare as it gets, light enough for thousands, and frames that no library would send.
+
+It speaks OCPP-J: whoever calls waits for the answer, and everything else that comes is heard.
+`python -m tests.play.frames FD FRAME` floods an open connection with a frame (in hex), until it is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+import select
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10  # Opcodes.
+NO_MASK, ZERO_MASK, MASK = b"", bytes(4), bytes.fromhex("37fa213d")  # A mask of zeros changes nothing.
+END_OF_HEAD = b"\r\n\r\n"
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3.
+UPGRADE = "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+REQUEST = (
+    f"GET /{{}} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}Sec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Protocol: {}\r\n\r\n"
+)
+WELCOME = (
+    f"HTTP/1.1 101 Switching Protocols\r\n{UPGRADE}"
+    "Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Protocol: {}\r\n\r\n"
+)
+
+
+def masked(data: bytes, key: bytes) -> bytes:
+    """Mask or unmask."""
+    mask = (key * (len(data) // 4 + 1))[: len(data)]
+    return (int.from_bytes(data, "big") ^ int.from_bytes(mask, "big")).to_bytes(len(data), "big")
+
+
+def framed(payload: bytes, opcode: int = TEXT, key: bytes = NO_MASK, is_last: bool = True) -> bytes:
+    """Return a frame, masked if there is a key."""
+    size = len(payload)
+    wide = 0 if size < 126 else 2 if size < 2**16 else 8
+    second = (0x80 if key else 0) | {0: size, 2: 126, 8: 127}[wide]
+    head = bytes([(0x80 if is_last else 0) | opcode, second]) + (size.to_bytes(wide, "big") if wide else b"")
+    return head + key + (masked(payload, key) if key else payload)
+
+
+def unframed(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Return opcode and payload of each complete frame, and what is left."""
+    frames, at = [], 0
+    while at + 2 <= len(data):
+        second = data[at + 1]
+        size, head = second & 127, at + 2
+        if size > 125:
+            wide = 2 if size == 126 else 8
+            size, head = int.from_bytes(data[head : head + wide], "big"), head + wide
+        start = head + 4 if second & 128 else head
+        if start + size > len(data):
+            break
+        payload = data[start : start + size]
+        frames.append((data[at] & 15, masked(payload, data[head:start]) if second & 128 else payload))
+        at = start + size
+    return frames, data[at:]
+
+
+def texts(data: bytes) -> list[bytes]:
+    """Return the texts of the complete frames."""
+    return [payload for opcode, payload in unframed(data)[0] if opcode == TEXT]
+
+
+def unfit(key: bytes) -> dict[int, bytes]:
+    """Return what nobody may send, by the code that closes the connection: binary, no UTF-8, too long."""
+    endless = bytes([0x81, (0x80 if key else 0) | 127]) + (2**24).to_bytes(8, "big") + key
+    return {1003: framed(b"x", BINARY, key), 1007: framed(b"\xff", TEXT, key), 1009: endless}
+
+
+class Socket(asyncio.Protocol):
+    """One end of a websocket. A server's end is accepted or refused by whoever `admit` tells of it."""
+
+    def __init__(
+        self,
+        hear: Callable[[Socket, bytes], None],
+        request: str = "",
+        admit: Callable[[Socket, str], None] | None = None,
+    ) -> None:
+        self.hear = hear  # Gets what is no answer to a Call of ours.
+        self.request = request  # What a client begins with.
+        self.admit = admit
+        self.key = MASK if request else NO_MASK
+        self.data = b""  # What is not complete yet.
+        self.head = ""  # Of the other end.
+        self.is_open = False
+        self.waiting: dict[str, asyncio.Future[list[Any]]] = {}  # For answers, by message id.
+        self.message_ids = count()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport: asyncio.Transport = transport
+        transport.write(self.request.encode())
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        if not self.head:
+            head, end, rest = self.data.partition(END_OF_HEAD)
+            if not end:
+                return
+            self.head, self.data = head.decode(errors="replace"), rest
+            if self.admit:
+                self.admit(self, self.head.split()[1])
+            elif " 101 " in self.head:
+                self._open()
+        elif self.is_open:
+            self._take()
+
+    def accept(self) -> None:
+        """Let the client in, in the first version that it offers."""
+        key, version = (
+            match[1] if (match := re.search(f"(?i){name}: *([^\\s,]+)", self.head)) else ""
+            for name in ("sec-websocket-key", "sec-websocket-protocol")
+        )
+        self.version = version
+        digest = base64.b64encode(hashlib.sha1(key.encode() + GUID).digest()).decode()
+        self.transport.write(WELCOME.format(digest, version).encode())
+        self._open()
+
+    def refuse(self, status: int) -> None:
+        self.transport.write(f"HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\n\r\n".encode())
+        self.transport.close()
+
+    def _open(self) -> None:
+        self.is_open = True
+        self.opened.set_result(None)
+        self._take()
+
+    def _take(self) -> None:
+        frames, self.data = unframed(self.data)
+        for opcode, payload in frames:
+            if opcode == TEXT and payload[:3] in (b"[3,", b"[4,"):
+                answer = json.loads(payload)
+                if (waiting := self.waiting.get(answer[1])) and not waiting.done():
+                    waiting.set_result(answer)
+            elif opcode == TEXT:
+                self.hear(self, payload)
+            elif opcode in (PING, CLOSE):
+                self.transport.write(framed(payload, PONG if opcode == PING else CLOSE, self.key))
+                if opcode == CLOSE:
+                    self.transport.close()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self.is_open = False
+        self.closed.set_result(None)
+        futures: list[asyncio.Future[Any]] = [self.opened, *self.waiting.values()]
+        for future in futures:
+            if not future.done():
+                future.set_exception(ConnectionResetError(self.head.partition("\r\n")[0] or "no answer"))
+        self.opened.exception()  # Whoever did not wait for it does not miss it.
+
+    def send(self, text: str) -> None:
+        if self.is_open:
+            self.transport.write(framed(text.encode(), TEXT, self.key))
+
+    async def ask(self, message_id: str, frame: bytes) -> list[Any]:
+        """Send a Call that is framed already; return its answer. Raises ConnectionError."""
+        if not self.is_open:
+            raise ConnectionResetError("it is closed")
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self.waiting[message_id] = answer
+        self.transport.write(frame)
+        try:
+            return await answer
+        finally:
+            del self.waiting[message_id]
+
+    async def call(self, message_id: str, action: str, payload: dict[str, Any]) -> list[Any]:
+        """Send a Call; return its answer. Raises ConnectionError."""
+        text = json.dumps([2, message_id, action, payload])
+        return await self.ask(message_id, framed(text.encode(), TEXT, self.key))
+
+    def close(self, code: int = 1001) -> None:
+        self.transport.write(framed(code.to_bytes(2, "big"), CLOSE, self.key))
+        self.transport.close()
+
+
+async def connected(port: int, path: str, version: str, hear: Callable[[Socket, bytes], None]) -> Socket:
+    """Return a client's end once it is open. Raises OSError, also for a refusal."""
+    request = REQUEST.format(path, version)
+    loop = asyncio.get_running_loop()
+    _, socket = await loop.create_connection(lambda: Socket(hear, request), "127.0.0.1", port)
+    try:
+        await socket.opened
+    except BaseException:
+        socket.transport.abort()
+        raise
+    return socket
+
+
+def flood(descriptor: int, frame: bytes) -> None:
+    """Say so, and send as much as is taken; read Calls' answers, but not Pongs, and drop them."""
+    end, data, reads = socket.socket(fileno=descriptor), frame * 1000, frame[0] & 15 == TEXT
+    left = data
+    print("begins", flush=True)
+    with suppress(OSError):
+        while True:
+            readable, writable, _ = select.select([end] if reads else [], [end], [])
+            if readable and not end.recv(2**16):
+                return
+            if writable:
+                left = left[end.send(left) :] or data
+
+
+if __name__ == "__main__":
+    flood(int(sys.argv[1]), bytes.fromhex(sys.argv[2]))

@@ -1,0 +1,342 @@
+"""
+Plays in words: the steps, such as "charger starts 1, secondary leaves, 6 s", and what everybody has heard.
+
+A Call is noted by its name with the transaction that it names ("Stop:7"), its seqNo ("Event:0"), its status
+or its model; an answer by its id with its verdict ("1:Accepted"); "|" stands where the play says "look".
+What a message says besides is written as `idTag=SECO1 connectorId=1`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import textwrap
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+import ocpp_2w_proxy as p
+from tests.play import kills
+from tests.play.kills import come_back, full_disk, killed, reads, save, slow_disk, stops, waits
+from tests.play.plays import Stage, StageLink
+
+NAMES = {"StartTransaction": "Start", "StopTransaction": "Stop", "MeterValues": "Meter"}
+NAMES |= {"TransactionEvent": "Event", "StatusNotification": "Status", "BootNotification": "Boot"}
+TAKEN = ("BootNotification", "Heartbeat")  # Accepted at once, and noted only where the play says "all noted".
+
+
+def payload_of(words: tuple[str, ...]) -> dict[str, Any]:
+    """Read `name=value` words; a value is JSON, or else a text."""
+    payload: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            payload[name] = json.loads(value)
+        except ValueError:
+            payload[name] = value
+    return payload
+
+
+class Listener(logging.Handler):
+    """Keeps what the log says while a play goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class Script:
+    """Lets steps happen on a stage, and notes what is heard."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.heard: dict[str, list[str]] = {"charger": [], "primary": [], "secondary": []}
+        self.due: dict[str, list[list[Any]]] = {"primary": [], "secondary": []}  # Unanswered Calls.
+        self.numbers = {"primary": 7, "secondary": 7}  # The next transaction id of each server.
+        self.number: Any = -1  # The transaction id that the charger was told last.
+        self.asked: dict[str, p.MessageId] = {}  # What the charger was asked, by Action and id.
+        self.boots = {"primary": ("Accepted", "300"), "secondary": ("Accepted", "300")}  # What they answer.
+        self.notes_all = False
+        self.disk, self.limit = ExitStack(), ExitStack()
+        self.log = Listener()
+        self.listen()
+        self.heard = {name: [] for name in self.heard}
+
+    def plays(self, steps: str) -> Script:
+        """Let one step happen after the other; `3 times (...)` is short for the same steps three times."""
+        steps = re.sub(r"(\d+) times \((.*?)\)", lambda m: ", ".join([m[2]] * int(m[1])), steps)
+        for step in re.split(r",\s+", steps.strip()):
+            words = [*step.split(), ""]
+            who, verb, more = words[0], words[1], words[2:-1]
+            if verb == "s":
+                waits(self.stage, float(who))
+            elif verb == "days":  # All at once.
+                self.stage.time += float(who) * p.DAY
+                self.stage.relay.carry_out(self.stage.sweeps(0))
+                save(self.stage)
+            elif who == "clock":  # Of the wall; such as "clock + 30".
+                self.stage.utc += float(f"{verb}{more[0]}") * p.DAY
+            elif who == "look":
+                for heard in self.heard.values():
+                    heard.append("|")
+            elif who in ("primary", "secondary"):
+                self.server(who, verb, *more)
+            else:
+                getattr(self, f"{who}_{verb}")(*more)
+            self.listen()
+        return self
+
+    def found(self, name: str) -> str:
+        """Return what a peer has heard; or what is stored, refused, claimed, closed, or how many sessions."""
+        memory = self.stage.memory
+        if name.startswith("told "):  # How many lines of the log have these words in them.
+            return str(sum(name[5:] in record.getMessage() for record in self.log.records))
+        if name.startswith("file "):  # The columns that are named, of the sessions on disk.
+            save(self.stage)
+            columns = ", ".join(name.split()[1:])
+            rows = self.stage.journal.database.execute(f"SELECT {columns} FROM sessions ORDER BY number")
+            return "|".join(" ".join(map(str, row)).strip() for row in rows)
+        if name == "claims":
+            return " ".join(claim.badge for claim in memory.claims)
+        if name == "closed":
+            links = (self.stage.charger, self.stage.primary, self.stage.secondary)
+            return " ".join(f"{link.name}:{link.closed_with[0]}" for link in links if link.closed_with)
+        if name == "sessions":
+            return str(len(memory.sessions))
+        if name in ("stored", "refused"):
+            return " ".join(NAMES.get(call.action, call.action) for call in getattr(memory, name))
+        return re.sub(r" ?\| ?", "|", " ".join(self.heard[name]))
+
+    # The charger.
+
+    def charger_starts(
+        self, message_id: str, badge: str = "SECO1", connector: str = "1", meter: str = "0"
+    ) -> None:
+        self.stage.starts(badge, message_id, int(connector), int(meter))
+
+    def charger_reads(self, message_id: str, *more: str) -> None:
+        reads(self.stage, self.number, message_id, **payload_of(more))
+
+    def charger_stops(self, message_id: str, *more: str) -> None:
+        """Stop the transaction whose id is told, or else the one that the charger was told last."""
+        number, badge, *_ = [word for word in more if "=" not in word] + ["", ""]
+        named = int(number) if number else self.number
+        told = payload_of(tuple(word for word in more if "=" in word))
+        stops(self.stage, named, message_id, **({"idTag": badge} if badge else {}), **told)
+
+    def charger_shows(self, message_id: str, badge: str = "SECO1") -> None:
+        self.stage.charger.calls(message_id, "Authorize", idTag=badge)
+
+    def charger_beats(self, message_id: str) -> None:
+        self.stage.charger.calls(message_id, "Heartbeat")
+
+    def charger_tells(
+        self, number: str, kind: str = "Updated", badge: str = "", name: str = "T", *more: str
+    ) -> None:
+        """Send a TransactionEvent."""
+        payload: dict[str, Any] = {"eventType": kind, "seqNo": int(number), "transactionInfo": {}}
+        for key, value in payload_of(more).items():
+            (payload if key in ("timestamp", "evse") else payload["transactionInfo"])[key] = value
+        payload["transactionInfo"]["transactionId"] = name
+        if badge not in ("", "-"):
+            payload["idToken"] = {"idToken": badge, "type": "ISO14443"}
+        self.stage.charger.calls(f"{name}{number}", "TransactionEvent", **payload)
+
+    def charger_answers(self, action: str, status: str = "Accepted", *more: str) -> None:
+        """Answer a Call of a server, late or not."""
+        self.stage.charger.answers(self.asked[action], status=status, **payload_of(more))
+
+    def charger_fails(self, action: str) -> None:
+        """Answer a Call of a server with a CallError."""
+        self.stage.charger.errs(self.asked[action])
+
+    def charger_boots(self, model: str = "M") -> None:
+        self.stage.charger.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel=model)
+
+    def charger_sends(self, message_id: str, action: str, *more: str) -> None:
+        """Send any Call."""
+        self.stage.charger.calls(message_id, action, **payload_of(more))
+
+    def charger_is(self, status: str, connector: str = "1", message_id: str = "n") -> None:
+        """Send a StatusNotification."""
+        told = {"connectorId": int(connector), "errorCode": "NoError", "status": status}
+        self.stage.charger.calls(message_id, "StatusNotification", **told)
+
+    def charger_leaves(self) -> None:
+        self.stage.charger.lost()
+
+    def charger_returns(self) -> None:
+        self.stage.charger_connects()
+        self.due["primary"] = []
+
+    # The proxy and its disk.
+
+    def proxy_killed(self) -> None:
+        """Killed once all is on disk, and started again; the others come back."""
+        killed(self.stage)
+        self.due = {"primary": [], "secondary": []}
+
+    def proxy_dies(self) -> None:
+        """Killed as it is, with what the disk has."""
+        self.stage.killed()
+        come_back(self.stage)
+        self.due = {"primary": [], "secondary": []}
+
+    def proxy_starts(self, ini: str = "NORMAL") -> None:
+        """Killed and started again with an ini of tests.play.kills; nobody comes back by himself."""
+        save(self.stage)
+        self.stage.killed(getattr(kills, ini))
+        self.stage.relay.deliver()
+        self.due = {"primary": [], "secondary": []}
+
+    def proxy_retries(self) -> None:
+        """What was refused, as once a day."""
+        self.stage.memory.retry(self.stage.now().utc)
+        self.stage.relay.deliver()
+
+    def proxy_given(self, ini: str) -> None:
+        """Killed and started again with one of the inis of tests.play.kills."""
+        killed(self.stage, getattr(kills, ini))
+        self.due = {"primary": [], "secondary": []}
+
+    def all_noted(self) -> None:
+        self.notes_all = True
+
+    def limit_is(self, name: str, most: str) -> None:
+        """Let one of the script's bounds be another, until the limit ends."""
+        self.limit.enter_context(patch.object(p, name, int(most)))
+
+    def limit_ends(self) -> None:
+        self.limit.close()
+
+    def disk_full(self) -> None:
+        self.disk.enter_context(full_disk(self.stage))
+
+    def disk_hangs(self) -> None:
+        self.finish = self.disk.enter_context(slow_disk(self.stage))
+
+    def disk_finishes(self) -> None:
+        """The save that hangs succeeds; the next one hangs."""
+        self.finish()
+
+    def disk_well(self) -> None:
+        self.disk.close()
+        save(self.stage)
+
+    # The servers.
+
+    def server(self, name: str, verb: str, *more: str) -> None:
+        link: StageLink = getattr(self.stage, name)
+        if verb == "leaves":
+            link.lost()
+            self.due[name] = []
+        elif verb in ("comes", "returns"):
+            setattr(self.stage, name, self.stage.connects(p.Peer(name)))
+            self.listen()
+            self.stage.passes(2.5 if verb == "returns" else 0)
+        elif verb == "boots":  # What it answers to a BootNotification from now on; "-" is nothing.
+            self.boots[name] = (more[0], more[-1])
+        elif verb == "asks":  # The charger, which accepts.
+            self.stage.asks(name, more[0], **payload_of(more[1:]))
+        elif verb == "takes":  # All that comes, one after the other.
+            while self.due[name]:
+                self.server(name, "accepts")
+                self.listen()
+        elif verb == "calls":
+            link.calls(*more[:2], **payload_of(more[2:]))
+        elif verb == "claims":  # With a remote start.
+            self.stage.asks(name, "RemoteStartTransaction", idTag=more[0])
+        else:
+            self.answers(link, verb, *self.due[name].pop(0)[1:])
+
+    def answers(
+        self, link: StageLink, verb: str, message_id: str, action: str, payload: dict[str, Any]
+    ) -> None:
+        """Let a server accept, refuse, block (with a transaction id) or fail what it has heard first."""
+        if verb == "fails":
+            link.errs(message_id)
+            return
+        verdict = {"status": "Accepted" if verb == "accepts" else "Blocked"}
+        answer: dict[str, Any] = {}
+        if action == "StartTransaction":
+            answer["transactionId"] = 0 if verb == "refuses" else self.numbers[link.name]
+            self.numbers[link.name] += 1
+        if "idTag" in payload:
+            answer["idTagInfo"] = verdict
+        if "idToken" in payload:
+            answer["idTokenInfo"] = verdict
+        link.answers(message_id, **answer)
+
+    # What is heard.
+
+    def listen(self) -> None:
+        """Note what everybody has heard by now."""
+        for name in ("primary", "secondary"):
+            link: StageLink = getattr(self.stage, name)
+            while heard := link.hears():
+                for message in heard:
+                    self.server_hears(link, message)
+        for kind, message_id, payload, *_ in self.stage.charger.hears():
+            if kind == 2:
+                self.asked[payload] = self.asked[message_id] = message_id
+                self.heard["charger"].append(payload)
+            if kind == 2 or message_id == "boot":
+                continue
+            self.number = payload.get("transactionId", self.number) if kind == 3 else self.number
+            verdict = "error" if kind == 4 else p.verdict_of(payload)
+            self.heard["charger"].append(f"{message_id}:{verdict}" if verdict else message_id)
+
+    def server_hears(self, link: StageLink, message: list[Any]) -> None:
+        """Note a message, and answer what a server accepts by itself."""
+        if message[0] != 2:  # An answer to its own Call.
+            rejected = ":Rejected" * (message[2] == {"status": "Rejected"})
+            self.heard[link.name].append(message[1] + (rejected if message[0] == 3 else ":error"))
+            return
+        if message[2] not in TAKEN or self.notes_all:
+            self.heard[link.name].append(self.name_of(*message[2:]))
+        if message[2] not in TAKEN:
+            self.due[link.name].append(message)
+        elif self.boots[link.name][0] != "-":
+            status, interval = self.boots[link.name]
+            link.answers(message[1], status=status, currentTime="x", interval=int(interval))
+
+    def name_of(self, action: str, payload: dict[str, Any]) -> str:
+        """Return a Call in a word."""
+        named = payload.get("transactionId", payload.get("seqNo", payload.get("chargePointModel")))
+        if action == "StatusNotification":
+            named = payload.get("status")
+        if action == "TransactionEvent":
+            named = f"{payload['transactionInfo']['transactionId']}{named}".removeprefix("T")
+        number = f"/{payload['n']}" if "n" in payload else ""
+        return NAMES.get(action, action) + ("" if named is None else f":{named}") + number
+
+
+def plays_of(text: str) -> list[Any]:
+    """Read plays: a sentence, then the steps, then "=>" and who has heard what."""
+    found = []
+    for block in re.split(r"\n(?=\S)", textwrap.dedent(text).strip()):
+        sentence, _, rest = block.partition("\n")
+        steps, _, outcome = " ".join(rest.split()).partition(" =>")
+        pairs = ((pair.strip() + " ").rpartition(": ") for pair in outcome.split(";"))
+        heard = {name: words.strip() for name, _, words in pairs}
+        found.append(pytest.param(steps, heard, id=sentence))
+    return found
+
+
+def goes_as_told(stage: Stage, steps: str, heard: dict[str, str]) -> None:
+    """Let a play happen, and compare."""
+    script = Script(stage)
+    p.log.addHandler(script.log)
+    try:
+        with script.disk, script.limit:
+            script.plays(steps)
+    finally:
+        p.log.removeHandler(script.log)
+        found = {name: script.found(name) for name in heard}
+    assert found == heard, f"heard was {found}, and not {heard}"

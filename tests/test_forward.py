@@ -1,0 +1,177 @@
+"""With secondary_replies = forward: the secondary answers, and the proxy in its place where it does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.play.kills import (
+    FORWARD,
+    SECONDARY,
+    Play,
+    forgotten,
+    named,
+    refused,
+    stops,
+    told_id,
+)
+from tests.play.plays import Stage
+from tests.play.script import goes_as_told, plays_of
+from tests.test_outbox import STOP
+
+FORWARDING = f"{FORWARD}\nunknown_rfid = secondary"
+
+
+FORWARDED = """
+The verdict of the secondary is the charger's answer.
+    charger shows 1, secondary refuses => secondary: Authorize; charger: 1:Blocked
+A start that the secondary cannot answer is answered by the proxy: the driver charges.
+    charger starts 1, secondary fails => charger: 1:Accepted
+A session goes on under the secondary's own id, and with its verdicts, after a kill, too.
+    charger starts 1, secondary accepts, proxy killed, charger reads m, look, secondary accepts,
+    charger stops e, look, secondary accepts => secondary: Start Meter:7|Stop:7|; charger: 1:Accepted|m|e
+A secondary that has just gone is waited for, for five seconds.
+    secondary leaves, charger starts 1, 2 s, look, secondary returns, look, secondary takes
+    => secondary: |Start|; charger: ||1:Accepted
+A secondary that loses its connection with the Call in flight gets it again.
+    5 s, charger starts 1, secondary leaves, secondary returns, look, secondary takes
+    => secondary: Start Start|; charger: |1:Accepted
+After five seconds the proxy answers; behind what it has stored it answers at once: the order is kept.
+    secondary leaves, charger starts 1, 4 s, look, 2 s, look, charger stops e, secondary returns,
+    charger reads m, secondary takes => secondary: ||Start Stop:7 Meter:7; charger: |1:Accepted|e m; stored:
+A secondary that has been away for long is not waited for at every redial.
+    secondary leaves, 20 s, charger starts 1 => charger: 1:Accepted
+What the proxy has answered in its place is delivered after a kill; then the secondary answers itself again.
+    secondary leaves, charger starts 1, 6 s, proxy killed, secondary takes, charger stops e, look,
+    secondary takes => secondary: Start Stop:7|; charger: 1:Accepted|e
+After ten silent seconds the proxy answers, then at once, until the secondary answers something, however late.
+    charger starts 1, 9 s, look, 2 s, look, charger reads m, look, secondary accepts, secondary accepts,
+    charger reads n, look, secondary takes => secondary: Start|||Meter:7 Meter:7|; charger: |1:Accepted|m||n
+A repeat of a start that the proxy has answered joins it: an Invalid of the proxy is no verdict.
+    secondary leaves, 6 s, charger starts 1 STRANGER, secondary returns, secondary takes,
+    charger starts 2 STRANGER => secondary: Start; charger: 1:Invalid 2:Invalid; sessions: 1
+A charger that connects again joins the start in flight; the secondary's connection outlives its own.
+    charger starts 1, charger returns, charger starts 2, secondary accepts
+    => secondary: Start; charger: 2:Accepted; sessions: 1
+A start whose charger has gone is stored, and delivered; its repeat hears the verdict.
+    charger starts 1 STRANGER, charger leaves, 11 s, secondary accepts, charger returns,
+    charger starts 2 STRANGER => secondary: Start; charger: 2:Accepted; sessions: 1
+While the secondary stays silent, the proxy answers the repeat: Invalid for a badge that nothing speaks for.
+    charger starts 1 STRANGER, charger leaves, 11 s, charger returns, charger starts 2 STRANGER
+    => charger: 2:Invalid; stored: Start; sessions: 1
+The list speaks for its badges, however often the start is sent, after a kill, too.
+    charger starts 1, charger leaves, secondary leaves, charger returns, 6 s, charger starts 2, proxy killed,
+    secondary leaves, 6 s, charger starts 3 => charger: 2:Accepted 3:Accepted; sessions: 1
+A stop whose charger has gone is stored once; its repeat is answered again.
+    charger starts 1, secondary accepts, charger stops e, charger leaves, 11 s, charger returns,
+    charger stops f => charger: 1:Accepted f; stored: Stop
+A stop and its repeat are stored once, and answered once.
+    charger starts 1, secondary accepts, charger stops e, 5 s, charger stops f, 11 s
+    => charger: 1:Accepted f; stored: Stop
+A stop that is repeated on the next connection waits for the disk as well.
+    charger starts 1, secondary accepts, disk full, charger stops e, charger returns, charger stops f, 11 s,
+    look, disk well, 2 s => charger: 1:Accepted|f; stored: Stop
+A reading that is repeated while the disk fails is kept once.
+    charger starts 1, secondary accepts, secondary leaves, 6 s, disk full, charger reads a, 4 s,
+    charger reads b, look, disk well, 2 s => charger: 1:Accepted|b; stored: Meter
+A start that takes no connector, and was not answered, survives a kill.
+    charger starts 1 SECO1 0, proxy killed, charger stops e, secondary takes => secondary: Start Start Stop:7
+A start that there is no room for is not answered in the secondary's place, until it comes again.
+    secondary leaves, 6 s, limit is MAX_STORED 0, charger starts 1, look, limit ends, charger starts 2
+    => charger: |2:Accepted; stored: Start; sessions: 1
+An Authorize whose charger has gone is forgotten.
+    charger shows 1, charger leaves, 11 s => stored:
+It stands in with Invalid for a badge that nothing speaks for; not even if the other server has accepted it.
+    primary claims GUEST, charger starts 1 GUEST, primary accepts, secondary leaves, 6 s, charger shows 2,
+    charger shows 3 STRANGER, charger shows 4 GUEST => charger: 1:Accepted 2:Accepted 3:Invalid 4:Invalid
+An answer to the connection before is not forwarded: the charger that has come again has asked nothing yet.
+    charger shows 1, charger returns, secondary accepts => charger:
+"""
+
+
+@pytest.mark.parametrize(("steps", "heard"), plays_of(FORWARDED))
+def test_what_is_forwarded(play: Play, steps: str, heard: dict[str, str]) -> None:
+    """The secondary answers; the proxy stands in for it where it is away, silent, or behind."""
+    goes_as_told(play(FORWARDING), steps, heard)
+
+
+EVENTS = """
+Kept events are handed over before the settling one is relayed; they are no older stored Calls.
+    charger tells 0 Started, charger tells 1 Updated SECO1, secondary accepts, look, secondary refuses
+    => secondary: Event:0 Event:1|; charger: T0|T1:Blocked
+While a kept one waits to be tried again, the settling one is answered by the proxy, and again if repeated.
+    charger tells 0 Started, charger tells 1, charger tells 2 Updated SECO1, secondary fails, look, 11 s,
+    charger tells 2 Updated SECO1
+    => secondary: Event:0|Event:0; charger: T0 T1|T2:Accepted T2:Accepted; stored: Event Event Event
+What the proxy stands in for keeps its order over a kill, also where one is given up behind another.
+    charger tells 0 Started SECO1, secondary accepts, charger tells 1, 1 s, charger tells 2, 60 s, look,
+    proxy killed, secondary takes => secondary: Event:0 Event:1|Event:1 Event:2; charger: T0:Accepted T1 T2|
+What there is no room for changes nothing until it comes again, with an owner or without.
+    secondary leaves, 6 s, limit is MAX_STORED 0, charger tells 0 Started, charger tells 1 Updated SECO1 U,
+    look, limit ends, charger tells 0 Started, charger tells 1 Updated SECO1 U
+    => charger: |T0 U1:Accepted; stored: Event Event
+A relayed transaction has its owner over a kill, although its first events were kept.
+    charger tells 0 Started, charger tells 1 Updated SECO1, look, proxy killed, secondary takes,
+    charger tells 2 => secondary: Event:0|Event:0 Event:1 Event:2; primary: |; sessions: 1
+The badge of a transaction is vouched for to its end by the remote start of its owner.
+    secondary asks RequestStartTransaction idToken={"idToken":"STRANGE"} remoteStartId=1,
+    charger tells 0 Started STRANGE, secondary accepts, proxy killed, secondary leaves, 6 s,
+    charger tells 1 Ended STRANGE => charger: T0:Accepted T1:Accepted; secondary: Event:0
+Events without a number are no repeats of each other, also where the proxy stands in; `true` is no number.
+    charger tells 0 Started SECO1, secondary takes, secondary leaves, 6 s,
+    charger sends a TransactionEvent eventType=Updated transactionInfo={"transactionId":"T"} timestamp=t,
+    charger sends b TransactionEvent eventType=Updated transactionInfo={"transactionId":"T"} timestamp=t,
+    charger sends c TransactionEvent eventType=Updated transactionInfo={"transactionId":"T"} seqNo=1,
+    charger sends d TransactionEvent eventType=Updated transactionInfo={"transactionId":"T"} seqNo=true
+    => stored: Event Event Event Event
+"""
+
+
+@pytest.mark.parametrize(("steps", "heard"), plays_of(EVENTS))
+def test_what_is_forwarded_of_2_x(play: Play, steps: str, heard: dict[str, str]) -> None:
+    """The secondary answers; the proxy stands in for it where it is away, silent, or behind."""
+    goes_as_told(play(FORWARDING, version="ocpp2.0.1"), steps, heard)
+
+
+def test_forward_waits_for_the_first_connection(play: Play) -> None:
+    """Five seconds for a charger that has just come."""
+    steps = "charger returns, charger starts 1, 4 s, look, 2 s"
+    goes_as_told(play(FORWARDING, connect=False), steps, {"charger": "|1:Accepted"})
+
+
+def test_forward_waits_for_a_secondary_that_has_a_boot_to_answer() -> None:
+    """A charger that boots on a standing connection makes it wait, not away."""
+    stage = Stage(FORWARDING)
+    stage.passes(20)
+    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
+    stage.charger.calls("1", "Authorize", idTag="STRANGER")
+    assert stage.charger.hears() == []
+    stage.answer_boot()
+    assert stage.secondary.hears_call()[1] == "Authorize"
+
+
+def test_forward_keeps_the_order_in_what_it_stores() -> None:
+    """A Call that has waited longer is stored before one that comes now."""
+    stage = Stage(FORWARDING)
+    stage.secondary.lost()
+    stage.starts("SECO1", "1", connector=1)
+    stage.time += 5.4
+    stage.starts("SECO2", "2", connector=2)
+    badges = [call.content.payload["idTag"] for call in stage.waiting(SECONDARY)]
+    assert badges == ["SECO1", "SECO2"]
+
+
+def test_the_id_that_a_repeat_was_told_stays_when_the_secondary_names_another_later() -> None:
+    """The charger goes by it, so its stop finds the session."""
+    stage = Stage(f"{FORWARDING}\nsecondary_auth = forward")
+    stage.starts("SECO1", "a")
+    stage.charger.lost()
+    stage.passes(1)
+    forgotten(stage)
+    stage.charger_connects()
+    stage.starts("SECO1", "b")
+    number = told_id(stage)
+    stage.secondary_connects()
+    stage.secondary.answers(stage.secondary.hears_call()[0], transactionId=7)
+    stops(stage, number)
+    assert named(stage.delivers()) == [(STOP, 7)]
+    assert refused(stage) == []

@@ -1,0 +1,224 @@
+"""Stored Calls: the charger is answered here, the owner gets everything, in order, once; and `forward`."""
+
+from __future__ import annotations
+
+import pytest
+
+import ocpp_2w_proxy as p
+from tests.play.kills import (
+    SECONDARY,
+    Play,
+    killed,
+)
+from tests.play.plays import Stage, actions
+from tests.play.script import goes_as_told, plays_of
+
+ACCEPTED = {"idTagInfo": {"status": "Accepted"}}
+START, STOP = "StartTransaction", "StopTransaction"
+
+
+# Delivery.
+
+
+STORED = """
+A session while the secondary is away is delivered in order when it is back, under its own id.
+    secondary leaves, charger starts 1, charger reads m, charger stops e, secondary returns, secondary takes
+    => secondary: Start Meter:7 Stop:7; charger: 1:Accepted m e; primary: ; stored:
+What is left when the charger goes is delivered without it.
+    charger starts 1, charger reads m, charger reads n, charger stops e, charger leaves, secondary takes
+    => secondary: Start Meter:7 Meter:7 Stop:7; charger: 1:Accepted m n e; stored:
+The secondary is redialled for what is left.
+    charger starts 1, secondary leaves, charger stops e, charger leaves, secondary returns, secondary takes
+    => secondary: Start Start Stop:7; stored:
+After a kill it is delivered, and then it is gone from the disk, too.
+    secondary leaves, charger starts 1, charger reads m, charger stops e, proxy killed, proxy killed,
+    secondary leaves, secondary returns, secondary takes, proxy killed
+    => secondary: Start Start Start Meter:7 Stop:7; charger: 1:Accepted m e; stored:
+An answer that was recorded is not asked for again after a kill.
+    charger starts 1, charger stops e, secondary accepts, proxy killed, secondary takes
+    => secondary: Start Stop:7 Stop:7; stored:
+A late answer counts; other Calls have their turn, but the next stored one still waits.
+    charger starts 1, charger shows a, charger stops e, 31 s, look, secondary accepts, secondary accepts
+    => secondary: Start Authorize|Stop:7; charger: 1:Accepted a:Accepted e|
+An Authorize waits for its server, never by age, and goes with its connection.
+    secondary leaves, charger shows 1, 100 s, secondary returns, charger shows 2, secondary leaves,
+    secondary returns, 60 s => secondary: Authorize; charger: 1:Accepted 2:Accepted
+A CallError is tried three times with growing delay; then the session is refused and kept.
+    charger starts 1, charger stops e, secondary fails, 9 s, look, 2 s, secondary fails, 58 s, look, 3 s,
+    secondary fails, 100 s => secondary: Start|Start|Start; refused: Start Stop; stored:
+A CallError on a reading refuses it alone; it is tried again at the next start.
+    charger starts 1, secondary accepts, charger reads m, secondary fails, charger stops e, secondary takes,
+    look, proxy killed, secondary takes, proxy killed
+    => secondary: Start Meter:7 Stop:7|Meter:7; refused: ; stored:
+A start refused by its status without an id takes its session along, for good.
+    charger starts 1, secondary refuses, charger stops e, proxy killed, proxy killed
+    => secondary: Start; charger: 1:Accepted e; refused: Start Stop; stored:
+A start that met CallErrors is tried once at every start of the proxy; accepted, the rest goes, too.
+    charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, charger reads m, look,
+    proxy killed, secondary fails, look, proxy killed, charger stops e, secondary takes, proxy killed
+    => secondary: Start Start Start|Start|Start Meter:7 Stop:7; charger: 1:Accepted m||e; refused: ; stored:
+A start and a stop that there is no room for are not answered, and change nothing until they come again.
+    limit is MAX_STORED 0, charger starts 1, look, limit ends, charger starts 2, look, limit is MAX_STORED 0,
+    charger stops e, look, limit ends, charger stops f, secondary takes
+    => charger: |2:Accepted||f; secondary: |Start||Stop:7; sessions: 1; stored:
+What comes behind such a start is delivered with it, after two kills in a row, too.
+    charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, charger reads m, look,
+    proxy killed, proxy killed, charger stops e, secondary takes
+    => secondary: Start Start Start|Start Start Meter:7 Stop:7; refused: ; stored:
+What is tried again comes before what has come since.
+    charger starts 1, charger stops e, secondary fails, 11 s, secondary fails, 61 s, secondary fails,
+    secondary leaves, charger starts 2 SECO2 2, proxy killed, secondary takes
+    => secondary: Start Start Start Start Stop:7 Start; refused: ; stored:
+A repeated stored start joins its session.
+    charger starts 1, charger starts 2, secondary takes
+    => secondary: Start; charger: 1:Accepted 2:Accepted; sessions: 1
+A stored start repeated after a kill joins its session.
+    charger starts 1, secondary accepts, proxy killed, charger starts 2
+    => secondary: Start; charger: 1:Accepted 2:Accepted; sessions: 1
+A repeated stored stop is answered again and not stored again; meter values are never repeats.
+    charger starts 1, charger reads m, charger reads n, charger stops e, charger stops f, secondary takes
+    => secondary: Start Meter:7 Meter:7 Stop:7; charger: 1:Accepted m n e f
+A stop repeated after a kill is answered and not delivered again.
+    charger starts 1, charger stops e, secondary takes, proxy killed, charger stops f
+    => secondary: Start Stop:7; charger: 1:Accepted e f; stored:
+Everything waits until the secondary accepts the boot, which goes again after the interval that it names.
+    all noted, secondary leaves, charger starts 1, secondary boots Pending 20, secondary returns, 18 s, look,
+    secondary boots Rejected 0, 3 s, look, secondary boots Accepted 300, 65 s
+    => secondary: Boot:M|Boot:M|Boot:M Start
+So it is where they are too long; the other server's go on.
+    secondary leaves, charger starts 1, limit is MAX_STORED_TEXT 1, charger stops e, charger starts 2 SECO1 2,
+    charger starts 3 PRIM1 3, look, limit ends, proxy killed, secondary takes, charger starts 2 SECO1 2
+    => primary: Start|; charger: 1:Accepted|2:Accepted; secondary: |Start Start; sessions: 2
+What is in flight is not dropped for what comes: its answer may be on the way.
+    charger starts 1, secondary accepts, limit is MAX_STORED 2, charger reads a n=0, charger reads b n=1,
+    charger reads c n=2, charger reads d n=3, secondary takes => secondary: Start Meter:7/0 Meter:7/3
+Of too much that is refused readings go before a start; what is left can be tried again as a session.
+    limit is MAX_REFUSED 4, charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails,
+    charger reads a n=0, charger reads b n=1, charger reads c n=2, charger reads d n=3, charger stops e, look,
+    proxy killed, secondary takes
+    => secondary: Start Start Start|Start Meter:7/2 Meter:7/3 Stop:7; file refused:
+A verdict beside an id is words on the session: its server knows it, and the rest follows.
+    charger starts 1, secondary blocks, charger stops e, secondary takes
+    => secondary: Start Stop:7; file refused is_refused: status Blocked 0; refused:
+A server that comes back after the week in which a session can be named still gets it, as the file shows.
+    secondary leaves, charger starts 1, charger stops e, 8 days, secondary returns, secondary takes
+    => sessions: 0; secondary: Start Stop:7; file delivered>ended: 1; stored:
+A session whose start is too old to be tried again is not sent without it, though its stop is younger.
+    charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, 1 days, charger stops e,
+    29.5 days, proxy dies, secondary takes => secondary: Start Start Start; refused: Start Stop
+An answer takes its own Call: the daily retry has put an older session in front of the one in flight.
+    charger starts 1, charger stops e, secondary fails, 11 s, secondary fails, 61 s, secondary fails,
+    charger starts 2 SECO2 2, look, proxy retries, secondary takes
+    => secondary: Start Start Start Start|Start Stop:8; file badge server_id: SECO1 8|SECO2 7; stored:
+"""
+
+
+@pytest.mark.parametrize(("steps", "heard"), plays_of(STORED))
+def test_what_is_stored(play: Play, steps: str, heard: dict[str, str]) -> None:
+    """The charger is answered by the proxy; its server gets everything, in order, once."""
+    goes_as_told(play(), steps, heard)
+
+
+REPEATED = """
+It joins the one in flight; one answer, by the newest message id.
+    charger starts 1 PRIM1, charger starts 2 PRIM1, primary takes
+    => primary: Start; charger: 2:Accepted; sessions: 1
+It joins the one in the queue.
+    charger beats h, charger starts 1 PRIM1, charger starts 2 PRIM1, primary takes
+    => primary: Start; charger: h 2:Accepted; sessions: 1
+It is answered again; the primary hears nothing new, after a kill neither.
+    charger starts 1 PRIM1, primary accepts, charger starts 2 PRIM1, proxy killed, charger starts 3 PRIM1
+    => primary: Start; charger: 1:Accepted 2:Accepted 3:Accepted; sessions: 1
+It is new after the stop.
+    charger starts 1 PRIM1, primary accepts, charger stops e, primary accepts, charger starts 2 PRIM1
+    => primary: Start Stop:7 Start; charger: 1:Accepted e; sessions: 2
+It is sent again if it was not answered in time, and the charger goes by the answer that it has heard.
+    charger starts 1 PRIM1, 31 s, charger starts 2 PRIM1, primary accepts, primary accepts, charger stops e
+    => primary: Start Start Stop:7; charger: 2:Accepted; sessions: 1
+It is sent again if its connection was lost.
+    charger starts 1 PRIM1, primary leaves, primary returns, charger starts 2 PRIM1, primary accepts
+    => primary: Start Start; charger: 2:Accepted; sessions: 1
+It is sent again if the proxy was killed before the answer.
+    charger starts 1 PRIM1, proxy killed, charger starts 2 PRIM1, primary accepts
+    => primary: Start Start; charger: 2:Accepted; sessions: 1
+It is answered by a late answer, after a kill, too.
+    charger starts 1 PRIM1, 31 s, primary accepts, charger starts 2 PRIM1, proxy killed,
+    charger starts 3 PRIM1 => primary: Start; charger: 2:Accepted 3:Accepted; sessions: 1
+A late answer answers it while it waits in the queue: the primary has the session.
+    charger starts 1 PRIM1, charger shows a PRIM2, 31 s, charger starts 2 PRIM1, primary takes
+    => primary: Start Authorize; charger: 2:Accepted a:Accepted; sessions: 1
+It is sent again after a CallError, which is the charger's to deal with.
+    charger starts 1 PRIM1, primary fails, charger starts 2 PRIM1, primary accepts
+    => primary: Start Start; charger: 1:error 2:Accepted; sessions: 1
+It is tried again after a refusal: a charger with a stuck clock means a new attempt.
+    charger starts 1 PRIM1, primary refuses, charger starts 2 PRIM1
+    => primary: Start Start; charger: 1:Blocked; sessions: 2
+A refusal of the repeat does not override the accepted start.
+    charger starts 1 PRIM1, 31 s, charger starts 2 PRIM1, primary accepts, primary refuses
+    => primary: Start Start; charger: 2:Accepted; sessions: 1
+A start that the charger has stopped meanwhile is not answered by its repeat.
+    charger starts 1 PRIM1, 31 s, charger stops e, charger starts 2 PRIM1, primary accepts, primary accepts
+    => primary: Start Stop:-1 Start; charger: e; sessions: 2
+What the primary has asked for is still its own, although the badge is not: if it is lost meanwhile,
+    primary claims SECO1, charger starts 1, primary leaves, primary returns, charger starts 2
+    => primary: Start Start; secondary:
+if the charger takes over,
+    primary claims SECO1, charger starts 1, charger returns, charger starts 2
+    => primary: Start Start; secondary:
+if the proxy is killed.
+    primary claims SECO1, charger starts 1, proxy killed, charger starts 2 => primary: Start Start; secondary:
+What a server has against a start is kept,
+    charger starts 1 PRIM1, primary fails => file refused: CallError InternalError
+until it accepts it.
+    charger starts 1 PRIM1, primary fails, charger starts 2 PRIM1, primary accepts => file refused:
+A stop is refused by a CallError alone: a badge that has expired meanwhile has been stopped all the same.
+    charger starts 1 PRIM1, primary accepts, charger stops e 7 PRIM1, primary refuses
+    => charger: 1:Accepted e:Blocked; file delivered>0 refused: 1
+One that met a CallError is sent again,
+    charger starts 1 PRIM1, primary accepts, charger stops e, primary fails, charger stops f, primary accepts
+    => primary: Start Stop:7 Stop:7; charger: 1:Accepted e:error f; file delivered>0 refused: 1
+and one that was accepted is answered again.
+    charger starts 1 PRIM1, primary accepts, charger stops e, primary accepts, charger stops f
+    => primary: Start Stop:7; charger: 1:Accepted e f
+"""
+
+
+@pytest.mark.parametrize(("steps", "heard"), plays_of(REPEATED))
+def test_a_relayed_start_that_the_charger_repeats(play: Play, steps: str, heard: dict[str, str]) -> None:
+    """The charger hears one answer; the primary gets it again only if it may not have it."""
+    goes_as_told(play(), steps, heard)
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_stored_call_keeps_its_message_id_for_life(play: Play, is_killed: bool) -> None:
+    """After two silent minutes the server is disconnected; it gets the same text again, after a kill, too."""
+    stage = play()
+    stage.starts("SECO1")
+    first = stage.secondary.hears_text()
+    if is_killed:
+        killed(stage)
+    else:
+        old = stage.secondary
+        stage.passes(p.DELIVERY_SECONDS - 1)
+        assert old.closed_with is None
+        stage.passes(1.5)
+        assert old.closed_with is not None
+        stage.secondary_connects(accepts=False)
+        stage.passes(2.5)
+        stage.answer_boot()
+    assert stage.secondary.hears_text() == first
+
+
+def test_heartbeats_that_the_secondary_never_answers_hold_back_no_session() -> None:
+    """It wants one each second, and each holds the place for five; they do not pile up either."""
+    stage = Stage(connect=False)
+    stage.charger_connects()
+    stage.secondary_connects(accepts=False)
+    stage.charger.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel="M")
+    stage.answer_boot(interval=1)
+    stage.passes(600)
+    assert set(actions(stage.secondary.hears())) == {"Heartbeat"}
+    assert len(stage.outbox(SECONDARY).own) <= 1
+    stage.starts("SECO1")
+    stage.passes(3 * p.PASSING_SECONDS)
+    assert START in actions(stage.secondary.hears())
