@@ -3931,7 +3931,8 @@ class Relay:
 # ---------------------------------------------------------------------------------------------------------
 
 TICK_SECONDS = 0.5  # How often deadlines are looked at,
-RELAYS_AT_ONCE = 5  # those of so few chargers in one turn of the loop: no Call waits for many of them.
+RELAYS_AT_ONCE = 100  # those of so many chargers in one turn of the loop; one that is due counts for
+DUE_COUNTS = 20  # so many: no Call waits for the ticks of more than five.
 LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
@@ -4308,8 +4309,11 @@ class Proxy:
             is_watching = now >= self.watch_at
             if is_watching:
                 self.watch_at = now + self.config.host.watchdog_interval
-            for number, (charger_id, relay) in enumerate(list(self.relays.items()), 1):
-                if number % RELAYS_AT_ONCE == 0:
+            looked_at = 0
+            for charger_id, relay in list(self.relays.items()):
+                looked_at += DUE_COUNTS if is_watching or relay.deadline <= now else 1
+                if looked_at > RELAYS_AT_ONCE:
+                    looked_at = 0
                     await asyncio.sleep(0)  # Let the others have a turn.
                 if relay.is_idle and self.relays.get(charger_id) is relay:
                     relay.memory.is_in_use = False
@@ -5015,58 +5019,38 @@ class Status:
         await self._sum_up()
         totals, found = await self._look(find)
         chargers = [await self._charger(*shown[3:]) for shown in heapq.nsmallest(MOST_CHARGERS, found)]
-        return {
-            "now": time.time(),
-            "version": __version__,
-            "find": find,
-            "scheme": "wss" if config.host.cert_chain else "ws",
-            "addr": config.host.addr,
-            "port": self.proxy.port,
-            "names": {p.value: config.default.name(p) for p in SERVERS if any(c.server(p) for c in configs)},
-            "online": totals["chargers", "online"],
-            "offline": totals["chargers", "offline"],
-            "waiting": totals["waiting",],
-            "trouble": self._troubles(totals, refused),
-            "chargers": chargers,
-            "sessions": [
-                row | {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
-                for row in sessions
-            ],
-            "energy": self._energy(totals),
-            "events": list(self.events.lines),
+        told: Record = {"now": time.time(), "version": __version__, "find": find, "chargers": chargers}
+        told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
+        told |= {"port": self.proxy.port, "waiting": totals["waiting",]}
+        told |= {name: totals["chargers", name] for name in ("online", "offline")}
+        told["names"] = {
+            p.value: config.default.name(p) for p in SERVERS if any(c.server(p) for c in configs)
         }
+        told["trouble"] = self._troubles(totals, refused)
+        fit = ((row, self.shown(row["badge"]), self.clean(row["words"])) for row in sessions)
+        told["sessions"] = [row | {"badge": badge, "words": words_of_it} for row, badge, words_of_it in fit]
+        return told | {"energy": self._energy(totals), "events": list(self.events.lines)}
 
     async def _charger(self, charger_id: str, memory: Memory) -> Record:
         """Return what the page shows of a charger."""
         await asyncio.sleep(0)  # Let the others have a turn.
         relay, skew = self.proxy.relays.get(charger_id), time.time() - time.monotonic()
         link, connectors = relay.link if relay else None, []
-        sessions = [
-            {
-                "connector": session.connector,
-                "badge": self.shown(session.badge),
-                "owner": "" if session.is_rejected else to_column(session.owner),
-                "begun": session.begun,
-                "wh": energy_of(session.meter_start, session.meter_stop),
-                "kw": None if session.power is None else session.power / 1000,
-            }
-            for session in memory.sessions.values()
-            if session.ended is None
-        ]
+        sessions: list[Record] = []
+        for session in (session for session in memory.sessions.values() if session.ended is None):
+            owner = "" if session.is_rejected else to_column(session.owner)
+            view = {"connector": session.connector, "badge": self.shown(session.badge), "owner": owner}
+            view |= {"begun": session.begun, "wh": energy_of(session.meter_start, session.meter_stop)}
+            sessions.append(view | {"kw": None if session.power is None else session.power / 1000})
         for text in memory.statuses.values():
             said = content_of(VOCABULARIES[memory.version].charger, parse(text))
             place = said.payload.get("connectorId") if said.connector is None else said.connector
             connectors.append({"connector": place, "status": short(value_at(said.payload, said.facts.state))})
-        return {
-            "id": charger_id,
-            "online": link is not None,
-            "since": link.opened + skew if link else memory.seen or None,
-            "version": memory.version,
-            "connectors": connectors,
-            "servers": [self._server(relay, p, skew) for p in SERVERS if relay and relay.config.server(p)],
-            "waiting": len(memory.stored),
-            "sessions": sessions,
-        }
+        told = {"id": charger_id, "online": link is not None, "version": memory.version}
+        told |= {"since": link.opened + skew if link else memory.seen or None}
+        told |= {"connectors": connectors, "waiting": len(memory.stored), "sessions": sessions}
+        servers = [self._server(relay, p, skew) for p in SERVERS if relay and relay.config.server(p)]
+        return told | {"servers": servers}
 
     def _server(self, relay: Relay, peer: Peer, skew: float) -> Record:
         """Return how a server of a charger does."""
@@ -5123,11 +5107,11 @@ class Status:
         for day, owner, wh in [*open_ones, *(row.values() for row in self.sums)]:
             sums[day, owner] += wh
             sums[day[:7], owner] += wh
+        views = {"months": months, "days": days}
+        names = [peer.value for peer in SERVERS]
         return {
-            name: [
-                {"date": date} | {peer.value: sums[date, peer.value] for peer in SERVERS} for date in dates
-            ]
-            for name, dates in (("months", months), ("days", days))
+            view: [{"date": date} | {name: sums[date, name] for name in names} for date in dates]
+            for view, dates in views.items()
         }
 
 
