@@ -108,7 +108,6 @@ class Peer(Enum):
     CHARGER = "charger"
     PRIMARY = "primary"
     SECONDARY = "secondary"
-    PROXY = "proxy"
 
     __hash__ = object.__hash__  # Enum's own is slow, and this one is looked up for every message.
 
@@ -1325,9 +1324,7 @@ class Call:
     number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
     reply_to: MessageId | None = field(default=None, metadata=UNKEPT)  # The charger's id that waits.
     own_answer: str = field(default="", metadata=UNKEPT)  # JSON; the proxy's own, until it is given.
-    why: str = field(
-        default="", metadata=UNKEPT
-    )  # Whose it is, by which rule; "" = a copy, or from the disk.
+    why: str = field(default="", metadata=UNKEPT)  # Whose it is, by which rule; "" = a copy, or of the disk.
     is_awaited: bool = field(default=False, metadata=UNKEPT)  # The charger waits for the secondary's first.
     queued: float = field(default=0.0, metadata=UNKEPT)  # Monotonic seconds; 0 = before the process.
     was_kept: bool = field(default=False, metadata=UNKEPT)  # For the owner of its transaction.
@@ -1365,9 +1362,9 @@ class Session:
     answers: dict[str, str] = field(default_factory=dict)  # JSON by Content.mark; MAX_ANSWERS.
     number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
     saved: float = field(default=0.0, metadata=UNKEPT)  # UTC seconds; when its readings were noted last.
-    measured: float = field(default=0.0, metadata=UNKEPT)  # UTC seconds, by the charger; when the power was
-    measured_wh: float = field(default=0.0, metadata=UNKEPT)  # reckoned last, and from which reading.
-    power: float | None = field(default=None, metadata=UNKEPT)  # W, on the way to it; None = not known.
+    measured: float = field(default=0.0, metadata=UNKEPT)  # UTC seconds, by the charger; of the reading
+    measured_wh: float = field(default=0.0, metadata=UNKEPT)  # that the power was reckoned from last.
+    power: float | None = field(default=None, metadata=UNKEPT)  # W, up to that one; None = not known.
 
     @property
     def is_turned_away(self) -> bool:
@@ -1443,8 +1440,9 @@ class Memory:
                 del self.sessions[session.key]
             session.transaction_id = transaction_id
         self.sessions[session.key] = session
-        self.has_charged = True
-        self.note(self)
+        if not self.has_charged:
+            self.has_charged = True
+            self.note(self)
         if len(self.sessions) > MAX_SESSIONS:
             ended = (key for key, old in self.sessions.items() if old.ended is not None)
             del self.sessions[next(ended, next(iter(self.sessions)))]
@@ -3121,9 +3119,11 @@ class Dialer:
             return [(host, port)]
         place, running = (host, port), self.look_ups.get((host, port))
         if running is None or running.done():  # Those who ask for the same wait together.
-            thread = self.threads.setdefault(place, ThreadPoolExecutor(1, "dns"))
+            if place not in self.threads:
+                self.threads[place] = ThreadPoolExecutor(1, "dns")
             job = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-            running = self.look_ups[place] = asyncio.get_running_loop().run_in_executor(thread, job)
+            running = asyncio.get_running_loop().run_in_executor(self.threads[place], job)
+            self.look_ups[place] = running
         return [found[4][:2] for found in await asyncio.shield(running)]
 
     async def dial(

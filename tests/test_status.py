@@ -206,6 +206,18 @@ async def test_an_open_session_has_one_number_everywhere() -> None:
         assert news["energy"]["months"][0]["primary"] == 2600
 
 
+async def test_power_goes_by_the_chargers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two readings that came late, one behind the other, tell of the time that they were taken at."""
+    monkeypatch.setattr(p, "READING_SECONDS", 0.0)
+    async with watched() as (status, *_), charger(status.proxy) as cp:
+        number = await cp.starts("PRIM1")
+        for wh, minute, kw in ((1000, 0, None), (2100, 6, 11.0), (2100, 7, 0.0)):
+            values = [reading(wh)[0] | {"timestamp": f"2026-05-04T10:0{minute}:00Z"}]
+            said = {"connectorId": 1, "transactionId": number, "meterValue": values}
+            await cp.calls(f"{minute}", "MeterValues", **said)
+            assert (await shown(status))["chargers"][0]["sessions"][0]["kw"] == kw
+
+
 async def test_what_waits_for_its_server_is_a_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     """Since when, how many messages, after a minute with what is done about it; an alarm can watch it."""
     async with watched() as (status, _, _, secondary), charger(status.proxy) as cp:

@@ -48,13 +48,6 @@ def event(
     return stage.charger.hears()
 
 
-def starts_remotely(stage: Stage, name: str, number: int = 1, badge: str = "TAG", **more: Any) -> Any:
-    """Let a server start a badge remotely, and the charger accept; return the number that it heard."""
-    token = {"idToken": badge, "type": "Central"}
-    heard = stage.asks(name, "RequestStartTransaction", idToken=token, remoteStartId=number, **more)
-    return heard["remoteStartId"]
-
-
 def accepts_all(link: StageLink) -> list[tuple[str, dict[str, Any]]]:
     """Let a server accept whatever it is sent; return Actions and payloads."""
     accepted: list[tuple[str, dict[str, Any]]] = []
