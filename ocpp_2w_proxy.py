@@ -56,7 +56,6 @@ import math
 import os
 import random
 import re
-import secrets
 import signal
 import socket
 import sqlite3
@@ -69,7 +68,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, closing, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum
@@ -154,7 +153,6 @@ def escaped(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-@lru_cache(256)  # Of the hosts of the ini, mostly: each is asked for with every dial.
 def is_ip_address(host: str) -> bool:
     """Whether it is an address in figures, not a name."""
     try:
@@ -194,7 +192,7 @@ def address(value: str) -> str:
         uri = parse_uri(value if value.split() == [value] else "")
     except (ValueError, InvalidHandshake, websockets.InvalidURI):
         raise ValueError(f"expected ws://HOST[:PORT]/PATH, wss://HOST[:PORT]/PATH or {LOCAL}") from None
-    if uri.user_info or "@" in urllib.parse.urlsplit(value).netloc:
+    if "@" in urllib.parse.urlsplit(value).netloc:
         raise ValueError("credentials do not belong in the address: use the keys *_user and *_password")
     if uri.query:
         raise ValueError("expected an address without a query: the charger's id is appended to it")
@@ -209,30 +207,29 @@ def identity(value: str) -> str:
 
 def choice(*choices: str) -> Callable[[str], str]:
     def read(value: str) -> str:
-        known = {word.lower(): word for word in choices}
-        if value.lower() not in known:
-            *others, last = choices
-            raise ValueError(f"expected {', '.join(others)}{' or ' if others else ''}{last}")
-        return known[value.lower()]
+        for word in choices:
+            if word.lower() == value.lower():
+                return word
+        *others, last = choices
+        raise ValueError(f"expected {', '.join(others)}{' or ' if others else ''}{last}")
 
     return read
 
 
 def some_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
-    def read(value: str) -> tuple[str, ...]:
-        return tuple(choice(*choices)(word) for word in words(value))
-
-    return read
+    return lambda value: tuple(map(choice(*choices), words(value)))
 
 
-def number(low: float, high: float, read_number: type[float] = float) -> Callable[[str], float]:
+def number(low: float, high: float, kind: type[float] = float) -> Callable[[str], float]:
+    what, pattern = (
+        ("seconds", r"\d{1,10}(\.\d{1,6})?( ?s)?") if kind is float else ("a whole number", r"\d{1,10}")
+    )
+
     def read(value: str) -> float:
-        digits = value.removesuffix("s").strip() if read_number is float else value
-        pattern = r"\d{1,10}(\.\d{1,6})?" if read_number is float else r"\d{1,10}"
-        if not re.fullmatch(pattern, digits, re.ASCII) or not low <= float(digits) <= high:
-            what = "seconds" if read_number is float else "a whole number"
+        digits = value.removesuffix("s")
+        if not re.fullmatch(pattern, value, re.ASCII) or not low <= float(digits) <= high:
             raise ValueError(f"expected {what} from {low:g} to {high:.0f}")
-        return read_number(digits)
+        return kind(digits)
 
     return read
 
@@ -392,23 +389,7 @@ SECTIONS["status"] = keys_of(StatusConfig)
 CHARGER_KEYS = SECTIONS["ext-server"] | {"password": key("").metadata}
 
 
-class Entry(NamedTuple):
-    """A value as it stands in the ini: each of its lines, with its number."""
-
-    pieces: tuple[tuple[int, str], ...]
-
-    @property
-    def value(self) -> str:
-        """The whole value."""
-        return "\n".join(text for _, text in self.pieces).strip()
-
-    @property
-    def line(self) -> int:
-        """The number of its first line."""
-        return self.pieces[0][0]
-
-
-Section = dict[str, Entry]
+Section = dict[str, list[tuple[int, str]]]  # By key: each line of its value, with its number.
 
 
 class Ini:
@@ -430,16 +411,16 @@ class Ini:
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip() or line.lstrip().startswith((";", "#")):
                 continue
+            value = line
             if line.startswith("["):
                 section, name = self._open(line.strip(), number), ""
-            elif line[0] not in " \t":
+                continue
+            if line[0] not in " \t":
                 name, value = self._key(section, line, number)
-                self.sections[section][name] = Entry(((number, self._substituted(value, number)),))
-            elif name:
-                above = self.sections[section][name].pieces
-                self.sections[section][name] = Entry((*above, (number, self._substituted(line, number))))
-            else:
+                self.sections[section][name] = []
+            elif not name:
                 raise self._error(number, "an indented line continues a value, and no value stands above it")
+            self.sections[section][name].append((number, self._substituted(value, number)))
 
     def _open(self, line: str, number: int) -> str:
         name = " ".join(line[1:-1].split())
@@ -468,7 +449,7 @@ class Ini:
             expected = f"did you mean {near[0]}?" if near else f"expected {', '.join(keys)}"
             raise self._error(number, f"unknown key {word} in [{section}]; {expected}")
         if name in self.sections[section]:
-            first = self.sections[section][name].line
+            first = self.sections[section][name][0][0]
             raise self._error(number, f"{name} stands twice in [{section}], first at line {first}")
         if re.search(r"\s[;#]", value) and not name.endswith("password"):
             raise self._error(number, f"{name}: a comment behind a value; expected it on a line of its own")
@@ -487,19 +468,18 @@ class Ini:
         return re.sub(r"\$\$\{|\$\{([^}]*)\}|\$\{", value_of, text.strip())
 
     def _value(self, section: Section, name: str, declared: Mapping[str, Any]) -> Any:
-        entry = section.get(name)
-        value = (entry and entry.value) or declared["default"]
+        lines = section.get(name, [(1, "")])
+        line, value = lines[0][0], "\n".join(text for _, text in lines).strip() or declared["default"]
         try:
             result = declared["read"](value)
         except ValueError as error:
             is_secret = name.endswith("password") or "@" in value or "?" in value
-            what = f"{name}{'' if is_secret else f' {value!a}'}: {error}"
-            raise self._error(entry.line if entry else 1, what) from None
+            raise self._error(line, f"{name}{'' if is_secret else f' {value!a}'}: {error}") from None
         if not declared["file"] or value in ("", "none"):
             return result
         path = self.path.parent / value
-        if entry and declared["file"] == "read" and not (path.is_file() and os.access(path, os.R_OK)):
-            raise self._error(entry.line, f"{name}: {str(path)!a} cannot be read; expected a file")
+        if declared["file"] == "read" and not (path.is_file() and os.access(path, os.R_OK)):
+            raise self._error(line, f"{name}: {str(path)!a} cannot be read; expected a file")
         return str(path)
 
     def _values(self, section: Section, kind: type, prefix: str = "") -> dict[str, Any]:
@@ -533,25 +513,26 @@ class Ini:
     def _refuse(self, section: str | Section, name: str, is_mistake: object, what: str) -> None:
         entries = self.sections.get(section, {}) if isinstance(section, str) else section
         if is_mistake:
-            line = entries[name].line if name in entries else self.lines.get("ext-server", 1)
+            line = entries[name][0][0] if name in entries else self.lines.get("ext-server", 1)
             raise self._error(line, f"{name} {what}")
 
     def _charger(self, section: Section) -> ChargerConfig:
         servers = {peer: self._server(section, peer) for peer in SERVERS}
         primary = servers[Peer.PRIMARY]
-        if primary is None:
-            line = section["server"].line if "server" in section else self.lines.get("ext-server", 1)
-            raise self._error(line, f"server is missing in [ext-server]; expected an address or {LOCAL}")
+        missing = f"is missing in [ext-server]; expected an address or {LOCAL}"
+        self._refuse(section, "server", primary is None, missing)
+        assert primary is not None
         password = self._value(section, "password", CHARGER_KEYS["password"]) or self.host.password
-        lines, badges = {name: entry.line for name, entry in section.items()}, self._badges(section)
+        lines, badges = {name: at[0][0] for name, at in section.items()}, self._badges(section)
         own = self._values(section, ChargerConfig)
         config = ChargerConfig(primary, servers[Peer.SECONDARY], badges, lines, password, **own)
         for action in sorted(config.secondary_copies):
             why = "it can carry a badge or a transaction, which concern one server only"
             is_sessions = self.concern(action) == "session"
             self._refuse(section, "secondary_copies", is_sessions, f"{action!a} cannot be copied: {why}")
-        for name, doubt in self._doubts(config):
-            self.warnings.append(f"{self.path}:{lines.get(name, 1)}: {doubt}")
+        self.warnings += (
+            f"{self.path}:{lines.get(name, 1)}: {doubt}" for name, doubt in self._doubts(config)
+        )
         return config
 
     def _server(self, section: Section, peer: Peer) -> ServerConfig | None:
@@ -559,18 +540,15 @@ class Ini:
         url, values = self._value(section, name, URL), self._values(section, ServerConfig, f"{peer.value}_")
         server = ServerConfig(url, **(values | {"name": values["name"] or peer.value}))
         self._refuse(section, f"{peer.value}_key", server.key and not server.cert, f"needs {peer.value}_cert")
-        if url not in ("", LOCAL):
-            uri, here = parse_uri(url), self.host
-            is_here = here.addr in ("0.0.0.0", "::") or is_loopback(here.addr)
-            is_own = uri.port == here.port and (uri.host == here.addr or (is_here and is_loopback(uri.host)))
-            what = f"is the proxy's own address; expected that of another server, or {LOCAL}"
-            self._refuse(section, name, is_own, what)
+        if url not in ("", LOCAL) and (uri := parse_uri(url)).port == self.host.port:
+            is_own = is_loopback(uri.host) or uri.host == self.host.addr
+            self._refuse(section, name, is_own, f"is the proxy's own address; expected another, or {LOCAL}")
         return server if url else None
 
     def _badges(self, section: Section) -> BadgeLists:
         owners, lines = dict[str, Peer](), dict[str, int]()
         for peer in SERVERS:
-            pieces = section[f"{peer.value}_rfid"].pieces if f"{peer.value}_rfid" in section else ()
+            pieces = section.get(f"{peer.value}_rfid", [])
             for number, badge in ((number, word) for number, text in pieces for word in words(text)):
                 name = normalized(badge)
                 where = f"badge {badge!a} stands in line {lines.get(name)}, too"
@@ -1025,55 +1003,20 @@ def integer(value: Any) -> int | None:
     return value if type(value) is int and -(2**63) <= value < 2**63 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """The payload of a Call, read by the facts of its Action; None for what it does not carry."""
+class Content(NamedTuple):
+    """What a Call says, read by the facts of its Action; None for what it does not carry."""
 
     facts: Facts
     payload: dict[str, Any]
-
-    @property
-    def badge(self) -> str | None:
-        """The RFID; None also where none is needed."""
-        value = value_at(self.payload, self.facts.badge)
-        if value is None or value_at(self.payload, self.facts.badge_type) == "NoAuthorization":
-            return None
-        return value if type(value) is str else str(value) if type(value) is int else None
-
-    @property
-    def transactions(self) -> list[TransactionId]:
-        """The usable transaction ids that it names."""
-        values = values_at(self.payload, self.facts.transaction)
-        return [usable for value in values if (usable := usable_id(value, self.facts.is_16)) is not None]
-
-    @property
-    def connector(self) -> int | None:
-        """The connector, in 2.x the EVSE; 0 is the whole station."""
-        return integer(value_at(self.payload, self.facts.connector))
-
-    @property
-    def request(self) -> int | None:
-        """The id of the request that it makes, or reports on."""
-        return integer(value_at(self.payload, self.facts.request))
-
-    @property
-    def is_start(self) -> bool:
-        """Whether it begins a session."""
-        return self.facts.role is Role.START or self.payload.get("eventType") == "Started"
-
-    @property
-    def is_stop(self) -> bool:
-        """Whether it ends a session."""
-        return self.facts.role is Role.STOP or self.payload.get("eventType") == "Ended"
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether it only tells how a session goes on: neither begins nor ends it, nor says whose it is."""
-        if self.facts.role is Role.METER:
-            return True
-        is_update = self.payload.get("eventType") == "Updated" and self.badge is None
-        tells = value_at(self.payload, self.facts.remote_start) or self.payload.get("reservationId")
-        return is_update and tells is None
+    badge: str | None = None  # The RFID; None also where none is needed.
+    transactions: tuple[TransactionId, ...] = ()  # The usable ids that it names.
+    connector: int | None = None  # In 2.x the EVSE; 0 is the whole station.
+    request: int | None = None  # The id of the request that it makes, or reports on.
+    timestamp: str = ""  # By the charger's clock, as it writes it; "" = it does not say.
+    is_start: bool = False  # Of a session.
+    is_stop: bool = False
+    is_reading: bool = False  # It only tells how a session goes on, and does not settle whose it is.
+    mark: str = ""  # What a Call of a session has in common with its repeat; "" = it is never one.
 
     @property
     def is_triggered(self) -> bool:
@@ -1081,15 +1024,6 @@ class Content:
         is_asked = self.payload.get("triggerReason") == "Trigger"
         samples = values_at(self.payload, SAMPLES)
         return is_asked or any(value_at(sample, ("context",)) == "Trigger" for sample in samples)
-
-    @property
-    def mark(self) -> str:
-        """What a Call of a session has in common with its repeat; "" = it is never one."""
-        if self.facts.role is Role.EVENT:
-            kind, number = self.payload.get("eventType"), integer(self.payload.get("seqNo"))
-            when = self.timestamp or fingerprint([self.payload])
-            return "" if number is None else f"{short(kind)} {number} {when}"
-        return self.facts.role.value if self.facts.role in (Role.START, Role.STOP) else ""
 
     @property
     def stop(self) -> str:
@@ -1107,9 +1041,10 @@ class Content:
         return watt_hours({"value": value_at(self.payload, self.facts.meter)}) if self.facts.meter else None
 
     @property
-    def timestamp(self) -> str:
-        """The time by the charger's clock, as it writes it; "" = it does not say."""
-        return short(self.payload.get("timestamp"))
+    def needs_server(self) -> bool:
+        """Whether it carries a certificate of Plug & Charge, which only the server can check (2.0.1 C07)."""
+        keys = {"certificate", "iso15118CertificateHashData"}
+        return bool(self.facts.certificate_answer) and not keys.isdisjoint(self.payload)
 
     def answer(self, verdict: str, now: str, transaction: TransactionId | None) -> str:
         """Return the smallest answer that the schema allows, as JSON."""
@@ -1121,12 +1056,6 @@ class Content:
         answer = Template(facts.badge_answer if has_badge else facts.answer)
         return answer.substitute(verdict=verdict, now=now, transaction=transaction, vat_number=vat_number)
 
-    @property
-    def needs_server(self) -> bool:
-        """Whether it carries a certificate of Plug & Charge, which only the server can check (2.0.1 C07)."""
-        keys = {"certificate", "iso15118CertificateHashData"}
-        return bool(self.facts.certificate_answer) and not keys.isdisjoint(self.payload)
-
 
 def content_of(rows: dict[str, Facts], message: Message) -> Content:
     """Return a Call read by the row of its Action; by that of 1.6 where it has the shape of 1.6."""
@@ -1134,7 +1063,23 @@ def content_of(rows: dict[str, Facts], message: Message) -> Content:
     facts = rows.get(action, PLAIN)
     if not facts.is_16 and payload.keys() & SHAPE_16 and not payload.keys() & SHAPE_2X:
         facts = CHARGER_16.get(action) or SERVER_16.get(action) or facts
-    return Content(facts, payload)
+    role, event, badge = facts.role, payload.get("eventType"), value_at(payload, facts.badge)
+    is_needed = badge is not None and value_at(payload, facts.badge_type) != "NoAuthorization"
+    badge = str(badge) if is_needed and type(badge) in (str, int) else None
+    named = values_at(payload, facts.transaction) if facts.transaction else ()
+    transactions = [usable_id(value, facts.is_16) for value in named]
+    when, number = short(payload.get("timestamp")), integer(payload.get("seqNo"))
+    settles = badge or value_at(payload, facts.remote_start) or payload.get("reservationId")
+    mark = role.value if role is Role.START or role is Role.STOP else ""
+    if role is Role.EVENT and number is not None:
+        mark = f"{short(event)} {number} {when or fingerprint([payload])}"
+    connector, request = (integer(value_at(payload, path)) for path in (facts.connector, facts.request))
+    is_start, is_stop = role is Role.START or event == "Started", role is Role.STOP or event == "Ended"
+    is_reading = role is Role.METER or (event == "Updated" and not settles)
+    usable = tuple(value for value in transactions if value is not None)
+    return Content(
+        facts, payload, badge, usable, connector, request, when, is_start, is_stop, is_reading, mark
+    )
 
 
 MAX_ID = 2**31 - 1  # The largest transaction id that chargers and servers agree on (SteVe, MicroOcpp).
@@ -1260,7 +1205,7 @@ SESSION_SECONDS = 7 * DAY  # An ended session can still be named for so long.
 SILENT_SECONDS = 30 * DAY  # A session that nothing was heard of for so long counts as ended.
 CLAIM_SECONDS = 300.0  # A remote start that no session followed; a report that a reservation has expired.
 TRIGGER_SECONDS = 60.0  # A reading that a server has asked for comes within so long.
-READING_SECONDS = 60.0  # How often the readings of a relayed session are saved.
+POWER_SECONDS = 30.0  # Between two readings that kW are reckoned from, at least.
 RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call that met a CallError.
 REFUSED_SECONDS = 30 * DAY  # What CallErrors refused is tried once more a day for so long.
 
@@ -1313,14 +1258,14 @@ class Call:
     message_id: MessageId = field(metadata=UNKEPT)  # Towards its server.
     text: str
     content: Content = field(metadata=UNKEPT)
-    peer: Peer | None = None  # None: a stored Call whose server is not known yet.
+    peer: Peer | None = None  # Its server. None: a stored Call whose server is not known yet.
+    charger: str = ""  # Its id.
     session: Session | None = None
     server: str = ""  # The address that it is bound to; "" = not known yet.
     version: str = ""  # The subprotocol that it is written in.
     since: float = 0.0  # UTC seconds; when it came.
     tries: int = 0  # CallErrors that it met; at most three.
     refused: str = ""  # Its server's words; "" = it waits.
-    has_error: bool = False  # CallErrors refused it, or its session: it is tried again.
     number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
     reply_to: MessageId | None = field(default=None, metadata=UNKEPT)  # The charger's id that waits.
     own_answer: str = field(default="", metadata=UNKEPT)  # JSON; the proxy's own, until it is given.
@@ -1341,15 +1286,15 @@ class Session:
     connector: int | None  # 2.x: the EVSE.
     begun: float  # UTC seconds.
     touched: float  # UTC seconds of its last message.
+    charger: str = ""  # Its id.
     server: str = ""  # Its owner's address as it stood when the session began; "" = not known.
     transaction_id: TransactionId | None = None  # As the charger knows it; None until there is one.
     server_id: TransactionId | None = None  # As its owner knows it, usable or not; None until it has told.
     start: str = ""  # 1.6: what a repeated StartTransaction has in common with this one's.
-    stop: str = ""  # 1.6: what a repeated StopTransaction has in common with this one's.
+    stop: str = ""  # What a repeated stop has in common with this one's; "" = it has not come.
     is_told: bool = False  # 1.6: the charger was told the transaction id,
-    is_used: bool = False  # and has named it since.
-    ended: float | None = None  # UTC seconds; by its stop, or because it can have none any more.
-    has_stop: bool = False  # Its stop has come. Ended without: a label, a late stop completes it.
+    is_used: bool = False  # and has named it since, or may try again because its owner has refused it.
+    ended: float | None = None  # UTC seconds. Without a stop this is a label: a late stop completes it.
     started_at: str = ""  # By the charger's clock, as it wrote it; "" = not said.
     stopped_at: str = ""  # Likewise.
     meter_start: float | None = None  # Wh; the first reading.
@@ -1361,16 +1306,10 @@ class Session:
     is_refused: bool = False  # The owner knows nothing of it: the rest is kept and not sent.
     answers: dict[str, str] = field(default_factory=dict)  # JSON by Content.mark; MAX_ANSWERS.
     number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
-    saved: float = field(default=0.0, metadata=UNKEPT)  # UTC seconds; when its readings were noted last.
-    measured: float = field(default=0.0, metadata=UNKEPT)  # UTC seconds, by the charger; of the reading
-    measured_wh: float = field(default=0.0, metadata=UNKEPT)  # that the power was reckoned from last.
-    power: float | None = field(default=None, metadata=UNKEPT)  # W, up to that one; None = not known.
-
-    @property
-    def is_turned_away(self) -> bool:
-        """Whether there is no stop to wait for: the charger knows that its owner has refused it."""
-        told = self.answers.get(Role.START.value) if self.refused and self.is_told else None
-        return told is not None and verdict_of(decoded(told)) != "Accepted"
+    measured: tuple[float, float] | None = field(default=None, metadata=UNKEPT)  # By the charger's clock: UTC
+    power: float | None = field(
+        default=None, metadata=UNKEPT
+    )  # seconds and Wh; and the W up to that reading.
 
     @property
     def key(self) -> TransactionId:
@@ -1392,14 +1331,11 @@ class Claim:
     transaction: str = ""  # 2.x: as the charger's answer names it.
 
 
-Row = Call | Session  # What has a number; the Memory is a row of its own.
-
-
 @dataclass(slots=True, eq=False)
 class Memory:
     """What is remembered of one charger from one connection to the next."""
 
-    charger_id: str = field(default="", metadata=UNKEPT)
+    charger: str = ""  # Its id.
     version: str = ""  # The subprotocol of its last connection; "" = never connected.
     user_agent: str = ""  # What it called itself in its last handshake.
     seen: float = 0.0  # UTC seconds; when something was last seen of it; 0 = not known.
@@ -1418,8 +1354,10 @@ class Memory:
     asked: dict[int | str, Peer] = field(default_factory=dict, metadata=UNKEPT)
     # Until when a reading may be the answer to a TriggerMessage, in monotonic seconds.
     triggers: dict[Peer, float] = field(default_factory=dict, metadata=UNKEPT)
-    # The Journal's: rows that the disk does not know so, with their Memory; None = the row is gone.
-    changed: dict[Row | Memory, Memory | None] = field(default_factory=dict, metadata=UNKEPT)
+    # The Journal's: rows that the disk does not know so; whether they are there. `later` may wait a minute.
+    changed: dict[Row, bool] = field(default_factory=dict, metadata=UNKEPT)
+    later: dict[Row, bool] = field(default_factory=dict, metadata=UNKEPT)
+    number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
     is_in_use: bool = field(default=False, metadata=UNKEPT)  # A Relay holds it.
 
     @property
@@ -1427,9 +1365,9 @@ class Memory:
         """Whether somebody uses it, or something is open or undelivered."""
         return self.is_in_use or bool(self.stored) or any(s.ended is None for s in self.sessions.values())
 
-    def note(self, row: Row | Memory, is_there: bool = True) -> None:
+    def note(self, row: Row, is_there: bool = True) -> None:
         """Let the disk know how a row stands now, or that it is gone."""
-        self.changed[row] = self if is_there else None
+        self.changed[row] = is_there
 
     # Sessions.
 
@@ -1459,16 +1397,14 @@ class Memory:
 
     def repeated_start(self, start: str) -> Session | None:
         """Return the session that a StartTransaction repeats: the charger has not used its id yet."""
-        fits = [session for session in self.sessions.values() if session.start == start]
-        # What its owner has refused may be tried again.
-        found = (s for s in reversed(fits) if not (s.has_stop or s.is_used or s.is_turned_away))
-        return next(found, None)
+        fits = (s for s in reversed(self.sessions.values()) if s.start == start)
+        return next((session for session in fits if not (session.stop or session.is_used)), None)
 
     def stopped_by(self, said: Content) -> tuple[Session, str] | None:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
         stop, badge = said.stop, normalized(said.badge or "")
         sessions = [session for session in self.sessions.values() if session.owner]
-        waiting = [s for s in sessions if not (s.has_stop or s.is_rejected or s.is_turned_away)]
+        waiting = [s for s in sessions if not (s.stop or s.is_rejected)]
         for fits, why in (
             ([s for s in sessions if s.stop == stop][:1], "it repeats a stop"),
             ([s for s in waiting if badge and normalized(s.badge) == badge], "the open session of its badge"),
@@ -1503,11 +1439,6 @@ class Memory:
         """Whether something has to go before more can be stored."""
         return len(self.stored) >= MAX_STORED or self.stored_text > MAX_STORED_TEXT
 
-    def keep(self, call: Call) -> None:
-        """Take a stored Call, as the last."""
-        self.stored[call] = None
-        self.stored_text += len(call.text)
-
     def store(self, call: Call) -> list[Call]:
         """Keep a Call until its server has answered it; return the readings that had to go for it."""
         gone, is_ownerless = list[Call](), call.session is not None and call.session.owner is None
@@ -1517,7 +1448,7 @@ class Memory:
             gone.append(reading)
             self.remove(reading)
             surplus = []
-        self.keep(call)
+        self.stored[call], self.stored_text = None, self.stored_text + len(call.text)
         self.note(call)
         if gone:
             self.dropped += len(gone)
@@ -1534,7 +1465,7 @@ class Memory:
     def refuse(self, call: Call, words: str) -> None:
         """Keep a Call as refused by its server."""
         self.remove(call)
-        call.refused, call.has_error = words, words.startswith(CALL_ERROR)
+        call.refused = words
         self.refused.append(call)
         self.note(call)
         while len(self.refused) > MAX_REFUSED or sum(len(old.text) for old in self.refused) > MAX_STORED_TEXT:
@@ -1544,7 +1475,8 @@ class Memory:
 
     def retry(self, utc: float) -> None:
         """Let what CallErrors refused be tried once more, with the rest of its session."""
-        again = [call for call in self.refused if call.has_error and utc - call.since < REFUSED_SECONDS]
+        recent = [call for call in self.refused if utc - call.since < REFUSED_SECONDS]
+        again = [call for call in recent if call.refused.startswith(CALL_ERROR)]
         for session in {call.session for call in again if call.session and call.content.is_start}:
             session.refused, session.is_refused = "", False
             self.note(session)
@@ -1552,7 +1484,7 @@ class Memory:
             if call.session and call.session.is_refused:
                 continue  # Without its start its server could not know what it belongs to.
             self.refused.remove(call)
-            call.refused, call.has_error, call.sent = "", False, None
+            call.refused, call.sent = "", None
             call.message_id = new_message_id()  # The last one met a CallError.
             call.text = patch(call.text, (1,), call.message_id)
             self.store(call)
@@ -1564,19 +1496,10 @@ def oldest_reading(calls: Iterable[Call]) -> Call | None:
     return next((call for call in calls if call.content.is_reading and call.sent is None), None)
 
 
+Row = Call | Session | Memory  # Of the state file.
+
+
 # Decisions. Each carries its reason. A Call is one: it is put into the queue of its server.
-
-
-class Outcome(Enum):
-    """What became of a Call."""
-
-    RESULT = "result"
-    ERROR = "error"
-    UNANSWERED = "unanswered"
-    REFUSED = "refused"  # By the proxy.
-    RECORDED = "recorded"  # Answered by the proxy in the place of its server.
-
-    __hash__ = object.__hash__  # As for Peer.
 
 
 class ToPeer(NamedTuple):
@@ -1585,16 +1508,10 @@ class ToPeer(NamedTuple):
     peer: Peer  # The charger, or a server whose Call it answers.
     text: str
     why: str
-    rows: tuple[Row | Memory, ...] = ()
+    rows: tuple[Row, ...] = ()
     needs_disk: bool = False  # It waits for them also while the disk fails.
-    outcome: Outcome | None = None  # Of a server's Call.
-
-
-class OwnAnswer(NamedTuple):
-    """Give the charger the proxy's own answer to a Call, once all that was stored for it is on disk."""
-
-    call: Call
-    why: str
+    call: Call | None = None  # It is the proxy's own answer to this one, which is given when it goes.
+    outcome: str = ""  # Of a server's Call: result, error, refused (by the proxy) or unanswered.
 
 
 class Told(NamedTuple):
@@ -1607,7 +1524,7 @@ class Told(NamedTuple):
 
 
 NOBODY_WAITS, TOO_MANY = "nobody-waits", "too-many-stored"
-Decision = Call | ToPeer | OwnAnswer | Told
+Decision = Call | ToPeer | Told
 
 
 class Route(NamedTuple):
@@ -1635,6 +1552,12 @@ def own_call(action: str, payload: str, peer: Peer | None = None) -> Call:
     """Return a passing Call of the proxy's own; its payload is JSON already."""
     message_id = new_message_id()
     return Call(Kind.PASSING, action, message_id, call_text(message_id, action, payload), NOTHING, peer)
+
+
+def own_answer(call: Call, why: str) -> ToPeer:
+    """Give the charger the proxy's own answer to a Call, once all that was stored for it is on disk."""
+    rows = tuple(row for row in (call.session, call) if row) if call.kind is Kind.STORED else ()
+    return ToPeer(Peer.CHARGER, "", why, rows, needs_disk=True, call=call)
 
 
 def put_newest(table: dict[Any, Any], key: Any, value: Any, most: int) -> None:
@@ -1694,16 +1617,14 @@ class Router:
         if route := self._by_transaction(said) or self._by_badge(said, said.connector, now):
             return route
         session = self.memory.on_connector(said.connector) if facts.by_connector else None
-        if session and session.owner and not (session.is_rejected or session.is_turned_away):
+        if session and session.owner and not session.is_rejected:
             return Route(session.owner, f"the session on its connector {said.connector}", session)
         asker = self.memory.asked.get(facts.asked_by if said.request is None else said.request)
         return Route(asker, f"{asker.value} asked for it") if asker else STATION
 
     def _by_transaction(self, said: Content) -> Route | None:
         named = said.transactions
-        if len(named) == 1 and (session := self.memory.sessions.get(named[0])) and session.owner:
-            return Route(session.owner, "its transaction", session)  # As below, in one step.
-        sessions = [self.memory.sessions[value] for value in named if value in self.memory.sessions]
+        sessions = [session for value in named if (session := self.memory.sessions.get(value))]
         owned = {session.owner: session for session in sessions if session.owner}
         if len(owned) > 1:
             return Route(Peer.PRIMARY, "names transactions of both servers")
@@ -1777,7 +1698,7 @@ class Router:
                 told += [] if session.owner else self.settle(session, ENDED, "")
                 session = None
         if session is None:
-            session = Session(None, "", None, now.utc, now.utc, start=start)
+            session = Session(None, "", None, now.utc, now.utc, memory.charger, start=start)
             session.transaction_id = session.server_id = transaction_id
             memory.add(session)
         # Only the first event has to name it (E01.FR.16). What was open there can have no stop any more.
@@ -1837,8 +1758,8 @@ class Router:
             route = Route(Peer.SECONDARY, "secondary asked for it")
         is_primarys_alone = is_reading and route.owner is Peer.SECONDARY and askers == {Peer.PRIMARY}
         call = Call(Kind.PASSING, message.action, message.message_id, message.text, said, route.owner)
-        call.session, call.version, call.since = session, self.version, now.utc
-        call.reply_to, call.why = message.message_id, route.why
+        call.charger, call.version, call.since = self.memory.charger, self.version, now.utc
+        call.session, call.reply_to, call.why = session, message.message_id, route.why
         if not (route.is_rejected or is_primarys_alone):
             call.server = session.server if session else self.address(route.owner)
         is_primarys = route.owner is Peer.PRIMARY and not route.refused
@@ -1897,7 +1818,7 @@ class Router:
                 what = "stored Calls wait; for each new one the oldest meter values are dropped"
                 full = f"{len(memory.stored)} {what}: {memory.dropped} so far"
                 decisions.append(Told(full, dropped=TOO_MANY))
-        return decisions if call.is_awaited else [*decisions, OwnAnswer(call, route.why)]
+        return decisions if call.is_awaited else [*decisions, own_answer(call, route.why)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
         """Return an id that is not in use and names its owner in the lowest bit."""
@@ -1919,15 +1840,16 @@ class Router:
             session.started_at, told = session.started_at or said.timestamp, utc_of(said.timestamp)
             if told and FIRST_DAY <= told <= now.utc + DAY:  # Else its clock is not set.
                 session.begun = told
-        is_due = now.utc - session.saved >= READING_SECONDS or is_new or not said.is_reading
-        if is_due and not is_start:
+        if session not in self.memory.later:
             self._reckon_power(session, said, register)
-            session.saved = now.utc
+        if said.is_reading and not is_new:
+            self.memory.later[session] = True
+        elif not is_start:  # That is saved with its answer.
             self.memory.note(session)
-        if not said.is_stop or session.has_stop:
+        if not said.is_stop or session.stop:
             return []
         session.stopped_at, session.reason = said.timestamp, short(value_at(said.payload, said.facts.reason))
-        session.has_stop, session.stop = True, said.stop
+        session.stop = said.stop
         self.memory.end(session, now.utc)
         is_other = session.server_id not in (None, session.transaction_id)
         there = f" (there: {session.server_id})" if is_other else ""
@@ -1938,10 +1860,11 @@ class Router:
         """Reckon it from two readings, by the charger's clock: what comes late tells of its own time."""
         times = values_at(said.payload, ("meterValue", "*", "timestamp"))
         measured = utc_of(times[-1] if times else said.timestamp)
-        if register is not None and measured is not None:
-            passed, wh = measured - session.measured, register - session.measured_wh
-            session.power = max(0.0, wh * 3600 / passed) if session.measured and passed > 0 else None
-            session.measured, session.measured_wh = measured, register
+        before, wh = session.measured or (math.inf, 0.0)
+        if register is not None and measured is not None and not 0 <= measured - before < POWER_SECONDS:
+            passed = measured - before
+            session.power = max(0.0, register - wh) * 3600 / passed if passed > 0 else None
+            session.measured = measured, register
 
     def _copies(self, message: Message, said: Content, route: Route, askers: set[Peer]) -> list[Decision]:
         """Return what the other server sees of a Call: a message of its own, without a transaction."""
@@ -2029,7 +1952,7 @@ class Commands:
             rejection = rejection_of(said.facts, message.payload)
             error = error_text(message_id, "SecurityError", why)  # Not every schema has a Rejected.
             text = result_text(message_id, rejection) if rejection else error
-            return [ToPeer(peer, text, f"refused: {why}", outcome=Outcome.REFUSED)]
+            return [ToPeer(peer, text, f"refused: {why}", outcome="refused")]
         sizes = [len(other.text) for other in self.waiting if other.peer is peer]
         if len(sizes) >= MAX_COMMANDS or sum(sizes) > MAX_COMMANDS_TEXT:
             return self._given_up(call, "too many Calls wait for the charger already")
@@ -2119,7 +2042,7 @@ class Commands:
             asker = self.router.config.name(call.peer)
             decisions.append(Told(f"{asker} asked for {call.action}: {outcome}"))
         text = under_id(message, call.reply_to)
-        done = Outcome.RESULT if message.type is MessageType.CALLRESULT else Outcome.ERROR
+        done = "result" if message.type is MessageType.CALLRESULT else "error"
         answer = ToPeer(call.peer, text, "the charger answers", outcome=done)
         return [answer, *decisions, *self._next(now)]
 
@@ -2149,7 +2072,7 @@ class Commands:
         if call.reply_to is None:
             return []
         text, call.reply_to = error_text(call.reply_to, "GenericError", why), None
-        return [ToPeer(call.peer, text, why, outcome=Outcome.UNANSWERED)]
+        return [ToPeer(call.peer, text, why, outcome="unanswered")]
 
     def tick(self, now: Instant) -> list[Decision]:
         """Give up what has waited too long."""
@@ -2222,7 +2145,7 @@ class Answers:
             self._learn(session, call, message, words, now)
         # Where nobody waits for it, the proxy's own answer is on its way to the charger.
         if call.own_answer and (message.type is MessageType.CALLERROR or not call.is_awaited):
-            return [*told, OwnAnswer(call, "its server cannot answer")]
+            return [*told, own_answer(call, "its server cannot answer")]
         call.own_answer, reply_to = "", self.router.stop_waiting(call)
         repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
         if repeat and repeat.kind is Kind.RELAYED and repeat.sent is None:
@@ -2237,7 +2160,7 @@ class Answers:
             answer = session.answers.get(said.mark) if is_again else None
             text = result_text(reply_to, answer) if answer else self._told(session, message, text)
             if is_start:
-                session.is_told = True
+                session.is_told, session.is_used = True, session.is_used or bool(words)
                 self.memory.note(session)
             rows = (session,) if said.is_start or said.badge is not None else ()
         # The charger must not know of a session whose owner a restart would forget.
@@ -2322,13 +2245,15 @@ class Answers:
 MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
 MAX_UNLISTED = 100  # Badges that were shown and are on no list; beyond it the oldest goes.
 KEEP_SECONDS = 400 * DAY  # Sessions stay in the file for so long.
+LATER_SECONDS = 60.0  # How often the readings of relayed sessions are saved, if nobody looks.
 SAVE_SECONDS = 5.0  # A disk that takes longer counts as failing.
 LAST_SAVE_SECONDS = 1.0  # At the end.
 LOCK_SECONDS = 2.0  # For another process to let go of the file.
 COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
 
 APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
-SCHEMA_VERSION = 3  # Those before it were the first edition's.
+SCHEMA_VERSION = 4
+FIRST_EDITION = (1, 2)
 OWED = """SELECT (SELECT count(*) FROM calls WHERE refused IS NULL)
     + (SELECT count(*) FROM sessions WHERE kept != '[]')"""  # Undelivered, in the first edition's tables.
 UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
@@ -2336,15 +2261,12 @@ MISSHAPEN = (MessageError, ValueError, LookupError, TypeError, AttributeError)  
 
 # Tables and columns are those of the dataclasses.
 TABLES: dict[type, str] = {Memory: "chargers", Session: "sessions", Call: "calls"}
-KEYS: dict[type, str] = {Memory: "charger TEXT PRIMARY KEY"}
-COLUMNS = {kind: [f for f in fields(kind) if f.metadata.get("kept", True)] for kind in TABLES}
+COLUMNS = {kind: [f.name for f in fields(kind) if f.metadata.get("kept", True)] for kind in TABLES}
 SCHEMA = [
-    f"CREATE TABLE {table} ({KEYS.get(kind, 'number INTEGER PRIMARY KEY, charger')}, "
-    f"{', '.join(column.name for column in COLUMNS[kind])})"
-    for kind, table in TABLES.items()
-]
-SCHEMA += [
-    "CREATE INDEX sessions_by_end ON sessions (ended)",
+    *(
+        f"CREATE TABLE {TABLES[kind]} (number INTEGER PRIMARY KEY, {', '.join(COLUMNS[kind])})"
+        for kind in TABLES
+    ),
     "CREATE INDEX sessions_by_begin ON sessions (begun)",
     "CREATE INDEX calls_by_session ON calls (session)",
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -2380,8 +2302,8 @@ def to_column(value: Any) -> Any:
 
 def of_row(kind: type, row: Any) -> dict[str, Any]:
     """Return the values of a dataclass that a row holds. Raises one of MISSHAPEN."""
-    types = {column.name: re.split(r"\W", str(column.type))[0] for column in COLUMNS[kind]}
-    return {name: READERS.get(wanted, lambda value: value)(row[name]) for name, wanted in types.items()}
+    types = {column.name: re.split(r"\W", str(column.type))[0] for column in fields(kind)}
+    return {name: READERS.get(types[name], lambda value: value)(row[name]) for name in COLUMNS[kind]}
 
 
 def prepare(database: sqlite3.Connection, path: Path | None) -> None:
@@ -2392,7 +2314,7 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
     application, version, is_new = (run(question).fetchone()[0] for question in questions)
     if not is_new and application != APPLICATION_ID:
         raise StateError(f"state file {path}: is the database of another program")
-    if 0 < version < SCHEMA_VERSION and (owed := run(OWED).fetchone()[0]):
+    if version in FIRST_EDITION and (owed := run(OWED).fetchone()[0]):
         what = f"holds {owed} messages of version 1 that are not delivered yet"
         raise StateError(f"state file {path}: {what}; let that version deliver them first")
     if not is_new and version != SCHEMA_VERSION:
@@ -2404,21 +2326,6 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
             run(statement)
 
 
-@dataclass(slots=True)
-class News:
-    """What has happened since the start, for those who look."""
-
-    # By metric and labels, which are words of the proxy's own, or members of its Enums.
-    counts: Counter[tuple[str | Enum, ...]] = field(default_factory=Counter)
-    # By badge, charger id and UTC seconds of its last showing, the oldest first; MAX_UNLISTED.
-    unlisted: dict[str, tuple[str, float]] = field(default_factory=dict)
-    present: set[str] = field(default_factory=set)  # Ids of the chargers that are connected; MAX_CHARGERS.
-
-    def count(self, metric: str, *labels: str | Enum) -> None:
-        """Count one more."""
-        self.counts[metric, *labels] += 1
-
-
 class Journal:
     """Keeps the Memory of every charger, and saves what has changed in it."""
 
@@ -2426,16 +2333,23 @@ class Journal:
         """Take what the file knows. Raises StateError, sqlite3.Error or one of MISSHAPEN."""
         self.clock = clock
         self.path = path  # None: in memory only.
-        self.news = News()
+        # What has happened since the start, by metric and labels: words of the proxy's own, or Peers.
+        self.counts = Counter[tuple[str | Peer, ...]]()
+        # By badge, charger id and UTC seconds of its last showing, the oldest first; MAX_UNLISTED.
+        self.unlisted: dict[str, tuple[str, float]] = {}
+        self.present: set[str] = set()  # Ids of the chargers that are connected; MAX_CHARGERS.
         self.memories: dict[str, Memory] = {}  # By charger id; MAX_MEMORIES.
-        # Rows that the disk does not know so, each with the Memory that it belongs to; None = it is gone.
-        self.pending: dict[Row | Memory, Memory | None] = {}
-        self.writing: dict[Row | Memory, Memory | None] = {}  # Those that the thread is at.
+        # Rows that the disk does not know so: whether they are still there.
+        self.pending: dict[Row, bool] = {}
+        self.later: dict[Row, bool] = {}  # Those that may wait for LATER_SECONDS, or for somebody who looks.
+        self.writing: dict[Row, bool] = {}  # Those that the thread is at.
+        self.job: asyncio.Future[str] | None = None  # Of the thread; the last one.
         self.waiters: dict[Callable[[], None], None] = {}  # Called after the next save, whatever came of it.
         self.is_closed = False  # There is no next save.
         self.failure = ""  # Why the last save failed; "" = it did not.
         self.begun = 0.0  # Monotonic seconds; when the last save began, of those that fail the first.
-        self.complain_at = self.purge_at = 0.0  # Monotonic seconds.
+        self.later_at = clock().seconds + LATER_SECONDS  # Monotonic, as these:
+        self.complain_at = self.purge_at = 0.0
         self.writer = ThreadPoolExecutor(1, "journal")
         self.database = sqlite3.connect(path or ":memory:", timeout=LOCK_SECONDS, check_same_thread=False)
         self.database.row_factory = sqlite3.Row
@@ -2470,24 +2384,31 @@ class Journal:
         return cls.open(path, clock)
 
     def _load(self, utc: float) -> None:
-        read, sessions = self.database.execute, dict[int, Session]()
-        for row in read("SELECT * FROM chargers"):
-            memory = Memory(row["charger"], changed=self.pending, **of_row(Memory, row))
-            self.memories[memory.charger_id] = memory
+        read, sessions, numbers = self.database.execute, dict[int, Session](), [0]
+        for row in read("SELECT * FROM chargers ORDER BY number"):
+            memory = Memory(
+                number=row["number"], changed=self.pending, later=self.later, **of_row(Memory, row)
+            )
+            self.memories[memory.charger] = memory
             for claim in memory.claims:  # None outlives a clock that was set back.
                 if claim.reservation is None:
                     claim.until = min(claim.until, utc + CLAIM_SECONDS)
         for row in read(KNOWN_SESSIONS, [utc - SESSION_SECONDS]):
             session = sessions[row["number"]] = Session(number=row["number"], **of_row(Session, row))
-            self.memory(row["charger"]).sessions[session.key] = session
+            self.memory(session.charger).sessions[session.key] = session
         for row in read("SELECT * FROM calls ORDER BY number"):
-            message, memory = parse(row["text"]), self.memory(row["charger"])
-            said = content_of(VOCABULARIES[row["version"]].charger, message)
-            call = Call(Kind.STORED, message.action, message.message_id, content=said, **of_row(Call, row))
+            message, said = parse(row["text"]), of_row(Call, row)
+            content = content_of(VOCABULARIES[row["version"]].charger, message)
+            call = Call(Kind.STORED, message.action, message.message_id, content=content, **said)
             call.number, call.session = row["number"], sessions.get(row["session"])
-            memory.refused.append(call) if call.refused else memory.keep(call)
-        largest = (read(f"SELECT max(number) FROM {table}").fetchone()[0] for table in ("sessions", "calls"))
-        self.numbers = itertools.count(1 + max(number or 0 for number in largest))  # Of rows that are new.
+            memory = self.memory(call.charger)
+            if call.refused:
+                memory.refused.append(call)
+            else:
+                memory.stored[call], memory.stored_text = None, memory.stored_text + len(call.text)
+        for table in TABLES.values():
+            numbers += read(f"SELECT ifnull(max(number), 0) FROM {table}").fetchone()
+        self.numbers = itertools.count(1 + max(numbers))  # Of rows that are new.
         for memory in self.memories.values():
             memory.retry(utc)
 
@@ -2497,7 +2418,7 @@ class Journal:
         """Return the Memory of a charger, a new one if there is none."""
         if charger_id not in self.memories:
             self.has_room(charger_id)
-            memory = self.memories[charger_id] = Memory(charger_id, changed=self.pending)
+            memory = self.memories[charger_id] = Memory(charger_id, changed=self.pending, later=self.later)
             memory.note(memory)
         return self.memories[charger_id]
 
@@ -2507,24 +2428,21 @@ class Journal:
             return True
         idle = next((memory for memory in self.memories.values() if not memory.is_needed), None)
         if idle:
-            idle.note(self.memories.pop(idle.charger_id), is_there=False)
+            idle.note(self.memories.pop(idle.charger), is_there=False)
         return idle is not None
 
     # Saving.
 
-    def has(self, *rows: Row | Memory | None) -> bool:
+    def has(self, *rows: Row | None) -> bool:
         """Whether the disk knows these rows as they are; None is no row."""
         return not any(row in self.pending or row in self.writing for row in rows)
 
     def wait(self, then: Callable[[], None]) -> None:
         """Call `then` after the next save, also if it fails; asked for twice, once."""
         if not (self.waiters or self.writing or self.failure):
-            self._save_soon()
+            # At the end of this turn of the loop, when every message of it has been dealt with.
+            asyncio.get_running_loop().call_soon(self.save)
         self.waiters[then] = None
-
-    def _save_soon(self) -> None:
-        """Save at the end of this turn of the loop, when every message of it has been dealt with."""
-        asyncio.get_running_loop().call_soon(self.save)
 
     def tick(self) -> None:
         """Save what nobody waits for; notice a disk that does not answer; remove what is too old."""
@@ -2540,31 +2458,34 @@ class Journal:
         """Hand over to the thread what has changed, unless it is still at the last save."""
         if self.writing or self.is_closed:
             return
-        self.begun = self.begun if self.failure else self.clock().seconds
-        new = [row for row in self.pending if not (isinstance(row, Memory) or row.number)]
+        now = self.clock().seconds
+        self.begun = self.begun if self.failure else now
+        if now >= self.later_at:
+            self.later_at = now + LATER_SECONDS
+            self.pending.update(self.later)
+            self.later.clear()
+        new = [row for row in self.pending if not row.number]
         for row in new:
             row.number = next(self.numbers)
-            if self.pending[row] is None:
+            if not self.pending[row]:
                 del self.pending[row]  # It has come and gone since the last save.
-        self.writing = dict(self.pending)
+        self.writing.update(self.pending)
         self.pending.clear()
-        statements = [self._statement(row, memory) for row, memory in self.writing.items()]
+        statements = [self._statement(row, is_there) for row, is_there in self.writing.items()]
         saved = partial(self._saved, new)
         self._run(partial(self._write, statements), saved) if statements else saved("")
 
-    def _statement(self, row: Row | Memory, memory: Memory | None) -> tuple[str, list[Any]]:
-        is_memory, table = isinstance(row, Memory), TABLES[type(row)]
-        values: list[Any] = [row.charger_id if isinstance(row, Memory) else row.number]
-        if memory is None:
-            return f"DELETE FROM {table} WHERE {'charger' if is_memory else 'number'} = ?", values
-        values += [] if is_memory else [memory.charger_id]
-        values += [to_column(getattr(row, column.name)) for column in COLUMNS[type(row)]]
-        return f"INSERT OR REPLACE INTO {table} VALUES (?{', ?' * (len(values) - 1)})", values
+    def _statement(self, row: Row, is_there: bool) -> tuple[str, list[Any]]:
+        table, columns = TABLES[type(row)], COLUMNS[type(row)]
+        if not is_there:
+            return f"DELETE FROM {table} WHERE number = ?", [row.number]
+        values = [row.number, *(to_column(getattr(row, name)) for name in columns)]
+        return f"INSERT OR REPLACE INTO {table} VALUES (?{', ?' * len(columns)})", values
 
-    def _run(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def _run(self, job: Callable[[], str], then: Callable[[str], None]) -> None:
         """Let the thread do a job, and the loop then what follows."""
-        done = asyncio.get_running_loop().run_in_executor(self.writer, job)
-        done.add_done_callback(lambda done: then(done.result()))
+        self.job = asyncio.get_running_loop().run_in_executor(self.writer, job)
+        self.job.add_done_callback(lambda done: then(done.result()))
 
     def _write(self, statements: list[tuple[str, Any]]) -> str:
         """Write it all and see it safely on disk, or nothing of it: return why. Runs in the thread."""
@@ -2577,16 +2498,13 @@ class Journal:
         return ""
 
     def _saved(self, new: list[Row], error: str) -> None:
-        """Take note of how a save went; what failed is merged back, for the next one."""
-        if error:  # In their order: who was forgotten may have come back.
+        if error:  # It is merged back, for the next save: what has changed since then counts.
             for row in new:
                 row.number = 0
-            changed = self.writing | self.pending
-            self.pending.clear()
-            self.pending.update(changed)
+            self.pending.update(self.writing | self.pending)
         elif self.failure:
             log.info("state file %s can be written again; what waited for it goes on", self.path)
-        self.writing = {}
+        self.writing.clear()
         self._tell(error)
 
     def _tell(self, error: str) -> None:
@@ -2601,17 +2519,20 @@ class Journal:
             for then in reversed(waiters):
                 turns.callback(then)
 
-    def look_up(self, query: str, values: Any = ()) -> asyncio.Future[list[dict[str, Any]]]:
-        """Return rows as they are on disk; the future may raise sqlite3.Error."""
-        return asyncio.get_running_loop().run_in_executor(self.writer, self._rows, query, values)
-
-    def _rows(self, query: str, values: Any) -> list[dict[str, Any]]:
-        return [dict(row) for row in self.database.execute(query, values)]
+    async def look_up(self, query: str, values: Any = ()) -> list[dict[str, Any]]:
+        """Return rows, with all that has happened until now. Raises sqlite3.Error."""
+        if self.writing and self.job:
+            await asyncio.wait([self.job])
+        self.later_at = 0.0
+        self.save()
+        rows = partial(self.database.execute, query, values)
+        job = asyncio.get_running_loop().run_in_executor(self.writer, lambda: list(map(dict, rows())))
+        return await job
 
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
-        until = self.clock().seconds + LAST_SAVE_SECONDS
-        while self.pending or self.writing:
+        until, self.later_at = self.clock().seconds + LAST_SAVE_SECONDS, 0.0
+        while self.pending or self.later or self.writing:
             if self.clock().seconds >= until:
                 reason = self.failure or "the disk is too slow"
                 log.error("state file %s: the last changes may be lost: %s", self.path, reason)
@@ -2642,6 +2563,7 @@ MAX_EARLY_BYTES = 2**16  # Before there is somebody to hear them; a handshake mu
 MAX_FRAGMENTS = 4096  # Of one message, empty ones, too; the Sans-I/O layer itself sets no limit.
 MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread, beside one message, before it is cut off.
 MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is forgotten.
+MAX_LOOK_UPS = 500  # Of names, at a time, each in a thread: one that hangs delays no other.
 MAX_DIALS = {Peer.PRIMARY: 150, Peer.SECONDARY: 50}  # At a time: secondaries that hang delay no charger.
 # For a peer whose machine is gone without a word; where the system knows them.
 SOCKET_OPTIONS = {
@@ -2662,7 +2584,6 @@ LIBRARY_LOG.setLevel(logging.WARNING)
 TEXT_FRAME = 0x80 | Opcode.TEXT  # The first byte of a frame that holds a whole text.
 IS_MASKED = 0x80  # A bit of the second byte; its others are the length,
 LENGTH_16, LENGTH_64 = 126, 127  # or say that the length stands behind it, in 16 or 64 bits.
-MASKS_AT_ONCE = 1024
 
 
 def frame_in(data: memoryview | bytearray, at: int) -> tuple[int, int] | None:
@@ -2690,18 +2611,8 @@ def text_frame(data: bytes, is_masked: bool) -> bytes:
         head = bytes((TEXT_FRAME, bit | LENGTH_64)) + length.to_bytes(8, "big")
     if not is_masked:
         return head + data
-    mask = next(MASKS)
+    mask = os.urandom(4)  # Nobody can guess it (RFC 6455 5.3).
     return head + mask + apply_mask(data, mask)
-
-
-def masks() -> Iterator[bytes]:
-    """Yield four bytes that nobody can guess (RFC 6455 5.3), for ever; asks the system for many at once."""
-    while True:
-        random_bytes = secrets.token_bytes(4 * MASKS_AT_ONCE)
-        yield from (random_bytes[at : at + 4] for at in range(0, len(random_bytes), 4))
-
-
-MASKS = masks()  # Of all links.
 
 
 class DialError(Exception):
@@ -2754,15 +2665,14 @@ class Complaints:
         return held_back if is_due else None
 
 
+Protocol = ServerProtocol | ClientProtocol
+
+
 class Link(asyncio.BufferedProtocol):
     """One websocket, from handshake to end. Never waits for a peer that does not read: cuts it off."""
 
-    def __init__(
-        self,
-        protocol: ServerProtocol | ClientProtocol,
-        on_connected: Callable[[Link], None] | None = None,
-    ) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: Protocol, on_connected: Callable[[Link], None] | None = None) -> None:
+        self.protocol = protocol  # The Sans-I/O layer.
         self.max_size = protocol.max_message_size or 0  # Bytes of a message.
         self.is_client = protocol.side is Side.CLIENT  # What it sends is masked, what it gets is not.
         self.on_connected = on_connected
@@ -2810,8 +2720,6 @@ class Link(asyncio.BufferedProtocol):
         self.on_text, self.on_closed = on_text, on_closed
         self.handshake.result().headers.clear()  # The library keeps them for as long as it lives.
         self._take(self.rest)
-        if self.transport:
-            self.transport.resume_reading()
 
     def send(self, text: str) -> None:
         """Send a text, if the connection is open."""
@@ -2864,11 +2772,6 @@ class Link(asyncio.BufferedProtocol):
             raise OSError("the connection was closed")
         self._adopt(transport)
 
-    def answer_to(self, request: Request) -> Response:
-        """Return the library's answer to a handshake, without a subprotocol; one that is unfit has no 101."""
-        assert isinstance(self.protocol, ServerProtocol)
-        return self.protocol.accept(request)
-
     def respond(self, response: Response, subprotocol: str | None = None) -> bool:
         """Answer a charger's handshake; return whether the connection is open now."""
         assert isinstance(self.protocol, ServerProtocol)
@@ -2880,11 +2783,6 @@ class Link(asyncio.BufferedProtocol):
         self.protocol.send_response(response)
         self.flush()
         return self.is_open
-
-    def _fail_handshake(self, error: DialError) -> None:
-        if not self.handshake.done():
-            self.handshake.set_exception(error)
-            self.handshake.exception()  # Nobody may be waiting any more.
 
     # Callbacks of asyncio.
 
@@ -2959,10 +2857,8 @@ class Link(asyncio.BufferedProtocol):
             end = self.rest.find(b"\n") + 1 or len(self.rest)
             self._feed(self.rest[:end])
             del self.rest[:end]
-        if self.early > MAX_EARLY_BYTES and not self.handshake.done():
-            self.abort(f"its handshake is longer than {MAX_EARLY_BYTES} bytes")
-        elif self.early > MAX_EARLY_BYTES and self.transport:
-            self.transport.pause_reading()  # Until somebody hears what stands behind its request.
+        if self.early > MAX_EARLY_BYTES:
+            self.abort(f"it sends more than {MAX_EARLY_BYTES} bytes before it is answered")
 
     def _feed(self, data: memoryview | bytearray) -> None:
         """Let the library read, and do what it makes of it."""
@@ -2979,19 +2875,21 @@ class Link(asyncio.BufferedProtocol):
         self._process()
 
     def _process(self) -> None:
+        error = None
         for event in self.protocol.events_received():
             if isinstance(event, Frame):
                 self._frame(event)
-            elif self.protocol.handshake_exc is None and not self.handshake.done():
+            elif self.protocol.handshake_exc is None:
                 self.opened = time.monotonic() if self.is_client else 0.0
                 self.handshake.set_result(event)
             elif isinstance(event, Response):
-                what = f"HTTP {event.status_code} {ascii(event.reason_phrase[:80])[1:-1]}"
+                what = f"HTTP {event.status_code} {escaped(event.reason_phrase[:80])}"
                 if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-                    what = f"an unfit handshake: {ascii(str(self.protocol.handshake_exc))[1:-1]}"
-                self._fail_handshake(DialError(what, event))
-        if self.protocol.handshake_exc is not None:
-            self._fail_handshake(DialError(self.cut_because or self._what_came_instead()))
+                    what = f"an unfit handshake: {escaped(str(self.protocol.handshake_exc))}"
+                error = DialError(what, event)
+        if self.protocol.handshake_exc is not None and not self.handshake.done():
+            self.handshake.set_exception(error or DialError(self.cut_because or self._what_came_instead()))
+            self.handshake.exception()  # Nobody may be waiting any more.
         self.flush()
 
     def _what_came_instead(self) -> str:
@@ -3043,38 +2941,21 @@ class Link(asyncio.BufferedProtocol):
             return
         if data := b"".join(chunks):
             self.transport.write(data)
-        is_end = SEND_EOF in chunks
-        if is_end:
-            try:
-                self.transport.write_eof()
-            except NotImplementedError:  # TLS knows no half of an end.
-                self.transport.close()
-            except OSError:  # The peer is gone already, and asyncio has not been told yet.
-                self.transport.abort()
-        if self.cutter is None and (is_end or self.protocol.close_expected()):
+        if self.cutter is None and (SEND_EOF in chunks or self.protocol.close_expected()):
             self.cutter = self.loop.call_later(CLOSE_SECONDS, self.abort)
-
-
-def incoming_link(max_size: int, on_connected: Callable[[Link], None]) -> Link:
-    """Return the link of a peer that connects; `handshake` will have its request."""
-    return Link(ServerProtocol(max_size=max_size, logger=LIBRARY_LOG), on_connected)
+        if SEND_EOF in chunks:
+            self.transport.close()
 
 
 class Tasks(set["asyncio.Task[None]"]):
-    """The tasks that somebody owns, until they end; one that fails is reported to the loop's handler."""
+    """The tasks that somebody owns, until they end; asyncio reports one that fails."""
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run the work in a task of its own."""
         task = asyncio.create_task(work, name=name)
         self.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self.discard)
         return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            context = {"message": f"{task.get_name()} failed", "exception": error}
-            task.get_loop().call_exception_handler(context)
 
 
 class Credentials(NamedTuple):
@@ -3089,17 +2970,18 @@ uri_of = lru_cache(256)(parse_uri)  # Each server of the ini is dialled again an
 
 def for_people(error: Exception, url: str) -> str:
     """Say in a person's words what went wrong with a connection."""
+    reason, words = getattr(error, "reason", None), str(error)
     if isinstance(error, TimeoutError):
         return f"no answer within {DIAL_SECONDS:g} s"
     if isinstance(error, ConnectionRefusedError):
         return "nobody listens there"
     if isinstance(error, socket.gaierror | UnicodeError):
-        return f"its name is not known ({error})"
-    if isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return f"its name is not known ({words})"
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
         return "that port speaks no TLS: ws://"
     if isinstance(error, ConnectionResetError) and url.startswith("wss:"):
         return "it hangs up on TLS; perhaps that port speaks none: ws://"
-    return str(error)
+    return words
 
 
 class Dialer:
@@ -3109,22 +2991,7 @@ class Dialer:
         self.max_size = max_size  # Bytes of a message.
         self.places = {peer: asyncio.Semaphore(most) for peer, most in MAX_DIALS.items()}
         self.contexts: dict[tuple[str, str, str], ssl.SSLContext] = {}  # One for each server of the ini.
-        # By host and port, of the ini: a look-up that hangs has a thread of its own, and delays no other.
-        self.threads: dict[tuple[str, int], ThreadPoolExecutor] = {}
-        self.look_ups: dict[tuple[str, int], asyncio.Future[list[Any]]] = {}  # The last of each.
-
-    async def addresses(self, host: str, port: int) -> list[tuple[str, int]]:
-        """Return where a name leads: at least one address and port. Raises OSError or UnicodeError."""
-        if is_ip_address(host):
-            return [(host, port)]
-        place, running = (host, port), self.look_ups.get((host, port))
-        if running is None or running.done():  # Those who ask for the same wait together.
-            if place not in self.threads:
-                self.threads[place] = ThreadPoolExecutor(1, "dns")
-            job = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-            running = asyncio.get_running_loop().run_in_executor(self.threads[place], job)
-            self.look_ups[place] = running
-        return [found[4][:2] for found in await asyncio.shield(running)]
+        self.look_ups = ThreadPoolExecutor(MAX_LOOK_UPS, "look-up")  # Of names.
 
     async def dial(
         self,
@@ -3162,9 +3029,9 @@ class Dialer:
 
     async def _connect(self, link: Link, server: ServerConfig) -> None:
         """Connect to the first of the server's addresses that answers. Raises OSError or UnicodeError."""
-        uri = uri_of(server.url)
+        uri, create = uri_of(server.url), asyncio.get_running_loop().create_connection
         tls = {"ssl": self.context(server), "server_hostname": uri.host} if uri.secure else {}
-        connect = partial(asyncio.get_running_loop().create_connection, lambda: link, **tls)
+        connect: Callable[..., Any] = partial(create, lambda: link, **tls)
         *others, last = await self.addresses(uri.host, uri.port)
         for place in others:
             with suppress(OSError):  # As if it were not there; what the last one says is told.
@@ -3172,6 +3039,14 @@ class Dialer:
                     await connect(*place)
                 return
         await connect(*last)
+
+    async def addresses(self, host: str, port: int) -> list[tuple[str, int]]:
+        """Return where a name leads: at least one address and port. Raises OSError or UnicodeError."""
+        if is_ip_address(host):
+            return [(host, port)]
+        job = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self.look_ups, job)
+        return [(str(place[0]), int(place[1])) for *_, place in found]
 
     def context(self, server: ServerConfig) -> ssl.SSLContext:
         """Return the TLS side of connections to a server."""
@@ -3217,7 +3092,7 @@ def message_of(text: str, link: Link, version: str, name: str, relay: Relay) -> 
     try:
         return parse(text)
     except MessageError as error:
-        relay.journal.news.count("dropped_messages", "malformed")
+        relay.journal.counts["dropped_messages", "malformed"] += 1
         what = "%s: a message is dropped: %s: %s"
         relay.complaints.say(logging.WARNING, f"{name} text", what, name, error, text)
         if error.message_id is not None:
@@ -3232,7 +3107,7 @@ class Outbox:
         self.relay = relay
         self.peer = peer
         self.server = server
-        self.news = relay.journal.news
+        self.counts = relay.journal.counts
         self.name = f"{relay.charger_id}: {relay.config.name(peer)}"
         self.version = relay.version  # That the link speaks, or the next one is to speak.
         self.own: list[Call] = []  # The proxy's: boot, statuses, Heartbeat; they go first. MAX_STATUSES.
@@ -3277,7 +3152,7 @@ class Outbox:
             len(self.live) >= MAX_LIVE or sum(len(c.text) for c in self.live) > MAX_LIVE_TEXT
         ):
             self.relay.router.stop_waiting(call)
-            self.news.count("dropped_messages", "queue-full")
+            self.counts["dropped_messages", "queue-full"] += 1
             what = f"{self.name}: {len(self.live)} Calls wait for it; each new one is dropped, now"
             self.relay.complaints.say(logging.WARNING, "queue", "%s %s", what, call.action)
             return
@@ -3312,7 +3187,7 @@ class Outbox:
             elif is_late or is_away or has_older or self.is_silent:
                 self.is_silent = self.is_silent or (is_late and call.sent is not None)
                 self.awaited.remove(call)
-                self.relay.carry_out([OwnAnswer(call, f"{self.peer.value} does not answer in time")])
+                self.relay.carry_out([own_answer(call, f"{self.peer.value} does not answer in time")])
 
     # What goes out.
 
@@ -3414,7 +3289,7 @@ class Outbox:
         if call is self.in_flight:
             self.in_flight = None
         if call is None:
-            self.news.count("dropped_messages", "nobody-waits")
+            self.counts["dropped_messages", "nobody-waits"] += 1
             what = "%s: an answer that nobody waits for is dropped"
             self.relay.complaints.say(logging.INFO, f"{self.peer} late", what, self.name)
             return
@@ -3422,8 +3297,8 @@ class Outbox:
         if call.action == "BootNotification":
             self._boot_answered(message, is_own=call.content is NOTHING)
         if call.kind is Kind.RELAYED and call.reply_to is not None:
-            outcome = Outcome.RESULT if message.type is MessageType.CALLRESULT else Outcome.ERROR
-            self.news.count("calls", Peer.CHARGER, self.peer, outcome)
+            outcome = "result" if message.type is MessageType.CALLRESULT else "error"
+            self.counts["calls", Peer.CHARGER, self.peer, outcome] += 1
         if call.content is not NOTHING:
             self.relay.carry_out(self.relay.answers.answered(call, message, now))
         if call.kind is Kind.STORED:
@@ -3444,13 +3319,14 @@ class Outbox:
         elif call in self.stored:
             self.stored.remove(call)
         for other in refused:
-            self.news.count("refused_calls", self.peer)
+            self.counts["refused_calls", self.peer] += 1
             what = "is refused" if other is call else "is not sent: its session is refused"
-            then = "; tried again at the next start, and once a day" if other.has_error else ""
+            is_error = other.refused.startswith(CALL_ERROR)
+            then = "; tried again at the next start, and once a day" if is_error else ""
             values = (self.name, other.action, what, words, then, other.text)
             log.warning("%s: %s %s (%s) and kept%s: %s", *values)
         if not words:
-            self.news.count("delivered_calls", self.peer)
+            self.counts["delivered_calls", self.peer] += 1
             kind = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
             level = logging.DEBUG if call.content.is_reading else logging.INFO
             last = "" if self.relay.link or any(self.waiting()) else "; it was the last"
@@ -3496,7 +3372,7 @@ class Outbox:
                 patience = OWN_BOOT_SECONDS if self.relay.memory.boot else MADE_UP_BOOT_SECONDS
                 self.next_at = max(now, charger.opened + patience)
         log.info("%s: connected to %s", self.name, self.server.url)
-        self.news.count("connections", self.peer)
+        self.counts["connections", self.peer] += 1
         link.keep_alive(now, self.relay.host.ping_interval)
         link.attach(self.link_received, self.link_closed)
         self.pump()
@@ -3525,7 +3401,7 @@ class Outbox:
                 link.close(1002, f"{version} is needed")
                 raise DialError(f"it answered without a subprotocol to {version}: see versions")
         except DialError as error:
-            self.news.count("failed_dials", self.peer)
+            self.counts["failed_dials", self.peer] += 1
             if version != relay.version and (link or (error.status or 0) // 100 == 4):
                 self.other_version_at = relay.now().seconds + VERSION_SECONDS
             if self.trouble != str(error):
@@ -3558,7 +3434,7 @@ class Outbox:
                 self.live.insert(0, call)
             else:
                 if call.kind is Kind.RELAYED and call.reply_to is not None:
-                    self.news.count("calls", Peer.CHARGER, self.peer, Outcome.UNANSWERED)
+                    self.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
                 self.relay.router.stop_waiting(call)  # It may have been carried out; its sender repeats it.
         if link is self.link:
             now, self.trouble = self.relay.now().seconds, link.closed_by
@@ -3577,7 +3453,7 @@ class Outbox:
         self.link, self.in_flight, self.is_booted = None, None, False
         self.own, self.next_at = [], math.inf
         self.live = [call for call in self.live if call.kind is Kind.RELAYED or call in self.awaited]
-        self.news.count("disconnections", self.peer)
+        self.counts["disconnections", self.peer] += 1
         link.close(1001)
 
     def charger_left(self) -> None:
@@ -3614,7 +3490,7 @@ class Outbox:
             if call.content is NOTHING and call.action == "BootNotification":
                 self.next_at = now + BOOT_RETRY_SECONDS
             if call.kind is Kind.RELAYED:
-                self.news.count("calls", Peer.CHARGER, self.peer, Outcome.UNANSWERED)
+                self.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
                 self.relay.router.stop_waiting(call)
         is_left = bool(self.stored) and is_overdue(self.stored[0], now, DELIVERY_SECONDS)
         if is_left and self.link and self.link.is_open and not self.is_the_chargers:
@@ -3658,7 +3534,7 @@ class Relay:
         self.tasks = Tasks()  # Dials; at most one for each outbox.
         self.complaints = Complaints()
         self.link: Link | None = None  # The charger's.
-        self.held: list[ToPeer | OwnAnswer] = []  # What waits for the disk; MAX_HELD.
+        self.held: list[ToPeer] = []  # What waits for the disk; MAX_HELD.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
         self.sweep_at = 0.0  # Monotonic seconds; when what has expired is removed.
         self._speak(version)
@@ -3697,7 +3573,7 @@ class Relay:
             self.carry_out(self.commands.server_call(peer, message, self.now()))
         else:
             text = error_text(message.message_id, "GenericError", why)
-            self.carry_out([ToPeer(peer, text, why, outcome=Outcome.UNANSWERED)])
+            self.carry_out([ToPeer(peer, text, why, outcome="unanswered")])
 
     # The charger's connection.
 
@@ -3732,8 +3608,8 @@ class Relay:
         self.link, self.credentials, self.deadline = link, credentials, 0.0
         link.keep_alive(now.seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
-        self.journal.news.count("connections", Peer.CHARGER)
-        self.journal.news.present.add(self.charger_id)
+        self.journal.counts["connections", Peer.CHARGER] += 1
+        self.journal.present.add(self.charger_id)
         for peer, outbox in self.outboxes.items():
             outbox.away_since = link.opened
             if peer is Peer.PRIMARY and primary:
@@ -3760,7 +3636,7 @@ class Relay:
 
     def _joins(self, message: Message) -> bool:
         """Whether the charger repeats what has no answer because the disk fails: it joins what is pending."""
-        for call in (held.call for held in self.held if isinstance(held, OwnAnswer)):
+        for call in (held.call for held in self.held if held.call):
             if (call.action, call.content.payload) == (message.action, message.payload):
                 call.reply_to = message.message_id
                 return True
@@ -3774,14 +3650,14 @@ class Relay:
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
         """Let go of the charger's connection and of all that ends with it."""
         link, self.link = self.link, successor
-        self.journal.news.present.discard(self.charger_id)
+        self.journal.present.discard(self.charger_id)
         self._drop_held(len(self.held))
         self.carry_out(self.commands.charger_gone())
         self.router.charger_gone()
         for outbox in self.outboxes.values():
             outbox.charger_left()
         if link:
-            self.journal.news.count("disconnections", Peer.CHARGER)
+            self.journal.counts["disconnections", Peer.CHARGER] += 1
             link.close(code, reason)
 
     async def dismiss(self) -> None:
@@ -3811,15 +3687,15 @@ class Relay:
             self._release()
 
     def _tell(self, told: Told) -> None:
-        news, text = self.journal.news, f"{self.charger_id}: {told.what}"
+        text = f"{self.charger_id}: {told.what}"
         if told.dropped:
-            news.count("dropped_messages", told.dropped)
+            self.journal.counts["dropped_messages", told.dropped] += 1
         if told.dropped == TOO_MANY:
             for outbox in self.outboxes.values():
                 outbox.fill()  # Without those that had to go.
             self.complaints.say(logging.WARNING, told.dropped, "%s", text)
         elif told.is_unlisted:  # In full: it is the number to copy.
-            put_newest(news.unlisted, told.badge, (self.charger_id, self.now().utc), MAX_UNLISTED)
+            put_newest(self.journal.unlisted, told.badge, (self.charger_id, self.now().utc), MAX_UNLISTED)
             log.info("%s; the badge is %s", text, told.badge)
         else:
             badge = f"; badge {told.badge}" if told.badge else ""
@@ -3842,22 +3718,17 @@ class Relay:
         """Send the charger what does not wait for the disk any more."""
         held, self.held, is_behind = self.held, [], False
         for decision in held:
-            if isinstance(decision, OwnAnswer):
-                call = decision.call
-                if call.kind is Kind.STORED and not self.journal.has(call.session, call):
-                    self.held.append(decision)
-                elif call.own_answer:  # Else its server has answered in the meantime.
-                    self._send(self.answers.given(call), decision.why)
-                    if call.peer:
-                        self.journal.news.count("calls", Peer.CHARGER, call.peer, Outcome.RECORDED)
-                continue
-            may_go = self.journal.failure and not decision.needs_disk
-            if may_go or not (is_behind or (decision.rows and not self.journal.has(*decision.rows))):
-                self._send(decision.text, decision.why)
-            else:
+            is_known = self.journal.has(*decision.rows) and not (is_behind and not decision.call)
+            if not (is_known or (self.journal.failure and not decision.needs_disk)):
                 self.held.append(decision)
                 # What comes behind it may name what the charger does not know yet.
                 is_behind = is_behind or not decision.needs_disk
+            elif decision.call is None:
+                self._send(decision.text, decision.why)
+            elif decision.call.own_answer:  # Else its server has answered in the meantime.
+                self._send(self.answers.given(decision.call), decision.why)
+                if decision.call.peer:
+                    self.journal.counts["calls", Peer.CHARGER, decision.call.peer, "recorded"] += 1
         if self.held:
             self._drop_held(len(self.held) - MAX_HELD)
             self.journal.wait(self._release)
@@ -3865,9 +3736,9 @@ class Relay:
     def _drop_held(self, count: int) -> None:
         """Give the oldest of what waits for the disk to nobody; a repeat is answered again."""
         for _ in range(count):
-            if isinstance(oldest := self.held.pop(0), OwnAnswer):
-                oldest.call.reply_to = None
-                self.answers.given(oldest.call)
+            if call := self.held.pop(0).call:
+                call.reply_to = None
+                self.answers.given(call)
 
     def _send(self, text: str, why: str) -> None:
         log.debug("%s < %s (%s)", self.charger_id, text, why)
@@ -3877,10 +3748,9 @@ class Relay:
     def _answer(self, decision: ToPeer) -> None:
         """Send a server the answer to its Call."""
         outbox, outcome = self.outboxes[decision.peer], decision.outcome
-        assert outcome is not None
-        self.journal.news.count("calls", decision.peer, Peer.CHARGER, outcome)
+        self.journal.counts["calls", decision.peer, Peer.CHARGER, outcome] += 1
         log.debug("%s < %s (%s)", outbox.name, decision.text, decision.why)
-        if outcome is Outcome.REFUSED:
+        if outcome == "refused":
             self.complaints.say(logging.INFO, decision.why, "%s: a Call is %s", outbox.name, decision.why)
         if outbox.link:
             outbox.link.send(decision.text)
@@ -3931,12 +3801,10 @@ class Relay:
 # ---------------------------------------------------------------------------------------------------------
 
 TICK_SECONDS = 0.5  # How often deadlines are looked at,
-RELAYS_AT_ONCE = 100  # those of so many chargers in one turn of the loop; one that is due counts for
-DUE_COUNTS = 20  # so many: no Call waits for the ticks of more than five.
+RELAYS_AT_ONCE = 20  # those of so many chargers in one turn of the loop.
 LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
-ACCEPTS_AT_ONCE = 64  # Where files are short, asyncio tries so many in vain, and complains of each.
 MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the process allows fewer:
 MAX_FILES = 2**20  # Open at once, where the system sets no limit.
 FILES_OF_OUR_OWN = 100  # of what is left each charger takes
@@ -3961,21 +3829,16 @@ class RefusedError(Exception):
 
     def __init__(self, status: int, what: str, headers: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(what)
-        self.status = status
-        self.headers = list(headers)
-
-    def response(self) -> Response:
-        return http_response(self.status, escaped(str(self)) + "\n", headers=self.headers)
+        self.response = http_response(status, f"{escaped(what)}\n", headers=headers)
 
 
 def http_response(
     status: int, text: str, kind: str = "text/plain", headers: Iterable[tuple[str, str]] = ()
 ) -> Response:
     """Return an answer to a request that opens no websocket."""
-    body, full = text.encode(), Headers(headers)
-    full.update({"Connection": "close", "Content-Length": str(len(body))})
-    full["Content-Type"] = f"{kind}; charset=utf-8"
     phrase = next((known.phrase for known in HTTPStatus if known == status), "Refused")
+    full = Headers([*headers, ("Connection", "close"), ("Content-Type", f"{kind}; charset=utf-8")])
+    full["Content-Length"] = str(len(body := text.encode()))
     return Response(status, phrase, full, body)
 
 
@@ -4009,8 +3872,8 @@ def shows_password(charger_id: str, password: str, authorization: str | None) ->
     shown = login[len(name) :]  # Ids may hold colons.
     # Every comparison is made, and each takes the same time whatever it compares.
     pairs = itertools.product((wanted, unhexed(wanted)), (shown, unhexed(shown)))
-    equal = [hmac.compare_digest(one, other) for one, other in pairs]
-    return hmac.compare_digest(login[: len(name)], name) and bool(shown) and any(equal)
+    is_same = sum(hmac.compare_digest(*pair) for pair in pairs) > 0
+    return is_same and bool(shown) and login.startswith(name)
 
 
 class Visitor(NamedTuple):
@@ -4018,13 +3881,9 @@ class Visitor(NamedTuple):
 
     charger_id: str
     config: ChargerConfig
-    offers: list[str]  # Subprotocols, as it spells them.
+    offers: list[str]  # Subprotocols, as it spells them,
+    versions: list[str]  # and those of them that the ini allows it.
     credentials: Credentials
-
-    @property
-    def versions(self) -> list[str]:
-        """The subprotocols that the ini allows it."""
-        return [offer.lower() for offer in self.offers if offer.lower() in self.config.versions]
 
 
 class Proxy:
@@ -4051,11 +3910,8 @@ class Proxy:
     async def start(self) -> None:
         """Listen, and deliver what an earlier run has left. Raises OSError if the address cannot be had."""
         host, self.tls = self.config.host, server_context(self.config.host)
-        place = (lambda: incoming_link(host.max_size, self._connected), host.addr, host.port)
-        self.server = await asyncio.get_running_loop().create_server(*place, backlog=ACCEPTS_AT_ONCE)
-        for listener in self.server.sockets:
-            with closing(listener.dup()) as same:
-                same.listen(BACKLOG)
+        place = (self._link, host.addr, host.port)
+        self.server = await asyncio.get_running_loop().create_server(*place, backlog=BACKLOG)
         self.tasks.start(self._watchdog(), "watchdog")
         for memory in list(self.journal.memories.values()):
             self._deliver(memory)
@@ -4064,7 +3920,7 @@ class Proxy:
         """Deliver what is stored for a charger's servers, without waiting for the charger."""
         if memory.stored:
             version = next(iter(memory.stored)).version or memory.version or "ocpp1.6"
-            self._relay(memory.charger_id, self.config.charger(memory.charger_id), version).deliver()
+            self._relay(memory.charger, self.config.charger(memory.charger), version).deliver()
 
     @property
     def port(self) -> int:
@@ -4110,6 +3966,11 @@ class Proxy:
 
     # Admission: a charger is let in if its primary lets it in.
 
+    def _link(self) -> Link:
+        """Return the link of a charger that connects."""
+        protocol = ServerProtocol(max_size=self.config.host.max_size, logger=LIBRARY_LOG)
+        return Link(protocol, self._connected)
+
     def _connected(self, link: Link) -> None:
         if self.tls and link.transport:
             link.transport.pause_reading()  # Until start_tls.
@@ -4125,7 +3986,6 @@ class Proxy:
     async def _admit(self, link: Link) -> None:
         """Answer a charger's handshake."""
         say = partial(self.complaints.say, logging.INFO)
-        address = link.transport and link.transport.get_extra_info("peername", ("unknown",))[0]
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 if self.tls:
@@ -4133,20 +3993,18 @@ class Proxy:
                 request = await link.handshake
             self.half_open.pop(link, None)
             assert isinstance(request, Request)
-            visitor = self._visitor(request)
-            self._check_room(visitor)
-            await self._check_login(visitor)
-            await self._let_in(link, request, visitor)
+            await self._let_in(link, request, self._visitor(request))
         except RefusedError as refusal:
-            self.journal.news.count("refused_handshakes", str(int(refusal.status)))
-            link.respond(refusal.response())
+            self.journal.counts["refused_handshakes", str(int(refusal.response.status_code))] += 1
+            link.respond(refusal.response)
         except TimeoutError:
             say("silent", "a connection without a handshake is closed")
         except DialError as error:
             say("no websocket", "a connection that is no websocket is closed: %s", error)
         except OSError as error:
-            what, why = "%s: its TLS handshake failed: %s; %s", str(error) or "it hung up"
+            address = link.transport and link.transport.get_extra_info("peername", ("unknown",))[0]
             advice = TLS_ADVICE.get(getattr(error, "reason", None), TLS_ADVICE[None])
+            what, why = "%s: its TLS handshake failed: %s; %s", str(error) or "it hung up"
             say(f"TLS {address}", what, address, why, advice)
         finally:
             self.half_open.pop(link, None)
@@ -4184,11 +4042,13 @@ class Proxy:
             del headers[name]
             headers.update({name: ", ".join(offers)} if offers else {})
         credentials = Credentials(*(only(headers, name) for name in ("Authorization", "User-Agent")))
-        return Visitor(charger_id, self.config.charger(charger_id), offers, credentials)
+        config = self.config.charger(charger_id)
+        versions = [offer.lower() for offer in offers if offer.lower() in config.versions]
+        return Visitor(charger_id, config, offers, versions, credentials)
 
     def _check_room(self, visitor: Visitor) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
-        present, charger_id = self.journal.news.present, visitor.charger_id
+        present, charger_id = self.journal.present, visitor.charger_id
         is_new = charger_id not in present  # One that comes again takes the place of its old one.
         if len(present) + is_new > self.max_chargers or not self.journal.has_room(charger_id):
             what = "%s: refused: there is no room; %d chargers are here, %d known, %d files may be open"
@@ -4207,39 +4067,40 @@ class Proxy:
 
     async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> None:
         """Let the charger in if its primary accepts it. Raises RefusedError."""
-        charger_id, config, offers, credentials = visitor
-        response, versions = link.answer_to(request), visitor.versions
+        self._check_room(visitor)
+        await self._check_login(visitor)
+        charger_id, config, offers, versions, credentials = visitor
+        assert isinstance(link.protocol, ServerProtocol)
+        response = link.protocol.accept(request)  # Without a subprotocol.
         if (
             response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
         ):  # The primary might drop the charger for it.
             what = "%s: no websocket handshake: answered with HTTP %d"
             self.complaints.say(logging.INFO, "unfit", what, charger_id, response.status_code)
             link.respond(response)
-            return
-        if offers and not versions:  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
+        elif offers and not versions:  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
             what = "closed: it speaks %s, `versions` allows %s"
             self._warn("versions", charger_id, what, ", ".join(offers), ", ".join(config.versions))
             if link.respond(response):
                 link.close(1002, "no common subprotocol")
-            return
-        versions, primary = versions or ["ocpp1.6"], None
-        if not config.primary.is_local:
-            primary = await self._dial_primary(visitor, versions)
-        version = (primary.protocol.subprotocol or "ocpp1.6") if primary else versions[0]
-        old = charger_id in self.relays and self.relays[charger_id].link
-        chosen = next((offer for offer in offers if offer.lower() == version), None)  # As it spells it.
-        with ExitStack() as to_undo:
-            if primary:
-                to_undo.callback(primary.close, 1001, "the charger is gone")
-            self._check_room(visitor)  # Others may have taken it meanwhile.
-            if not (old and old.arrived > link.arrived) and link.respond(response, chosen):
-                to_undo.pop_all()
-                self.handshakes.discard(link)
-                self._relay(charger_id, config, version).connect(link, primary, version, credentials)
+        else:
+            primary = None if config.primary.is_local else await self._dial_primary(visitor)
+            version = (primary.protocol.subprotocol if primary else next(iter(versions), None)) or "ocpp1.6"
+            old = charger_id in self.relays and self.relays[charger_id].link
+            chosen = next((offer for offer in offers if offer.lower() == version), None)  # As it spells it.
+            with ExitStack() as to_undo:
+                if primary:
+                    to_undo.callback(primary.close, 1001, "the charger is gone")
+                self._check_room(visitor)  # Others may have taken it meanwhile.
+                if not (old and old.arrived > link.arrived) and link.respond(response, chosen):
+                    to_undo.pop_all()
+                    self.handshakes.discard(link)
+                    self._relay(charger_id, config, version).connect(link, primary, version, credentials)
 
-    async def _dial_primary(self, visitor: Visitor, versions: list[str]) -> Link:
+    async def _dial_primary(self, visitor: Visitor) -> Link:
         """Return the primary's link for this charger. Raises RefusedError."""
         server, relay = visitor.config.primary, self.relays.get(visitor.charger_id)
+        versions = visitor.versions or ["ocpp1.6"]
         place = (Peer.PRIMARY, server, visitor.charger_id, versions, visitor.credentials)
         try:
             try:
@@ -4267,22 +4128,21 @@ class Proxy:
 
     def _refusal(self, visitor: Visitor, error: DialError) -> RefusedError:
         """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
-        is_refusal = error.status is not None and 400 <= error.status < 500
-        what = "primary refuses it" if is_refusal else "primary cannot be reached"
-        login = (
-            "the charger's own login" if visitor.config.primary.needs_charger_login else "primary_password"
-        )
-        advice = f"check {login}, and that primary knows it" if is_refusal else "it may come again"
-        if error.is_certificate_unfit or not is_refusal:
-            advice = advice_for(error, Peer.PRIMARY, advice)
-        elif error.status == HTTPStatus.BAD_REQUEST:  # How many refuse a subprotocol.
+        status = error.status if error.status and 400 <= error.status < 500 else 503
+        what = "primary cannot be reached" if status == 503 else "primary refuses it"
+        advice = advice_for(error, Peer.PRIMARY, "it may come again")
+        if status == HTTPStatus.BAD_REQUEST:  # How many refuse a subprotocol.
             advice = f"it was offered {' and '.join(visitor.offers) or 'no version'}: see versions"
+        elif status != 503:
+            own = visitor.config.primary.needs_charger_login
+            login = "the charger's own login" if own else "primary_password"
+            advice = f"check {login}, and that primary knows it"
         self._warn(what, visitor.charger_id, f"refused: {what}: %s; %s", error, advice)
-        if error.status is None or not is_refusal:
-            return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the primary server is away", RETRY_AFTER)
+        if status == 503:
+            return RefusedError(status, "the primary server is away", RETRY_AFTER)
         passed_on = ("WWW-Authenticate", "Retry-After")
         headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
-        return RefusedError(error.status, "refused by the primary server", headers)
+        return RefusedError(status, "refused by the primary server", headers)
 
     def _relay(self, charger_id: str, config: ChargerConfig, version: str) -> Relay:
         if charger_id not in self.relays:
@@ -4309,11 +4169,8 @@ class Proxy:
             is_watching = now >= self.watch_at
             if is_watching:
                 self.watch_at = now + self.config.host.watchdog_interval
-            looked_at = 0
-            for charger_id, relay in list(self.relays.items()):
-                looked_at += DUE_COUNTS if is_watching or relay.deadline <= now else 1
-                if looked_at > RELAYS_AT_ONCE:
-                    looked_at = 0
+            for number, (charger_id, relay) in enumerate(list(self.relays.items())):
+                if number % RELAYS_AT_ONCE == 0:
                     await asyncio.sleep(0)  # Let the others have a turn.
                 if relay.is_idle and self.relays.get(charger_id) is relay:
                     relay.memory.is_in_use = False
@@ -4388,7 +4245,7 @@ REFUSED = """(SELECT DISTINCT session FROM calls WHERE refused != '' AND since >
     CROSS JOIN sessions ON sessions.number = session"""
 ENERGY = """
 SELECT date(begun, 'unixepoch', 'localtime') AS day, owner, sum(max(meter_stop - meter_start, 0)) AS wh
-FROM sessions WHERE begun >= ? AND ended IS NOT NULL AND owner IS NOT NULL AND NOT is_rejected
+FROM sessions WHERE begun >= ? AND owner IS NOT NULL AND NOT is_rejected
 GROUP BY day, owner HAVING wh > 0
 """
 
@@ -4422,14 +4279,14 @@ def state_of(row: Record) -> tuple[str, str]:
         "open": row["ended"] is None,
         "recorded": row["server"] in ("", LOCAL),
         "delivered": row["delivered"] is not None,
-        "no stop": not row["has_stop"],
+        "no stop": not row["stop"],
         "unconfirmed": True,  # Its stop was passed on, and no answer has come.
     }
     state = next(name for name, holds in states.items() if holds)
     said = [f"since {time_text(waits_since)}"] if state == "waiting" else []
     if against:
         said.append(against if states["refused"] else f"its start was answered with {against}")
-        if row["has_stop"]:
+        if row["stop"]:
             said.append(f"its server {'has' if row['delivered'] else 'does not have'} the stop")
     return state, "; ".join(said)
 
@@ -4769,39 +4626,46 @@ def report_line(row: Record) -> str:
 class Events(logging.Handler):
     """Keeps the last log lines, for the page: the story of the day."""
 
-    def __init__(self) -> None:
+    def __init__(self, clean: Callable[[str], str]) -> None:
         super().__init__(logging.INFO)
+        self.clean = clean
         self.lines: deque[Record] = deque(maxlen=MOST_EVENTS)  # With UTC seconds, level, text.
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append({"at": record.created, "level": record.levelname, "text": record.getMessage()})
+        text = self.clean(record.getMessage())
+        self.lines.append({"at": record.created, "level": record.levelname, "text": text})
 
 
 class Status:
     """The second port. Owns its listener; reads what the proxy owns."""
 
-    def __init__(self, proxy: Proxy, events: Events, clean: Callable[[str], str]) -> None:
+    def __init__(self, proxy: Proxy, clean: Callable[[str], str]) -> None:
         self.proxy = proxy
         self.journal = proxy.journal
-        self.events = events
+        self.events = Events(clean)
         self.clean = clean  # Makes a peer's words fit to be shown.
         self.shown: Callable[[str], str] = str if proxy.config.full_badges else masked
         self.config = proxy.config.status
         self.complaints = Complaints()
         self.guesses = asyncio.Semaphore(MAX_GUESSES_AT_ONCE)
-        self.sums: list[Record] = []  # Of energy on disk, by day and owner, since the last month began.
-        self.sums_at, self.sums_until = math.inf, 0.0  # UTC seconds; monotonic: so long they are fresh.
+        self.sums = Counter[tuple[str, str]]()  # Wh by day or month, and owner, since the last month began.
+        self.sums_until = 0.0  # Monotonic seconds; so long they are fresh.
         self.server: websockets.Server | None = None
 
     async def start(self) -> None:
-        """Listen. Raises OSError if the address cannot be had."""
-        self.server = await websockets.serve(
-            websockets.ServerConnection.close,  # Nobody gets so far.
-            *(self.config.addr, self.config.port),
-            process_request=self._answer,
-            open_timeout=3 * LOOK_UP_SECONDS,
-            logger=LIBRARY_LOG,
-        )
+        """Listen, if the ini wants it; chargers are served whatever comes of it."""
+        place = (self.config.addr, self.config.port)
+        if not self.config.port:
+            return
+        try:
+            listen = partial(websockets.serve, open_timeout=3 * LOOK_UP_SECONDS, logger=LIBRARY_LOG)
+            nobody = websockets.ServerConnection.close  # Gets so far.
+            self.server = await listen(nobody, *place, process_request=self._answer)
+        except OSError as error:
+            log.warning("no status page: cannot listen on %s:%d: %s; chargers are served", *place, error)
+            return
+        log.addHandler(self.events)
+        log.info("status page on http://%s:%d/", *place)
 
     # Requests.
 
@@ -4812,13 +4676,11 @@ class Status:
             async with asyncio.timeout(LOOK_UP_SECONDS):
                 response = await self._response(path, dict(urllib.parse.parse_qsl(query)))
         except RefusedError as refusal:
-            response = refusal.response()
+            response = refusal.response
         except (TimeoutError, sqlite3.Error) as error:
             why = str(error) or "no answer of the disk in time"
             self.complaints.say(logging.WARNING, "ledger", "status: no ledger: %s", why)
-            response = http_response(
-                HTTPStatus.SERVICE_UNAVAILABLE, "the disk is busy\n", headers=RETRY_AFTER
-            )
+            response = RefusedError(503, "the disk is busy", RETRY_AFTER).response
         is_page = response.headers["Content-Type"].startswith("text/html")
         response.headers["Content-Security-Policy"] = policy_for(response.body.decode() if is_page else "")
         response.headers.update(STATUS_HEADERS)
@@ -4874,7 +4736,7 @@ class Status:
     # The ledger.
 
     async def ledger(self, asked: Record, most: int = 2**31, source: str = "sessions") -> list[Record]:
-        """Return sessions, the newest first: Memory's open ones laid over the rows on disk.
+        """Return sessions, the newest first, as they stand now.
 
         `asked` may hold `from`, `to`, `owner`, `badge`, `charger`. Raises sqlite3.Error or RefusedError.
         """
@@ -4888,20 +4750,12 @@ class Status:
         owner, named = asked.get("owner", ""), {self.proxy.config.default.name(p): p.value for p in SERVERS}
         place |= {"owner": named.get(owner, owner), "charger": asked.get("charger", "")}
         place |= {"rows": min(most, AT_ONCE), "recent": time.time() - REFUSED_SECONDS}
-        self.journal.save()  # Whatever has happened is in it.
         while len(found) < most and (rows := await self.journal.look_up(LEDGER.format(source=source), place)):
-            found += [entry_of(self._current(row)) for row in rows]
+            found += map(entry_of, rows)
             place |= {"until": rows[-1]["begun"], "number": rows[-1]["number"]}
             if len(found) > MAX_LEDGER_ROWS:
                 raise RefusedError(HTTPStatus.BAD_REQUEST, "too many sessions; ask for fewer days")
         return found
-
-    def _current(self, row: Record) -> Record:
-        """Return a row as it stands now: readings of an open session are saved once a minute."""
-        memory = self.journal.memories.get(row["charger"]) if row["ended"] is None else None
-        sessions = memory.sessions.values() if memory else ()
-        now = next((session for session in sessions if session.number == row["number"]), None)
-        return row | {c.name: to_column(getattr(now, c.name)) for c in COLUMNS[Session]} if now else row
 
     async def _csv(self, asked: dict[str, str]) -> str:
         """Return the ledger as CSV (RFC 4180)."""
@@ -4953,12 +4807,9 @@ class Status:
             if weight > 10 * AT_ONCE:
                 weight = 0
                 await asyncio.sleep(0)  # Let the others have a turn.
-            relay = self.proxy.relays.get(charger_id)
-            is_known, is_admitted = memory.has_charged or bool(memory.stored), self.proxy.config.host.admits
-            is_missed = utc - memory.seen < GONE_SECONDS[is_known] and is_admitted(charger_id)
-            state = "online" if relay and relay.link else "offline" if is_missed else "gone"
-            if state == "gone" and not is_known:
-                continue  # Somebody once mistyped an id.
+            relay, state = self.proxy.relays.get(charger_id), self._state_of(memory, utc)
+            if not state:
+                continue
             totals["chargers", state] += 1
             totals["waiting",] += len(memory.stored)
             for call in memory.stored:
@@ -4975,20 +4826,23 @@ class Status:
         return totals, found
 
     def _count_sessions(self, memory: Memory, totals: Record, utc: float) -> bool:
-        """Count a charger's sessions, and energy that the disk does not know; return whether any is open."""
-        is_in_use = False
-        for session in memory.sessions.values():
-            if session.ended is not None and session.ended < utc - SESSION_SECONDS:
-                continue
-            owner = session.owner.value if session.owner else "unknown"
-            state = "rejected" if session.is_rejected else "refused" if session.refused else ""
-            totals["sessions", owner, state or ("open" if session.ended is None else "ended")] += 1
-            is_in_use = is_in_use or session.ended is None
-            if session.ended is None or session.ended >= self.sums_at:
-                day = time.strftime("%Y-%m-%d", time.localtime(session.begun))
-                wh = 0 if session.is_rejected else energy_of(session.meter_start, session.meter_stop)
-                totals["energy", day, owner] += max(wh or 0, 0)
-        return is_in_use
+        """Count a charger's sessions of the last days; return whether any is open."""
+        sessions = memory.sessions.values()
+        recent = [s for s in sessions if s.ended is None or s.ended >= utc - SESSION_SECONDS]
+        for session in recent:
+            what = "open" if session.ended is None else "ended"
+            what = "rejected" if session.is_rejected else "refused" if session.refused else what
+            totals["sessions", session.owner.value if session.owner else "unknown", what] += 1
+        return any(session.ended is None for session in recent)
+
+    def _state_of(self, memory: Memory, utc: float) -> str:
+        """Return how a charger counts; "" = not at all, somebody once mistyped an id."""
+        relay, is_known = self.proxy.relays.get(memory.charger), memory.has_charged or bool(memory.stored)
+        is_admitted = self.proxy.config.host.admits(memory.charger)
+        if relay and relay.link:
+            return "online"
+        is_missed = utc - memory.seen < GONE_SECONDS[is_known] and is_admitted
+        return "offline" if is_missed else "gone" if is_known else ""
 
     async def _metrics(self) -> str:
         """Return what is counted, in the text format of Prometheus (0.0.4)."""
@@ -4996,8 +4850,8 @@ class Status:
         samples["info", __version__] = 1
         samples["event_loop_lag_seconds",] = max(self.proxy.lags, default=0.0)
         samples["state_file_failing",] = int(bool(self.journal.failure))
-        for (counted, *names), count in self.journal.news.counts.items():
-            samples[f"{counted}_total", *(n.value if isinstance(n, Enum) else n for n in names)] = count
+        for (counted, *names), count in self.journal.counts.items():
+            samples[f"{counted}_total", *(n.value if isinstance(n, Peer) else n for n in names)] = count
         lines = []
         for metric, (kind, labels, words_of_help, known) in METRICS.items():
             name = f"ocpp_proxy_{metric}"
@@ -5016,7 +4870,7 @@ class Status:
         most = min(int(wanted), MOST_SESSIONS) if re.fullmatch(r"[0-9]{1,6}", wanted) else SESSIONS
         sessions = await self.ledger({}, most)
         refused = await self.ledger({}, MOST_TROUBLES, REFUSED)
-        await self._sum_up()
+        energy = await self._energy()
         totals, found = await self._look(find)
         chargers = [await self._charger(*shown[3:]) for shown in heapq.nsmallest(MOST_CHARGERS, found)]
         told: Record = {"now": time.time(), "version": __version__, "find": find, "chargers": chargers}
@@ -5029,7 +4883,7 @@ class Status:
         told["trouble"] = self._troubles(totals, refused)
         fit = ((row, self.shown(row["badge"]), self.clean(row["words"])) for row in sessions)
         told["sessions"] = [row | {"badge": badge, "words": words_of_it} for row, badge, words_of_it in fit]
-        return told | {"energy": self._energy(totals), "events": list(self.events.lines)}
+        return told | {"energy": energy, "events": list(self.events.lines)}
 
     async def _charger(self, charger_id: str, memory: Memory) -> Record:
         """Return what the page shows of a charger."""
@@ -5083,35 +4937,30 @@ class Status:
             todo = f"Ask who runs {server} to accept this badge and charger; the ledger has the session."
             found.append((what, todo + again))
         told: list[Record] = [{"what": what, "todo": todo} for what, todo in found]
-        for badge, (charger_id, _) in list(self.journal.news.unlisted.items())[-MOST_TROUBLES:]:
+        for badge, (charger_id, _) in list(self.journal.unlisted.items())[-MOST_TROUBLES:]:
             what = f"A badge that is on no list was shown at {charger_id}:"
             todo = "Copy the number to primary_rfid or secondary_rfid in the ini, and restart the proxy."
             told.append({"what": what, "todo": todo, "copy": badge})
         return told
 
-    async def _sum_up(self) -> None:
-        """Have the disk sum up what was charged since the last month began, unless it just has."""
-        if (began := time.monotonic()) >= self.sums_until:
-            last_month = datetime.now().replace(day=1) - timedelta(days=1)
-            self.sums_at = time.time()
-            self.sums = await self.journal.look_up(ENERGY, [local_day(f"{last_month:%Y-%m}-01")])
-            self.sums_until = time.monotonic() + FRESH_TIMES * (time.monotonic() - began)
-
-    def _energy(self, totals: Record) -> Record:
+    async def _energy(self) -> Record:
         """Return the Wh of this and the last month, and of each of the last 30 days, by owner."""
         today = datetime.now().replace(hour=12)  # By this machine's clock.
-        months = [f"{today:%Y-%m}", f"{today.replace(day=1) - timedelta(days=1):%Y-%m}"]
-        days = [f"{today - timedelta(days=back):%Y-%m-%d}" for back in range(29, -1, -1)]
-        open_ones = [(*key[1:], wh) for key, wh in totals.items() if key[0] == "energy"]
-        sums = Counter[tuple[str, str]]()
-        for day, owner, wh in [*open_ones, *(row.values() for row in self.sums)]:
-            sums[day, owner] += wh
-            sums[day[:7], owner] += wh
-        views = {"months": months, "days": days}
-        names = [peer.value for peer in SERVERS]
+        months = [today, today.replace(day=1) - timedelta(days=1)]
+        if (began := time.monotonic()) >= self.sums_until:
+            self.sums.clear()
+            for row in await self.journal.look_up(ENERGY, [local_day(f"{months[1]:%Y-%m}-01")]):
+                for date in (row["day"], row["day"][:7]):
+                    self.sums[date, row["owner"]] += row["wh"]
+            self.sums_until = time.monotonic() + FRESH_TIMES * (time.monotonic() - began)
+        dates = {"months": [f"{month:%Y-%m}" for month in months]}
+        dates["days"] = [f"{today - timedelta(days=back):%Y-%m-%d}" for back in range(29, -1, -1)]
+        owners = [peer.value for peer in SERVERS]
         return {
-            view: [{"date": date} | {name: sums[date, name] for name in names} for date in dates]
-            for view, dates in views.items()
+            view: [
+                {"date": date} | {owner: self.sums[date, owner] for owner in owners} for date in dates[view]
+            ]
+            for view in dates
         }
 
 
@@ -5129,7 +4978,7 @@ EXPIRY_DAYS = 30  # A certificate that is valid for less is worth a warning.
 ONE_VERSION = "both servers must speak one version: name it, as in versions = ocpp1.6"
 
 
-class Redactor(logging.Filter):
+class Redactor(logging.Formatter):
     """Makes every log line safe to read and to keep: one line of ASCII, no credentials, badges masked.
 
     Badges are known by their keys; not where they stand in other people's prose.
@@ -5148,10 +4997,11 @@ class Redactor(logging.Filter):
 
     full_badges = False
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not getattr(record, "is_clean", False):  # It may pass here twice.
-            record.msg, record.args, record.is_clean = self.clean(record.getMessage()), None, True
-        return True
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        return self.clean(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(map(self.clean, super().formatException(ei).splitlines()))
 
     def clean(self, text: str) -> str:
         """Return the text as it may be logged."""
@@ -5167,24 +5017,14 @@ class Redactor(logging.Filter):
         return escaped(text)[:MAX_LOG_LINE]
 
 
-REDACTOR = Redactor()
-log.addFilter(REDACTOR)
-
-
-class SafeFormatter(logging.Formatter):
-    """Writes tracebacks that are as safe to keep as any other line."""
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802  (logging's name)
-        return "\n".join(map(REDACTOR.clean, super().formatException(ei).splitlines()))
+REDACTOR = Redactor("%(asctime)s %(levelname)-7s %(message)s")
 
 
 def set_up_logging(config: Config) -> None:
     """Write safe lines to stderr; one that finds no room there is lost."""
     logging.raiseExceptions = False
-    handler = logging.StreamHandler()
-    handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)-7s %(message)s"))
-    handler.addFilter(REDACTOR)  # For the lines of other loggers.
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, force=True)
+    logging.getLogger().handlers[0].setFormatter(REDACTOR)
     REDACTOR.full_badges = config.full_badges
     for name, level in config.levels.items():
         shows_credentials = "websockets" in name and level == "DEBUG"
@@ -5215,32 +5055,15 @@ async def serve(config: Config) -> int:
     scheme, secondary = "wss" if host.cert_chain else "ws", config.default.secondary
     log.info("ocpp-2w-proxy %s listens on %s://%s:%d/", __version__, scheme, host.addr, proxy.port)
     log.info("primary %s, secondary %s", config.default.primary.url, secondary.url if secondary else "none")
-    status = await opened_status(proxy)
+    status = Status(proxy, REDACTOR.clean)
+    await status.start()
     with suppress(asyncio.CancelledError):
         await stopped.wait()
     log.info("stopping")
-    if status and status.server:
+    if status.server:
         status.server.close()
     await proxy.stop()
     return EXIT_OK
-
-
-async def opened_status(proxy: Proxy) -> Status | None:
-    """Return the second port, open; None if there is none: chargers are served all the same."""
-    config, events = proxy.config.status, Events()
-    if not config.port:
-        return None
-    events.addFilter(REDACTOR)
-    status = Status(proxy, events, REDACTOR.clean)
-    try:
-        await status.start()
-    except OSError as error:
-        what = "no status page: cannot listen on %s:%d: %s; chargers are served"
-        log.warning(what, config.addr, config.port, error)
-        return None
-    log.addHandler(events)
-    log.info("status page on http://%s:%d/", config.addr, config.port)
-    return status
 
 
 # --check
@@ -5303,8 +5126,10 @@ async def way_to(dialer: Dialer, peer: Peer, server: ServerConfig) -> list[str]:
     uri, lines = uri_of(server.url), list[str]()
     try:
         async with asyncio.timeout(DIAL_SECONDS):
-            found = ", ".join(dict.fromkeys(host for host, _ in await dialer.addresses(uri.host, uri.port)))
-            lines += [] if is_ip_address(uri.host) else [f"DNS: {uri.host} is {found}"]
+            addresses = ", ".join(
+                dict.fromkeys(host for host, _ in await dialer.addresses(uri.host, uri.port))
+            )
+            lines += [] if is_ip_address(uri.host) else [f"DNS: {uri.host} is {addresses}"]
             if not uri.secure:
                 return lines
             _, writer = await asyncio.open_connection(uri.host, uri.port, ssl=dialer.context(server))
@@ -5350,7 +5175,7 @@ async def demo_server(name: str, ended: asyncio.Event, connection: websockets.Se
     """Accept everything, and tell what comes."""
     async for text in connection:
         message = parse(str(text))
-        said = Content(CHARGER_16.get(message.action, PLAIN), message.payload)
+        said = content_of(CHARGER_16, message)
         answer = said.answer("Accepted", DEMO_TIME, 1 if said.is_start else None)
         print(f"    {name} gets {message.action} {dump(message.payload)}, answers {answer}")
         await connection.send(result_text(message.message_id, answer))

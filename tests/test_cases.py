@@ -110,7 +110,7 @@ async def test_a_station_that_counts_from_one_again_after_a_power_cut_has_a_new_
         assert events_at(primary) == [(e["eventType"], e["seqNo"], e["timestamp"]) for e in second]
         assert events_at(secondary) == [("Started", 0, clock(0)), ("Updated", 1, clock(1))]
         proxy.journal.tick()
-        columns = "badge, owner, ended IS NOT NULL AS is_over, has_stop"
+        columns = "badge, owner, ended IS NOT NULL AS is_over, stop != '' AS has_stop"
         rows = await proxy.journal.look_up(f"SELECT {columns} FROM sessions ORDER BY number")
         assert [list(row.values()) for row in rows] == [
             ["SECO1", "secondary", 1, 0],
@@ -419,9 +419,9 @@ def test_a_badge_on_no_list_is_told_in_full(action: str, caplog: pytest.LogCaptu
     stage = Stage()
     for badge in ("04D5E6F7A8B9C0", "PRIM04D5E6F7A8"):
         stage.charger.calls(badge, action, idTag=badge, connectorId=1, meterStart=0, timestamp=clock(0))
-    told = [record.levelname for record in caplog.records if "04D5E6F7A8B9C0" in record.getMessage()]
-    assert told == ["INFO"]
-    assert "PRIM04D5E6F7A8" not in caplog.text
+    lines = [p.REDACTOR.clean(record.getMessage()) for record in caplog.records]
+    assert [line.count("04D5E6F7A8B9C0") for line in lines if "04D5E6F7A8B9C0" in line] == [1]
+    assert not any("PRIM04D5E6F7A8" in line for line in lines)
 
 
 # The home energy manager.

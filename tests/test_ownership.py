@@ -181,7 +181,7 @@ A session counts as ended after thirty silent days, without a stop; a message of
     charger starts 1 PRIM1, primary accepts, 29.9 days, charger reads m, primary takes, 29.9 days,
     charger sends n MeterValues connectorId=1, primary takes, 30.1 days,
     charger sends o MeterValues connectorId=1
-    => primary: Start Meter:7 Meter:7 Meter; file has_stop ended>0: 0 1
+    => primary: Start Meter:7 Meter:7 Meter; file stop!='' ended>0: 0 1
 A session of the secondary is answered here, under an id with the owner in its lowest bit, whoever stops it.
     charger starts 1, secondary accepts, proxy killed, charger reads m, charger stops e idTag=PRIM1,
     charger reads n, secondary takes

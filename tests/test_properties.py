@@ -33,12 +33,12 @@ MESSAGE_IDS = st.sampled_from(["1", "2", "3", "4"])
 
 
 # A reading, or a start, changes them.
-LATELY = {"touched", "meter_stop", "has_error", "refused", "is_refused"}
+LATELY = {"touched", "meter_stop", "refused", "is_refused"}
 
 
-def columns(row: p.Row | p.Memory) -> dict[str, Any]:
+def columns(row: p.Row) -> dict[str, Any]:
     """Return what the file is to hold of a row."""
-    names = [column.name for column in p.COLUMNS[type(row)] if column.name not in LATELY]
+    names = [name for name in p.COLUMNS[type(row)] if name not in LATELY]
     values = {name: getattr(row, name) for name in names}
     return {k: v.number if isinstance(v, p.Session) else p.to_column(v) for k, v in values.items()}
 
@@ -148,7 +148,7 @@ class OnePeerEach(RuleBasedStateMachine):
     @rule(data=st.data())
     def charger_repeats_a_start(self, data: st.DataObject) -> None:
         sessions = [s for s in self.stage.memory.sessions.values() if s.ended is None and s.start]
-        opened = [s for s in sessions if not (s.is_used or s.is_turned_away)]
+        opened = [s for s in sessions if not (s.is_used)]
         if opened:
             connector, badge, meter, timestamp = json.loads(data.draw(st.sampled_from(opened)).start)
             message_id = self.new_id()

@@ -32,18 +32,18 @@ BANNERS = [
 ]
 PURE = ["Messages", "Vocabulary", "Routing"]
 MOST_LINES = {
-    "head": 116,
-    "Configuration": 496,
+    "head": 115,
+    "Configuration": 475,
     "Messages": 180,
-    "Vocabulary": 456,
-    "Routing": 1065,
-    "Journal": 313,
-    "Link": 559,
-    "Outbox": 439,
-    "Relay": 301,
-    "Proxy": 432,
-    "Status": 760,
-    "Command line": 334,
+    "Vocabulary": 423,
+    "Routing": 1043,
+    "Journal": 311,
+    "Link": 513,
+    "Outbox": 440,
+    "Relay": 295,
+    "Proxy": 419,
+    "Status": 752,
+    "Command line": 310,
 }
 INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}
 

@@ -140,11 +140,11 @@ An id that is used again names a new transaction: some stations count from the s
     charger tells 0 Started PRIM1 T timestamp=t3, primary takes, proxy killed,
     charger tells 1 Ended - T timestamp=t4, primary takes, charger tells 0 Started SECO1 T timestamp=t5,
     secondary takes => primary: Event:0 Event:1; secondary: Event:0 Event:1 Event:0;
-    file badge has_stop: SECO1 1|PRIM1 1|SECO1 0
+    file badge stop!='': SECO1 1|PRIM1 1|SECO1 0
 Two of one id are delivered after a kill, and what follows belongs to the second.
     secondary leaves, charger tells 0 Started SECO1 T timestamp=t1, charger tells 1 Updated - T timestamp=t2,
     charger tells 0 Started SECO1 T timestamp=t3, proxy killed, charger tells 1 Ended - T timestamp=t4,
-    secondary takes => secondary: Event:0 Event:1 Event:0 Event:1; file has_stop: 0|1; stored:
+    secondary takes => secondary: Event:0 Event:1 Event:0 Event:1; file stop!='': 0|1; stored:
 A Started that is repeated after the end is no new transaction: it says the time of the first one.
     charger tells 0 Started SECO1 T timestamp=t1, charger tells 1 Ended - T timestamp=t2,
     charger tells 0 Started SECO1 T timestamp=t1, secondary takes
@@ -168,7 +168,7 @@ A report on an EVSE does not belong to the session there: only meter values and 
     => primary: NotifyEvent; secondary: Event:0
 A transaction that can have no badge any more is the primary's: after thirty silent days,
     charger tells 0 Started, 30.1 days, 11 s, primary takes
-    => primary: Event:0; stored: ; file has_stop ended>0: 0 1
+    => primary: Event:0; stored: ; file stop!='' ended>0: 0 1
 a week after its EVSE was Available, so that a badge may come late,
     charger tells 0 Started - T evse={"id":1}, primary takes,
     charger sends a StatusNotification evseId=1 connectorId=1 connectorStatus=Available, primary takes,

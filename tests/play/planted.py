@@ -45,8 +45,7 @@ class Eavesdropper(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(p.SafeFormatter())
-        self.addFilter(p.REDACTOR)
+        self.setFormatter(p.REDACTOR)
         self.count = 0
         self.leaks: list[str] = []
 

@@ -112,8 +112,8 @@ class StageLink:
 class StageJournal(p.Journal):
     """Saves at once, in this thread, whenever somebody looks."""
 
-    def _save_soon(self) -> None:
-        pass  # Whoever looks lets it happen.
+    def wait(self, then: Callable[[], None]) -> None:
+        self.waiters[then] = None  # Whoever looks lets it happen.
 
     def _run(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
         then(job())

@@ -96,7 +96,7 @@ class Script:
         """Return what a peer has heard; or what is stored, refused, claimed, closed, or how many sessions."""
         memory = self.stage.memory
         if name.startswith("told "):  # How many lines of the log have these words in them.
-            return str(sum(name[5:] in record.getMessage() for record in self.log.records))
+            return str(sum(name[5:] in p.REDACTOR.clean(record.getMessage()) for record in self.log.records))
         if name.startswith("file "):  # The columns that are named, of the sessions on disk.
             save(self.stage)
             columns = ", ".join(name.split()[1:])

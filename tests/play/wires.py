@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import re
 import subprocess
 import sys
@@ -163,7 +162,7 @@ def known(proxy: p.Proxy) -> list[str]:
 
 def present(proxy: p.Proxy) -> list[str]:
     """Return the ids of the chargers that are connected."""
-    return list(proxy.journal.news.present)
+    return list(proxy.journal.present)
 
 
 def open_connections(fake: Any) -> int:
@@ -188,9 +187,7 @@ def as_logged(text: str, is_full: bool = False) -> str:
     """Return the text as it stands in the log, where badges are masked or, if the ini says so, in full."""
     redactor = p.Redactor()
     redactor.full_badges = is_full
-    record = logging.LogRecord("proxy", logging.INFO, "", 0, "%s", (text,), None)
-    assert redactor.filter(record)
-    return record.getMessage()
+    return redactor.clean(text)
 
 
 def subjects(proxy: p.Proxy) -> int:

@@ -171,7 +171,7 @@ def fuzz(target: str, seconds: int, folder: str) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED):
         p = importlib.import_module("ocpp_2w_proxy")
     handler = SafeLines()
-    handler.addFilter(p.REDACTOR)
+    handler.setFormatter(p.REDACTOR)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     make, seeds = TARGETS[target]
     for number, seed in enumerate(seeds()):
