@@ -1205,6 +1205,7 @@ SESSION_SECONDS = 7 * DAY  # An ended session can still be named for so long.
 SILENT_SECONDS = 30 * DAY  # A session that nothing was heard of for so long counts as ended.
 CLAIM_SECONDS = 300.0  # A remote start that no session followed; a report that a reservation has expired.
 TRIGGER_SECONDS = 60.0  # A reading that a server has asked for comes within so long.
+READING_SECONDS = 60.0  # How often the readings of a session are reckoned up and saved, if nobody looks.
 POWER_SECONDS = 30.0  # Between two readings that kW are reckoned from, at least.
 RETRY_SECONDS = (10.0, 60.0)  # Before the second and the third try of a stored Call that met a CallError.
 REFUSED_SECONDS = 30 * DAY  # What CallErrors refused is tried once more a day for so long.
@@ -1306,6 +1307,9 @@ class Session:
     is_refused: bool = False  # The owner knows nothing of it: the rest is kept and not sent.
     answers: dict[str, str] = field(default_factory=dict)  # JSON by Content.mark; MAX_ANSWERS.
     number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
+    saved: float = field(
+        default=0.0, metadata=UNKEPT
+    )  # UTC seconds; when its readings were reckoned up last.
     measured: tuple[float, float] | None = field(default=None, metadata=UNKEPT)  # By the charger's clock: UTC
     power: float | None = field(
         default=None, metadata=UNKEPT
@@ -1354,9 +1358,10 @@ class Memory:
     asked: dict[int | str, Peer] = field(default_factory=dict, metadata=UNKEPT)
     # Until when a reading may be the answer to a TriggerMessage, in monotonic seconds.
     triggers: dict[Peer, float] = field(default_factory=dict, metadata=UNKEPT)
-    # The Journal's: rows that the disk does not know so; whether they are there. `later` may wait a minute.
+    # The Journal's: rows that the disk does not know so; whether they are there.
     changed: dict[Row, bool] = field(default_factory=dict, metadata=UNKEPT)
-    later: dict[Row, bool] = field(default_factory=dict, metadata=UNKEPT)
+    # Likewise: sessions whose last reading waits to be reckoned up, and what does it.
+    later: dict[Session, Callable[[], None]] = field(default_factory=dict, metadata=UNKEPT)
     number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
     is_in_use: bool = field(default=False, metadata=UNKEPT)  # A Relay holds it.
 
@@ -1546,6 +1551,30 @@ ENDED = Route(Peer.PRIMARY, "it ended without a badge")
 def is_proxy_id(value: object) -> bool:
     """Whether a transaction id is one that only the proxy hands out."""
     return type(value) is int and FIRST_PROXY_ID <= value <= MAX_ID
+
+
+def utc_of(date: Any) -> float | None:
+    """Return the UTC seconds of a time as OCPP writes it; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(date if type(date) is str else "")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+
+def reckon(session: Session, said: Content) -> None:
+    """Take the energy that a Call tells of, and by the charger's clock the power: it may come late."""
+    times = values_at(said.payload, ("meterValue", "*", "timestamp"))
+    register, measured = said.register, utc_of(times[-1] if times else said.timestamp)
+    if register is None:
+        return
+    session.meter_start = register if session.meter_start is None else session.meter_start
+    session.meter_stop = register
+    before, wh = session.measured or (math.inf, 0.0)
+    if measured is not None and not 0 <= measured - before < POWER_SECONDS:
+        passed = measured - before
+        session.power = max(0.0, register - wh) * 3600 / passed if passed > 0 else None
+        session.measured = measured, register
 
 
 def own_call(action: str, payload: str, peer: Peer | None = None) -> Call:
@@ -1769,7 +1798,7 @@ class Router:
             call.kind = Kind.STORED
             if self.memory.is_full and oldest_reading(self.memory.stored) is None:
                 return [Told("too much waits for its server; no more is taken", dropped=TOO_MANY)]
-        decisions = self._noted(session, said, now) if session else []
+        decisions = self._noted(session, said, message.text, now) if session else []
         if askers or route is STATION or route.owner is not Peer.PRIMARY:
             decisions += self._copies(message, said, route, askers)
         if session and mark:
@@ -1827,24 +1856,25 @@ class Router:
             if transaction_id not in self.memory.sessions:
                 return transaction_id
 
-    def _noted(self, session: Session, said: Content, now: Instant) -> list[Decision]:
+    def _noted(self, session: Session, said: Content, text: str, now: Instant) -> list[Decision]:
         """Keep what people want to know of a session: its times and readings."""
-        register, is_start = said.register, said.facts.role is Role.START
+        is_start, later = said.facts.role is Role.START, self.memory.later
         session.touched = now.utc
         is_new = not (is_start or session.is_used) and bool(said.transactions)
         session.is_used = session.is_used or is_new
-        if register is not None:
-            session.meter_start = register if session.meter_start is None else session.meter_start
-            session.meter_stop = register
+        is_due = is_new or now.utc - session.saved >= READING_SECONDS or len(text) > MAX_SELF_DESCRIPTION
+        if said.is_reading and not is_due:
+            later[session] = partial(self._reckon, session, text)
+            return []
+        if session in later:
+            later.pop(session)()
+        reckon(session, said)
+        session.saved = now.utc
         if said.is_start:
             session.started_at, told = session.started_at or said.timestamp, utc_of(said.timestamp)
             if told and FIRST_DAY <= told <= now.utc + DAY:  # Else its clock is not set.
                 session.begun = told
-        if session not in self.memory.later:
-            self._reckon_power(session, said, register)
-        if said.is_reading and not is_new:
-            self.memory.later[session] = True
-        elif not is_start:  # That is saved with its answer.
+        if not is_start:  # That is saved with its answer.
             self.memory.note(session)
         if not said.is_stop or session.stop:
             return []
@@ -1856,15 +1886,8 @@ class Router:
         what = f"session {session.transaction_id} of {self.config.name(session.owner)}{there} ends"
         return [Told(f"{what} on connector {session.connector}", session.badge)]
 
-    def _reckon_power(self, session: Session, said: Content, register: float | None) -> None:
-        """Reckon it from two readings, by the charger's clock: what comes late tells of its own time."""
-        times = values_at(said.payload, ("meterValue", "*", "timestamp"))
-        measured = utc_of(times[-1] if times else said.timestamp)
-        before, wh = session.measured or (math.inf, 0.0)
-        if register is not None and measured is not None and not 0 <= measured - before < POWER_SECONDS:
-            passed = measured - before
-            session.power = max(0.0, register - wh) * 3600 / passed if passed > 0 else None
-            session.measured = measured, register
+    def _reckon(self, session: Session, text: str) -> None:
+        reckon(session, content_of(self.vocabulary.charger, parse(text)))
 
     def _copies(self, message: Message, said: Content, route: Route, askers: set[Peer]) -> list[Decision]:
         """Return what the other server sees of a Call: a message of its own, without a transaction."""
@@ -2098,15 +2121,6 @@ class Commands:
             call.reply_to = None if call.peer is peer else call.reply_to
 
 
-def utc_of(date: Any) -> float | None:
-    """Return the UTC seconds of a time as OCPP writes it; None for anything else."""
-    try:
-        moment = datetime.fromisoformat(date if type(date) is str else "")
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
-
-
 class Answers:
     """What servers' answers tell, and what the charger hears of them (rules 2 and 3)."""
 
@@ -2245,7 +2259,7 @@ class Answers:
 MAX_MEMORIES = 10_000  # Chargers that are remembered; beyond it the oldest without anything open go.
 MAX_UNLISTED = 100  # Badges that were shown and are on no list; beyond it the oldest goes.
 KEEP_SECONDS = 400 * DAY  # Sessions stay in the file for so long.
-LATER_SECONDS = 60.0  # How often the readings of relayed sessions are saved, if nobody looks.
+RECKONED_AT_ONCE = 100  # Readings, when somebody looks, before others have a turn.
 SAVE_SECONDS = 5.0  # A disk that takes longer counts as failing.
 LAST_SAVE_SECONDS = 1.0  # At the end.
 LOCK_SECONDS = 2.0  # For another process to let go of the file.
@@ -2341,15 +2355,15 @@ class Journal:
         self.memories: dict[str, Memory] = {}  # By charger id; MAX_MEMORIES.
         # Rows that the disk does not know so: whether they are still there.
         self.pending: dict[Row, bool] = {}
-        self.later: dict[Row, bool] = {}  # Those that may wait for LATER_SECONDS, or for somebody who looks.
+        # Sessions whose last reading is not reckoned up yet: with the next one, or when somebody looks.
+        self.later: dict[Session, Callable[[], None]] = {}
         self.writing: dict[Row, bool] = {}  # Those that the thread is at.
         self.job: asyncio.Future[str] | None = None  # Of the thread; the last one.
         self.waiters: dict[Callable[[], None], None] = {}  # Called after the next save, whatever came of it.
         self.is_closed = False  # There is no next save.
         self.failure = ""  # Why the last save failed; "" = it did not.
         self.begun = 0.0  # Monotonic seconds; when the last save began, of those that fail the first.
-        self.later_at = clock().seconds + LATER_SECONDS  # Monotonic, as these:
-        self.complain_at = self.purge_at = 0.0
+        self.complain_at = self.purge_at = 0.0  # Monotonic seconds.
         self.writer = ThreadPoolExecutor(1, "journal")
         self.database = sqlite3.connect(path or ":memory:", timeout=LOCK_SECONDS, check_same_thread=False)
         self.database.row_factory = sqlite3.Row
@@ -2454,16 +2468,17 @@ class Journal:
             self.purge_at, old = now.seconds + DAY, [now.utc - KEEP_SECONDS]
             self._run(partial(self._write, [(statement, old) for statement in PURGE]), lambda _: None)
 
+    def _reckon(self, most: int) -> None:
+        """Reckon up the readings that wait for it, the oldest first."""
+        for session in list(itertools.islice(self.later, most)):
+            self.later.pop(session)()
+            self.pending[session] = True
+
     def save(self) -> None:
         """Hand over to the thread what has changed, unless it is still at the last save."""
         if self.writing or self.is_closed:
             return
-        now = self.clock().seconds
-        self.begun = self.begun if self.failure else now
-        if now >= self.later_at:
-            self.later_at = now + LATER_SECONDS
-            self.pending.update(self.later)
-            self.later.clear()
+        self.begun = self.begun if self.failure else self.clock().seconds
         new = [row for row in self.pending if not row.number]
         for row in new:
             row.number = next(self.numbers)
@@ -2521,18 +2536,22 @@ class Journal:
 
     async def look_up(self, query: str, values: Any = ()) -> list[dict[str, Any]]:
         """Return rows, with all that has happened until now. Raises sqlite3.Error."""
-        if self.writing and self.job:
-            await asyncio.wait([self.job])
-        self.later_at = 0.0
-        self.save()
+        while True:
+            if self.writing and self.job:
+                await asyncio.wait([self.job])
+            self._reckon(RECKONED_AT_ONCE)
+            self.save()
+            if not self.later:
+                break
         rows = partial(self.database.execute, query, values)
         job = asyncio.get_running_loop().run_in_executor(self.writer, lambda: list(map(dict, rows())))
         return await job
 
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
-        until, self.later_at = self.clock().seconds + LAST_SAVE_SECONDS, 0.0
-        while self.pending or self.later or self.writing:
+        until = self.clock().seconds + LAST_SAVE_SECONDS
+        self._reckon(len(self.later))
+        while self.pending or self.writing:
             if self.clock().seconds >= until:
                 reason = self.failure or "the disk is too slow"
                 log.error("state file %s: the last changes may be lost: %s", self.path, reason)
@@ -2611,7 +2630,7 @@ def text_frame(data: bytes, is_masked: bool) -> bytes:
         head = bytes((TEXT_FRAME, bit | LENGTH_64)) + length.to_bytes(8, "big")
     if not is_masked:
         return head + data
-    mask = os.urandom(4)  # Nobody can guess it (RFC 6455 5.3).
+    mask = random.randbytes(4)  # Whose text it is never sees one, so cannot guess the next (RFC 6455 10.3).
     return head + mask + apply_mask(data, mask)
 
 
@@ -2833,7 +2852,7 @@ class Link(asyncio.BufferedProtocol):
     def _take(self, data: memoryview | bytearray) -> None:
         """Take what has come in, by whole frames; what is none yet stays in `rest`."""
         at, size = 0, len(data)
-        while bounds := frame_in(data, at):
+        while at < size and (bounds := frame_in(data, at)):
             start, end = bounds
             is_short = end - start <= self.max_size
             if end > size and is_short:
@@ -3107,7 +3126,6 @@ class Outbox:
         self.relay = relay
         self.peer = peer
         self.server = server
-        self.counts = relay.journal.counts
         self.name = f"{relay.charger_id}: {relay.config.name(peer)}"
         self.version = relay.version  # That the link speaks, or the next one is to speak.
         self.own: list[Call] = []  # The proxy's: boot, statuses, Heartbeat; they go first. MAX_STATUSES.
@@ -3152,7 +3170,7 @@ class Outbox:
             len(self.live) >= MAX_LIVE or sum(len(c.text) for c in self.live) > MAX_LIVE_TEXT
         ):
             self.relay.router.stop_waiting(call)
-            self.counts["dropped_messages", "queue-full"] += 1
+            self.relay.journal.counts["dropped_messages", "queue-full"] += 1
             what = f"{self.name}: {len(self.live)} Calls wait for it; each new one is dropped, now"
             self.relay.complaints.say(logging.WARNING, "queue", "%s %s", what, call.action)
             return
@@ -3289,7 +3307,7 @@ class Outbox:
         if call is self.in_flight:
             self.in_flight = None
         if call is None:
-            self.counts["dropped_messages", "nobody-waits"] += 1
+            self.relay.journal.counts["dropped_messages", "nobody-waits"] += 1
             what = "%s: an answer that nobody waits for is dropped"
             self.relay.complaints.say(logging.INFO, f"{self.peer} late", what, self.name)
             return
@@ -3298,7 +3316,7 @@ class Outbox:
             self._boot_answered(message, is_own=call.content is NOTHING)
         if call.kind is Kind.RELAYED and call.reply_to is not None:
             outcome = "result" if message.type is MessageType.CALLRESULT else "error"
-            self.counts["calls", Peer.CHARGER, self.peer, outcome] += 1
+            self.relay.journal.counts["calls", Peer.CHARGER, self.peer, outcome] += 1
         if call.content is not NOTHING:
             self.relay.carry_out(self.relay.answers.answered(call, message, now))
         if call.kind is Kind.STORED:
@@ -3319,14 +3337,14 @@ class Outbox:
         elif call in self.stored:
             self.stored.remove(call)
         for other in refused:
-            self.counts["refused_calls", self.peer] += 1
+            self.relay.journal.counts["refused_calls", self.peer] += 1
             what = "is refused" if other is call else "is not sent: its session is refused"
             is_error = other.refused.startswith(CALL_ERROR)
             then = "; tried again at the next start, and once a day" if is_error else ""
             values = (self.name, other.action, what, words, then, other.text)
             log.warning("%s: %s %s (%s) and kept%s: %s", *values)
         if not words:
-            self.counts["delivered_calls", self.peer] += 1
+            self.relay.journal.counts["delivered_calls", self.peer] += 1
             kind = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
             level = logging.DEBUG if call.content.is_reading else logging.INFO
             last = "" if self.relay.link or any(self.waiting()) else "; it was the last"
@@ -3372,7 +3390,7 @@ class Outbox:
                 patience = OWN_BOOT_SECONDS if self.relay.memory.boot else MADE_UP_BOOT_SECONDS
                 self.next_at = max(now, charger.opened + patience)
         log.info("%s: connected to %s", self.name, self.server.url)
-        self.counts["connections", self.peer] += 1
+        self.relay.journal.counts["connections", self.peer] += 1
         link.keep_alive(now, self.relay.host.ping_interval)
         link.attach(self.link_received, self.link_closed)
         self.pump()
@@ -3401,7 +3419,7 @@ class Outbox:
                 link.close(1002, f"{version} is needed")
                 raise DialError(f"it answered without a subprotocol to {version}: see versions")
         except DialError as error:
-            self.counts["failed_dials", self.peer] += 1
+            self.relay.journal.counts["failed_dials", self.peer] += 1
             if version != relay.version and (link or (error.status or 0) // 100 == 4):
                 self.other_version_at = relay.now().seconds + VERSION_SECONDS
             if self.trouble != str(error):
@@ -3434,7 +3452,7 @@ class Outbox:
                 self.live.insert(0, call)
             else:
                 if call.kind is Kind.RELAYED and call.reply_to is not None:
-                    self.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
+                    self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
                 self.relay.router.stop_waiting(call)  # It may have been carried out; its sender repeats it.
         if link is self.link:
             now, self.trouble = self.relay.now().seconds, link.closed_by
@@ -3453,7 +3471,7 @@ class Outbox:
         self.link, self.in_flight, self.is_booted = None, None, False
         self.own, self.next_at = [], math.inf
         self.live = [call for call in self.live if call.kind is Kind.RELAYED or call in self.awaited]
-        self.counts["disconnections", self.peer] += 1
+        self.relay.journal.counts["disconnections", self.peer] += 1
         link.close(1001)
 
     def charger_left(self) -> None:
@@ -3490,7 +3508,7 @@ class Outbox:
             if call.content is NOTHING and call.action == "BootNotification":
                 self.next_at = now + BOOT_RETRY_SECONDS
             if call.kind is Kind.RELAYED:
-                self.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
+                self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
                 self.relay.router.stop_waiting(call)
         is_left = bool(self.stored) and is_overdue(self.stored[0], now, DELIVERY_SECONDS)
         if is_left and self.link and self.link.is_open and not self.is_the_chargers:
@@ -3681,6 +3699,8 @@ class Relay:
                     self._tell(decision)
                 case ToPeer() if decision.peer is not Peer.CHARGER:
                     self._answer(decision)
+                case _ if not (self.held or decision.rows or decision.call):
+                    self._send(decision.text, decision.why)
                 case _:
                     self.held.append(decision)
         if self.held:

@@ -75,7 +75,7 @@ WEEK_SECONDS = 32.0  # Until a session and a claim are forgotten, and swept.
 # So many more there may be at the end than at the start. Memory: what Python keeps of the worst moment, when
 # there were twice as many relays and ten times as many sessions, and SQLite's cache; it is 2 to 7 MiB.
 MEMORY, FILES = "KiB of memory (RSS)", "file descriptors"
-SPARE = {MEMORY: 8 * 1024, "Proxy.lags": 120, "News.counts": 50}
+SPARE = {MEMORY: 8 * 1024, "Proxy.lags": 120, "Journal.counts": 50}
 # The last of some is remembered for as long as a charger is known, and each of these tables has its bound.
 SPARE_OF_A_CHARGER = {MEMORY: 16, "Session": 2, "Call": 2, "ServerCall": 2, "Claim": 2}
 SPARE_OF_A_CHARGER |= {"Complaints.told": 1000, "Complaints.held_back": 1000}
