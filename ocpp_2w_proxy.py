@@ -1063,20 +1063,25 @@ def content_of(rows: dict[str, Facts], message: Message) -> Content:
     facts = rows.get(action, PLAIN)
     if not facts.is_16 and payload.keys() & SHAPE_16 and not payload.keys() & SHAPE_2X:
         facts = CHARGER_16.get(action) or SERVER_16.get(action) or facts
-    role, event, badge = facts.role, payload.get("eventType"), value_at(payload, facts.badge)
-    is_needed = badge is not None and value_at(payload, facts.badge_type) != "NoAuthorization"
-    badge = str(badge) if is_needed and type(badge) in (str, int) else None
+    role, get, event, mark, settles = facts.role, payload.get, "", "", True
+    badge = value_at(payload, facts.badge) if facts.badge else None
+    if type(badge) is int:
+        badge = str(badge)
+    if type(badge) is not str or value_at(payload, facts.badge_type) == "NoAuthorization":
+        badge = None
+    when = short(get("timestamp"))
+    if role is Role.EVENT:
+        event, number = short(get("eventType")), integer(get("seqNo"))
+        mark = "" if number is None else f"{event} {number} {when or fingerprint([payload])}"
+        settles = bool(badge or value_at(payload, facts.remote_start) or get("reservationId"))
+    elif role is Role.START or role is Role.STOP:
+        mark = role.value
     named = values_at(payload, facts.transaction) if facts.transaction else ()
-    transactions = [usable_id(value, facts.is_16) for value in named]
-    when, number = short(payload.get("timestamp")), integer(payload.get("seqNo"))
-    settles = badge or value_at(payload, facts.remote_start) or payload.get("reservationId")
-    mark = role.value if role is Role.START or role is Role.STOP else ""
-    if role is Role.EVENT and number is not None:
-        mark = f"{short(event)} {number} {when or fingerprint([payload])}"
-    connector, request = (integer(value_at(payload, path)) for path in (facts.connector, facts.request))
+    usable = tuple([usable for value in named if (usable := usable_id(value, facts.is_16)) is not None])
+    connector = integer(value_at(payload, facts.connector)) if facts.connector else None
+    request = integer(value_at(payload, facts.request)) if facts.request else None
     is_start, is_stop = role is Role.START or event == "Started", role is Role.STOP or event == "Ended"
     is_reading = role is Role.METER or (event == "Updated" and not settles)
-    usable = tuple(value for value in transactions if value is not None)
     return Content(
         facts, payload, badge, usable, connector, request, when, is_start, is_stop, is_reading, mark
     )
@@ -2707,6 +2712,7 @@ class Link(asyncio.BufferedProtocol):
         self.fragments: list[bytes] = []  # Of the message that comes in; MAX_FRAGMENTS, max_size.
         self.arrived = time.monotonic()  # Of the TCP connection.
         self.opened = 0.0  # Monotonic seconds of the handshake's end; 0 = it has not ended.
+        self.is_open = False  # Texts can be sent.
         self.seen = self.arrived  # Monotonic seconds of the last bytes that came in.
         self.ping_at = 0.0  # Monotonic seconds of the next Ping.
         self.has_ponged = False
@@ -2716,11 +2722,6 @@ class Link(asyncio.BufferedProtocol):
         self.cut_because = ""  # Why the proxy itself has cut it.
 
     # What its user does with it.
-
-    @property
-    def is_open(self) -> bool:
-        """Whether texts can be sent."""
-        return self.protocol.state is OPEN and not self.ended.done()
 
     @property
     def closed_by(self) -> str:
@@ -2742,7 +2743,7 @@ class Link(asyncio.BufferedProtocol):
 
     def send(self, text: str) -> None:
         """Send a text, if the connection is open."""
-        if self.protocol.state is OPEN and self.transport and not self.transport.is_closing():
+        if self.is_open and self.transport:
             if self.protocol.writes:
                 self.flush()  # What the library had to say before it, as a Pong.
             self.transport.write(text_frame(text.encode(), self.is_client))
@@ -2773,7 +2774,7 @@ class Link(asyncio.BufferedProtocol):
 
     def abort(self, because: str = "") -> None:
         """Cut the connection."""
-        self.cut_because = self.cut_because or because
+        self.cut_because, self.is_open = self.cut_because or because, False
         if self.transport:
             self.transport.abort()
 
@@ -2841,6 +2842,7 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._end_of_input()
+        self.is_open = False
         self.ended.set_result(None)
         if self.cutter:
             self.cutter.cancel()
@@ -2859,7 +2861,7 @@ class Link(asyncio.BufferedProtocol):
                 break  # A longer one is refused by its head.
             is_lone = is_short and data[at] == TEXT_FRAME and not self.fragments
             is_masked = data[at + 1] >= IS_MASKED
-            if is_lone and is_masked is not self.is_client and self.protocol.state is OPEN:
+            if is_lone and is_masked is not self.is_client and self.is_open:
                 text = data[start:end]
                 self._text(apply_mask(text, data[start - 4 : start]) if is_masked else text)  # type: ignore[arg-type]
             else:
@@ -2952,7 +2954,7 @@ class Link(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Write what the library has to say."""
-        chunks = self.protocol.data_to_send()
+        chunks, self.is_open = self.protocol.data_to_send(), self.protocol.state is OPEN
         if self.transport is None or self.transport.is_closing():
             return
         if chunks and self.is_starting_tls:  # Its first bytes may come before `start_tls` returns.
