@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.play.frames import framed, masked, unframed
+from tests.play.frames import unframed
 from tests.play.rig import SCRIPT
 from tests.proof.benchmark import MEASUREMENTS, QUICK, Bench, reading, undisturbed
 
@@ -29,13 +29,3 @@ def test_a_reading_is_as_long_as_it_says(length: int) -> None:
     """The text, without the head and the key of its frame."""
     ((_, text),), _ = unframed(reading(7, length)[1])
     assert len(text) == length
-
-
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 1000, 70_000])
-@pytest.mark.parametrize("key", [b"", b"\x01\x02\x03\x04"])
-def test_frames_are_read_as_they_are_made(size: int, key: bytes) -> None:
-    """Masked or not, and what is not complete yet is left."""
-    text = (bytes(range(256)) * 300)[:size]
-    frame = framed(text, key=key)
-    assert unframed(frame + frame[:1]) == ([(1, text)], frame[:1])
-    assert masked(masked(text, b"abcd"), b"abcd") == text

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.play.kills import FORWARD, Play, save
-from tests.play.script import goes_as_told, plays_of
-from tests.test_ownership import Then, either_way
+from tests.play.kills import FORWARD, Play
+from tests.play.script import goes_as_told, plays, plays_of
 
 # Remote starts and reservations.
 
+CLAIMED = """
+A remote start claims the next session of its badge, and one only,
+    secondary asks RemoteStartTransaction idTag=guest, THEN, charger starts 1 GUEST, secondary takes, THEN,
+    charger starts 2 GUEST 1 9 => secondary: Start; primary: Start; claims:
+for five minutes,
+    secondary asks RemoteStartTransaction idTag=GUEST connectorId=1, THEN, 290 s, charger starts 1 GUEST
+    => secondary: Start; primary:
+and not longer,
+    secondary asks RemoteStartTransaction idTag=GUEST, THEN, 301 s, charger starts 1 GUEST => primary: Start
+if the charger accepts, on its connector, for its badge;
+    secondary calls r RemoteStartTransaction idTag=A, charger answers RemoteStartTransaction Rejected,
+    secondary asks RemoteStartTransaction idTag=B connectorId=2, THEN, charger starts 1 A, primary takes,
+    charger starts 2 B 3, primary takes, charger starts 3 C 2, look, charger starts 4 B 2
+    => primary: Start Start Start|; secondary: r:Rejected|Start; claims:
+it is forgotten when its time is over.
+    secondary asks RemoteStartTransaction idTag=GUEST, THEN, 1 days => claims:
+A reservation claims until its expiry date,
+    secondary asks ReserveNow idTag=GUEST reservationId=5 expiryDate=IN-200-S, THEN, 150 s,
+    charger starts 1 GUEST => secondary: Start; primary:
+and not longer,
+    secondary asks ReserveNow idTag=GUEST reservationId=5 expiryDate=IN-200-S, THEN, 210 s,
+    charger starts 1 GUEST => primary: Start
+for any connector if that is 0, else for its own,
+    secondary asks ReserveNow connectorId=0 idTag=A reservationId=5 expiryDate=IN-200-S,
+    secondary asks ReserveNow connectorId=2 idTag=B reservationId=6 expiryDate=IN-200-S, THEN,
+    charger starts 1 B, primary takes, charger starts 2 A 3 => primary: Start; secondary: Start
+for whoever names it,
+    secondary asks ReserveNow connectorId=1 idTag=GUEST reservationId=5 expiryDate=IN-200-S, THEN,
+    charger sends s StartTransaction connectorId=1 idTag=PRIM1 reservationId=5 => secondary: Start; primary:
+but nobody who names another.
+    secondary asks ReserveNow connectorId=1 idTag=GUEST reservationId=5 expiryDate=IN-200-S, THEN,
+    charger sends s StartTransaction connectorId=1 idTag=PRIM1 reservationId=6 => primary: Start
+"""
 
-@either_way
-@pytest.mark.parametrize(
-    ("asked", "status", "seconds", "owner"),
-    [
-        ({"idTag": "guest"}, "Accepted", 0, "secondary"),
-        ({"idTag": "GUEST", "connectorId": 1}, "Accepted", 290, "secondary"),
-        *(({"idTag": "GUEST"}, "Accepted", 301, "primary"), ({"idTag": "GUEST"}, "Rejected", 0, "primary")),
-        ({"idTag": "GUEST", "connectorId": 2}, "Accepted", 0, "primary"),
-        ({"idTag": "OTHER"}, "Accepted", 0, "primary"),
-    ],
-)
-def test_a_remote_start_claims_the_next_session_of_its_badge(
-    play: Play, then: Then, asked: dict[str, Any], status: str, seconds: float, owner: str
-) -> None:
-    """For five minutes, on its connector, if the charger accepts; one session for each."""
+
+@pytest.mark.parametrize("then", ["1 s", "proxy killed"])
+@pytest.mark.parametrize(("steps", "heard"), plays_of(CLAIMED))
+def test_a_claim(play: Play, then: str, steps: str, heard: dict[str, str]) -> None:
+    """It outlives a kill."""
     stage = play()
-    stage.asks("secondary", "RemoteStartTransaction", status, **asked)
-    then(stage)
-    stage.time += seconds
-    stage.starts("GUEST", "1", connector=1)
-    assert stage.who_hears("StartTransaction") == [owner]
-    then(stage)
-    stage.starts("GUEST", "2", connector=1, meter=9)
-    assert owner == "primary" or "primary" in stage.who_hears("StartTransaction")
-    stage.sweeps(2 * p.CLAIM_SECONDS)
-    assert stage.memory.claims == []
+    expiry = p.Instant(0, stage.now().utc + 200).text
+    goes_as_told(stage, steps.replace("THEN", then).replace("IN-200-S", expiry), heard)
 
 
-CLAIMS = """
+test_what_a_claim_is_good_for = plays(
+    """
+The next session of its badge.
+
 An Authorize leaves a claim to the session that follows.
     secondary claims PRIM1, charger shows a PRIM1, charger starts 1 PRIM1, secondary takes
     => secondary: Authorize Start; primary:
@@ -89,36 +104,9 @@ One with an expiry that nobody can read claims for five minutes.
     secondary asks ReserveNow idTag=PRIM1 expiryDate=soon,
     secondary asks ReserveNow idTag=PRIM2 expiryDate=2026-13-99, 290 s, charger starts 1 PRIM1,
     secondary takes, 11 s, charger starts 2 PRIM2 2 => secondary: Start; primary: Start
-"""
-
-
-@pytest.mark.parametrize(("steps", "heard"), plays_of(CLAIMS))
-def test_what_a_claim_is_good_for(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """The next session of its badge."""
-    goes_as_told(play(FORWARD), steps, heard)
-
-
-@either_way
-@pytest.mark.parametrize(
-    ("connector", "seconds", "named", "owner"),
-    [
-        *((1, 150, {"idTag": "GUEST"}, "secondary"), (1, 210, {"idTag": "GUEST"}, "primary")),
-        *((0, 0, {"idTag": "GUEST"}, "secondary"), (2, 0, {"idTag": "GUEST"}, "primary")),
-        (1, 0, {"idTag": "PRIM1", "reservationId": 5}, "secondary"),
-        (1, 0, {"idTag": "PRIM1", "reservationId": 6}, "primary"),
-    ],
+""",
+    more=FORWARD,
 )
-def test_a_reservation_claims_until_its_expiry_date(
-    play: Play, then: Then, connector: int, seconds: float, named: dict[str, Any], owner: str
-) -> None:
-    """For its badge, or for whoever names it; connector 0 is any of them."""
-    stage = play()
-    stage.reserves("secondary", "GUEST", 5, seconds=200, connector=connector)
-    save(stage)
-    stage.time += seconds
-    then(stage)
-    stage.charger.calls("s", "StartTransaction", connectorId=1, meterStart=0, timestamp="t", **named)
-    assert stage.who_hears("StartTransaction") == [owner]
 
 
 # Requests.

@@ -7,28 +7,16 @@ import pytest
 import ocpp_2w_proxy as p
 from tests.play.kills import Play, event
 from tests.play.plays import Stage
-from tests.play.script import goes_as_told, plays_of
+from tests.play.script import goes_as_told, plays
 
 REJECTED = {"status": "Rejected"}
 
 # Rules 4 and 5: Calls of the servers.
 
 
-def test_a_call_is_given_up_in_time_though_nothing_else_is_due() -> None:
-    """`call_timeout` runs from its sending, whenever the next Ping is due."""
-    stage = Stage("[host]\nping_interval = 3600\n")
-    stage.passes(40)
-    for name in ("a", "b"):
-        stage.primary.calls(name, "ClearCache")
-    stage.passes(7)
-    stage.charger.answers("a", status="Accepted")
-    stage.passes(29)
-    assert [message[:2] for message in stage.primary.hears()] == [[3, "a"]]
-    stage.passes(2)
-    assert [message[:2] for message in stage.primary.hears()] == [[4, "b"]]
+test_one_call_at_a_time = plays("""
+The charger has one Call to answer, and each answer goes to whoever asked.
 
-
-CALLS = """
 One Call at a time is outstanding at the primary; equal ones that are sent ahead are passed on in order.
     charger shows 1 PRIM1, charger shows 2 PRIM1, charger shows 3 PRIM1, look, primary accepts, look, 31 s,
     primary accepts, primary accepts
@@ -51,8 +39,8 @@ A Call that waits unsent is given up after twice `call_timeout`, with no other e
     39 s, look, 1 s => primary: a b:error|d:error; charger: A B C|
 Calls of a server that is gone are forgotten; the one at the charger keeps its place until it is answered,
     secondary calls 1 ClearCache, secondary calls 2 Reset, secondary leaves, secondary returns,
-    primary calls 3 GetLog, look, charger answers ClearCache
-    => charger: ClearCache|GetLog; primary: |; secondary: |
+    primary calls 3 GetLog, look, charger answers ClearCache, charger answers GetLog
+    => charger: ClearCache|GetLog; primary: |3; secondary: |
 or too old.
     secondary calls 1 ClearCache, secondary calls 2 Reset, secondary leaves, primary calls 3 GetLog, look,
     31 s => charger: ClearCache|GetLog; primary: |; secondary: |
@@ -72,13 +60,13 @@ So is a verdict against a badge, of the primary, which the charger hears, and of
     told CP1: secondary answers Authorize with status Blocked: 1; told SECO1234567: 0
 An answer is passed on once.
     primary calls 1 ClearCache, charger answers ClearCache, charger answers ClearCache => primary: 1
-"""
+""")
 
 
-@pytest.mark.parametrize(("steps", "heard"), plays_of(CALLS))
-def test_one_call_at_a_time(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """The charger has one Call to answer, and each answer goes to whoever asked."""
-    goes_as_told(play(), steps, heard)
+def test_a_call_is_given_up_in_time_though_nothing_else_is_due(play: Play) -> None:
+    """`call_timeout` runs from its sending, whenever the next Ping is due."""
+    steps = "40 s, primary calls a A, primary calls b B, 7 s, charger answers a, 29 s, look, 2 s"
+    goes_as_told(play("[host]\nping_interval = 3600"), steps, {"primary": "a|b:error"})
 
 
 def test_a_server_that_is_connected_in_another_version_cannot_reach_the_charger() -> None:

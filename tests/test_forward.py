@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-
-from tests.play.kills import (
-    FORWARD,
-    SECONDARY,
-    Play,
-    forgotten,
-    named,
-    refused,
-    stops,
-    told_id,
-)
+from tests.play.kills import FORWARD, SECONDARY, Play, forgotten, named, refused, stops, told_id
 from tests.play.plays import Stage
-from tests.play.script import goes_as_told, plays_of
-from tests.test_outbox import STOP
+from tests.play.script import goes_as_told, plays
 
 FORWARDING = f"{FORWARD}\nunknown_rfid = secondary"
 
 
-FORWARDED = """
+test_what_is_forwarded = plays(
+    """
+The secondary answers; the proxy stands in for it where it is away, silent, or behind.
+
 The verdict of the secondary is the charger's answer.
     charger shows 1, secondary refuses => secondary: Authorize; charger: 1:Blocked
 A start that the secondary cannot answer is answered by the proxy: the driver charges.
@@ -35,6 +26,9 @@ A secondary that has just gone is waited for, for five seconds.
 A secondary that loses its connection with the Call in flight gets it again.
     5 s, charger starts 1, secondary leaves, secondary returns, look, secondary takes
     => secondary: Start Start|; charger: |1:Accepted
+So it does with one that is not stored.
+    5 s, charger shows 1 STRANGER, secondary leaves, secondary returns, look, secondary takes
+    => secondary: Authorize Authorize|; charger: |1:Accepted
 After five seconds the proxy answers; behind what it has stored it answers at once: the order is kept.
     secondary leaves, charger starts 1, 4 s, look, 2 s, look, charger stops e, secondary returns,
     charger reads m, secondary takes => secondary: ||Start Stop:7 Meter:7; charger: |1:Accepted|e m; stored:
@@ -85,16 +79,15 @@ It stands in with Invalid for a badge that nothing speaks for; not even if the o
     charger shows 3 STRANGER, charger shows 4 GUEST => charger: 1:Accepted 2:Accepted 3:Invalid 4:Invalid
 An answer to the connection before is not forwarded: the charger that has come again has asked nothing yet.
     charger shows 1, charger returns, secondary accepts => charger:
-"""
+""",
+    more=FORWARDING,
+)
 
 
-@pytest.mark.parametrize(("steps", "heard"), plays_of(FORWARDED))
-def test_what_is_forwarded(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """The secondary answers; the proxy stands in for it where it is away, silent, or behind."""
-    goes_as_told(play(FORWARDING), steps, heard)
+test_what_is_forwarded_of_2_x = plays(
+    """
+The secondary answers; the proxy stands in for it where it is away, silent, or behind.
 
-
-EVENTS = """
 Kept events are handed over before the settling one is relayed; they are no older stored Calls.
     charger tells 0 Started, charger tells 1 Updated SECO1, secondary accepts, look, secondary refuses
     => secondary: Event:0 Event:1|; charger: T0|T1:Blocked
@@ -105,10 +98,6 @@ While a kept one waits to be tried again, the settling one is answered by the pr
 What the proxy stands in for keeps its order over a kill, also where one is given up behind another.
     charger tells 0 Started SECO1, secondary accepts, charger tells 1, 1 s, charger tells 2, 60 s, look,
     proxy killed, secondary takes => secondary: Event:0 Event:1|Event:1 Event:2; charger: T0:Accepted T1 T2|
-What there is no room for changes nothing until it comes again, with an owner or without.
-    secondary leaves, 6 s, limit is MAX_STORED 0, charger tells 0 Started, charger tells 1 Updated SECO1 U,
-    look, limit ends, charger tells 0 Started, charger tells 1 Updated SECO1 U
-    => charger: |T0 U1:Accepted; stored: Event Event
 A relayed transaction has its owner over a kill, although its first events were kept.
     charger tells 0 Started, charger tells 1 Updated SECO1, look, proxy killed, secondary takes,
     charger tells 2 => secondary: Event:0|Event:0 Event:1 Event:2; primary: |; sessions: 1
@@ -123,13 +112,10 @@ Events without a number are no repeats of each other, also where the proxy stand
     charger sends c TransactionEvent eventType=Updated transactionInfo={"transactionId":"T"} seqNo=1,
     charger sends d TransactionEvent eventType=Updated transactionInfo={"transactionId":"T"} seqNo=true
     => stored: Event Event Event Event
-"""
-
-
-@pytest.mark.parametrize(("steps", "heard"), plays_of(EVENTS))
-def test_what_is_forwarded_of_2_x(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """The secondary answers; the proxy stands in for it where it is away, silent, or behind."""
-    goes_as_told(play(FORWARDING, version="ocpp2.0.1"), steps, heard)
+""",
+    more=FORWARDING,
+    version="ocpp2.0.1",
+)
 
 
 def test_forward_waits_for_the_first_connection(play: Play) -> None:
@@ -173,5 +159,5 @@ def test_the_id_that_a_repeat_was_told_stays_when_the_secondary_names_another_la
     stage.secondary_connects()
     stage.secondary.answers(stage.secondary.hears_call()[0], transactionId=7)
     stops(stage, number)
-    assert named(stage.delivers()) == [(STOP, 7)]
+    assert named(stage.delivers()) == [("StopTransaction", 7)]
     assert refused(stage) == []

@@ -4,69 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import socket
 import sqlite3
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections import Counter
+from contextlib import AsyncExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from websockets.asyncio.client import connect
-from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.play.kills import (
-    NORMAL,
-    Play,
-    delivers_alone,
-    forgotten,
-    full_disk,
-    killed,
-    left,
-    named,
-    reads,
-    save,
-    stops,
-    told_id,
-    waits,
-)
-from tests.play.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, server
-from tests.play.plays import INI, Stage, StageJournal, StageLink, config_of
-from tests.play.script import goes_as_told, plays_of
-from tests.play.wires import LOCAL, command, line_with, port_of, run
-from tests.test_outbox import START, STOP
+from tests.play import kills
+from tests.play.kills import Play, full_disk, killed, reads, save
+from tests.play.peers import PATIENCE, charger, eventually, house, running, server
+from tests.play.plays import Stage, StageJournal, StageLink
+from tests.play.script import goes_as_told, plays, plays_of
+from tests.play.wires import LOCAL, LOCAL_SERVER, charger_at, command, line_with, port_of, run
 
 
-def rows(stage: Stage, table: str = "sessions") -> list[dict[str, Any]]:
-    """Return what the file holds; only its own connection can read it."""
-    save(stage)
-    return [dict(row) for row in stage.journal.database.execute(f"SELECT * FROM {table}")]
-
-
-def path_of(stage: Stage) -> Path:
-    assert stage.state is not None
-    return stage.state
+def asked(path: Path, sql: str) -> Any:
+    """Let another program run a statement on a file that is closed; return the first value that it gets."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        row = connection.execute(sql).fetchone()
+        return row and row[0]
 
 
 # Who may use it.
 
 
-def test_only_its_owner_can_read_it_and_it_says_whose_it_is(play: Play) -> None:
+def test_only_its_owner_can_read_it_and_it_says_whose_it_is(tmp_path: Path) -> None:
     """It holds badges; so does sqlite's log beside it. Application id and schema version tell."""
-    stage = play()
+    stage, path = Stage(state=tmp_path / "state.db"), tmp_path / "state.db"
     save(stage)
-    path = path_of(stage)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in path.parent.iterdir()}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == {"state.db": 0o600, "state.db-wal": 0o600}
+    with patch.object(p, "LOCK_SECONDS", 0.01), pytest.raises(p.StateError, match="another process uses it"):
+        p.Journal.open(path, p.current_instant)
     stage.journal.database.close()
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA application_id").fetchone() == (p.APPLICATION_ID,)
-        assert connection.execute("PRAGMA user_version").fetchone() == (p.SCHEMA_VERSION,)
+    assert asked(path, "PRAGMA application_id") == p.APPLICATION_ID
+    assert asked(path, "PRAGMA user_version") == p.SCHEMA_VERSION
 
 
 async def test_a_second_process_on_the_same_file_ends_with_exit_code_2(tmp_path: Path) -> None:
@@ -74,59 +54,28 @@ async def test_a_second_process_on_the_same_file_ends_with_exit_code_2(tmp_path:
     async with command(LOCAL, tmp_path) as first:
         port = await port_of(first)
         done = await asyncio.to_thread(run, cwd=tmp_path)
-        advice = "stop that one, or name another file with `state`"
-        words = f"state file ocpp-2w-proxy.db: another process uses it; {advice}\n"
-        assert (done.returncode, done.stderr) == (2, words)
-        uri = f"ws://127.0.0.1:{port}/CP1"
-        async with connect(uri, subprotocols=[Subprotocol("ocpp1.6")]) as connection:
-            fake = FakeCharger(connection)
-            await fake.starts("BADGE")
-        await fake.listener
-        first.send_signal(signal.SIGKILL)
+        words = "another process uses it; stop that one, or name another file with `state`"
+        assert (done.returncode, done.stderr) == (2, f"state file ocpp-2w-proxy.db: {words}\n")
+        async with charger_at(port) as cp:
+            await cp.starts("BADGE")
+        first.kill()
         await first.wait()
-    journal = p.Journal.open(tmp_path / "ocpp-2w-proxy.db", p.current_instant)
-    assert [session.badge for session in journal.memories["CP1"].sessions.values()] == ["BADGE"]
-    journal.database.close()
+    assert asked(tmp_path / "ocpp-2w-proxy.db", "SELECT badge FROM sessions") == "BADGE"
 
 
 @pytest.mark.parametrize(
-    ("port", "words"),
-    [
-        ("PORT", "state file missing/x.db: No such file or directory\n"),
-        ("x", "ocpp-2w-proxy.ini:3: port 'x': expected a whole number from 0 to 65535\n"),
-    ],
+    ("state", "words"),
+    [("missing/x.db", "No such file or directory"), ("folder", "unable to open database file")],
 )
 def test_a_path_that_cannot_be_written_is_one_line_and_exit_code_2(
-    tmp_path: Path, port: str, words: str
+    tmp_path: Path, state: str, words: str
 ) -> None:
-    """The port is not even tried; a mistake in the ini comes before it, and touches nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = port.replace("PORT", str(listener.getsockname()[1]))
-        ini = LOCAL.replace("port = 0", f"port = {port}\nstate = missing/x.db")
-        (tmp_path / "ocpp-2w-proxy.ini").write_text(ini)
-        done = run(cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, words)
-    assert [path.name for path in tmp_path.iterdir()] == ["ocpp-2w-proxy.ini"]
-
-
-def test_a_folder_is_no_state_file_and_none_is_made(tmp_path: Path) -> None:
-    """It is left as it is; the path may be mistyped."""
-    with pytest.raises(p.StateError, match=r"state file .*: unable to open database file"):
-        p.Journal.open(tmp_path, p.current_instant)
-    with pytest.raises(p.StateError, match=r"missing/x.db: No such file or directory"):
-        p.Journal.open(tmp_path / "missing" / "x.db", p.current_instant)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_that_is_in_use_is_not_taken_for_an_unreadable_one(
-    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Locked is not broken: it stays where it is."""
-    monkeypatch.setattr(p, "LOCK_SECONDS", 0.01)
-    play()
-    with pytest.raises(p.StateError, match="another process uses it"):
-        p.Journal.open(tmp_path / "state.db", p.current_instant)
-    assert unreadable(tmp_path / "state.db") == []
+    """It may be mistyped: nothing is made, and a folder is left as it is."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "ocpp-2w-proxy.ini").write_text(LOCAL.replace("port = 0", f"port = 0\nstate = {state}"))
+    done = run(cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"state file {state}: {words}\n")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "ocpp-2w-proxy.ini"]
 
 
 async def test_without_a_state_file_one_warning_is_given(tmp_path: Path) -> None:
@@ -140,161 +89,109 @@ async def test_without_a_state_file_one_warning_is_given(tmp_path: Path) -> None
 # What cannot be read.
 
 
-def unreadable(path: Path) -> list[str]:
-    """Return the names of the files that were set aside."""
-    return sorted(aside.name for aside in path.parent.iterdir() if ".unreadable-" in aside.name)
-
-
-def is_set_aside(path: Path, caplog: pytest.LogCaptureFixture) -> bool:
-    """Open the journal; return whether the file was set aside, told of with ERRORs, and a new one begun."""
+def set_aside(path: Path, caplog: pytest.LogCaptureFixture) -> Path:
+    """Open a journal; return where its file was set aside, told of with one ERROR, and a new one begun."""
     journal = StageJournal.open(path, lambda: p.Instant(0.0, 1_800_000_000.0))
     assert journal.memories == {}
-    journal.memory("CP1")
+    journal.memory("NEW")
     journal.tick()
     journal.database.close()
-    told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    (line,) = told
+    assert asked(path, "SELECT charger FROM chargers") == "NEW"
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    aside = path.with_name(f"{path.name}.unreadable-20270115-080000")
     assert line.startswith(f"state file {path} cannot be used: ")
-    assert f"the old one is kept as {path}.unreadable-20270115-080000, " in line
-    return "state.db.unreadable-20270115-080000" in unreadable(path)
+    assert f"the old one is kept as {aside}, " in line
+    return aside
 
 
-def filled(path: Path) -> None:
-    """Make a file with one undelivered session, and close it."""
-    stage = Stage(state=path)
-    stage.secondary.lost()
-    stage.starts("SECO1")
-    assert rows(stage, "calls")
-    stage.journal.database.close()
-
-
-@pytest.mark.parametrize(
-    "content", [b"garbage", b"garbage " * 10_000, b"SQLite format 3\x00" + b"\xff" * 9000, 100, 5000]
-)
-def test_garbage_is_set_aside(content: bytes | int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """And the proxy serves on; also a file that was cut off when a disk was full."""
-    path = tmp_path / "state.db"
-    filled(path)
-    path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
-    assert is_set_aside(path, caplog)
+FIRST_EDITION = f"""PRAGMA application_id = {p.APPLICATION_ID};
+    PRAGMA user_version = {{}};
+    CREATE TABLE chargers (charger TEXT PRIMARY KEY);
+    INSERT INTO chargers VALUES ('CP1');
+    CREATE TABLE sessions (number INTEGER PRIMARY KEY, kept TEXT);
+    INSERT INTO sessions VALUES (1, '[]');
+    CREATE TABLE calls (number INTEGER PRIMARY KEY, refused TEXT);
+    INSERT INTO calls VALUES (1, 'no');
+"""
+OWES = ["INSERT INTO calls VALUES (2, NULL);", "UPDATE sessions SET kept = '[\"x\"]';"]
+OWED = "holds 1 messages of version 1 that are not delivered yet; let that version deliver them first"
+OTHERS = "is the database of another program"
 
 
 @pytest.mark.parametrize(
-    "sql",
+    "harm",
     [
+        *(b"garbage", b"garbage " * 10_000, b"SQLite format 3\x00" + b"\xff" * 9000, 100, 5000),
         *(f"PRAGMA user_version = {p.SCHEMA_VERSION + 1}", "PRAGMA user_version = 0"),
         *("UPDATE calls SET text = 'no JSON'", "UPDATE calls SET peer = 'tertiary', session = NULL"),
         *("UPDATE sessions SET owner = 'tertiary'", "UPDATE sessions SET answers = '[1'"),
         *("UPDATE chargers SET statuses = ''", "UPDATE chargers SET claims = '[1]'"),
         *("ALTER TABLE sessions DROP COLUMN answers", "DROP TABLE calls"),
+        *(FIRST_EDITION.format(1), FIRST_EDITION.format(2)),
     ],
 )
-def test_what_cannot_be_understood_is_set_aside(
-    sql: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_what_cannot_be_read_is_set_aside(
+    harm: bytes | int | str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another schema version, or a row that tells nothing: the file is kept for whoever can."""
+    """Garbage, what was cut off when a disk was full, another schema, a row that tells nothing."""
     path = tmp_path / "state.db"
-    filled(path)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(sql)
-    assert is_set_aside(path, caplog)
-    with closing(sqlite3.connect(tmp_path / unreadable(path)[0])) as connection:
-        assert connection.execute("SELECT count(*) FROM chargers").fetchone() == (1,)
-
-
-def first_edition(path: Path, version: int, calls: str = "", kept: str = "[]") -> None:
-    """Make a file as the first edition left it, as far as the second looks at it."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(f"""
-            PRAGMA application_id = {p.APPLICATION_ID};
-            PRAGMA user_version = {version};
-            CREATE TABLE chargers (charger TEXT PRIMARY KEY);
-            INSERT INTO chargers VALUES ('CP1');
-            CREATE TABLE sessions (number INTEGER PRIMARY KEY, kept TEXT);
-            INSERT INTO sessions VALUES (1, '{kept}');
-            CREATE TABLE calls (number INTEGER PRIMARY KEY, refused TEXT);
-            {calls}
-        """)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize(
-    ("owes", "more"),
-    [
-        (False, {"calls": "INSERT INTO calls VALUES (1, 'no');"}),
-        *((True, {"calls": "INSERT INTO calls VALUES (1, NULL);"}), (True, {"kept": '["x"]'})),
-    ],
-)
-def test_a_file_of_the_first_edition_is_set_aside_unless_it_owes_something(
-    version: int, owes: bool, more: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Then that edition has to deliver it, and the file is left as it is."""
-    path = tmp_path / "state.db"
-    first_edition(path, version, **more)
-    if owes:
-        words = "1 messages of version 1 that are not delivered yet; let that version deliver them first"
-        with pytest.raises(p.StateError, match=f"holds {words}"):
-            p.Journal.open(path, p.current_instant)
-        assert unreadable(path) == []
+    if not str(harm).startswith("PRAGMA application_id"):  # In a file of ours.
+        goes_as_told(
+            stage := Stage(state=path), "secondary leaves, charger starts 1, 1 s", {"stored": "Start"}
+        )
+        stage.journal.database.close()
+    if isinstance(harm, str):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(harm)
+        assert asked(set_aside(path, caplog), "SELECT charger FROM chargers") == "CP1"
     else:
-        assert is_set_aside(path, caplog)
+        content = path.read_bytes()[:harm] if isinstance(harm, int) else harm
+        path.write_bytes(content)
+        assert set_aside(path, caplog).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        *((FIRST_EDITION.format(version) + owed, OWED) for version in (1, 2) for owed in OWES),
+        *((f"PRAGMA journal_mode = {mode}; CREATE TABLE mail (text)", OTHERS) for mode in ("DELETE", "WAL")),
+        ("", r"file is not a database; .*Permission denied"),  # In somebody else's folder.
+    ],
+)
+def test_what_others_need_is_left_alone(script: str, words: str, tmp_path: Path) -> None:
+    """What the first edition has to deliver; another program's database, to the byte: the ini is wrong."""
+    path = tmp_path / "state.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    path.write_bytes(before := path.read_bytes() or b"garbage")
+    with patch.object(Path, "rename", side_effect=PermissionError(13, "Permission denied")):
+        with pytest.raises(p.StateError, match=f"state file .*: {words}"):
+            p.Journal.open(path, p.current_instant)
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (before, [path])
 
 
 def test_what_stands_in_sqlites_log_only_is_set_aside_as_well(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A killed process leaves its last changes there; the new file has nothing of them."""
-    stage = Stage(state=tmp_path / "running.db")
+    stage, path = Stage(state=tmp_path / "running.db"), tmp_path / "state.db"
     stage.starts("SECO1")
     save(stage)
     with stage.journal.database as connection:
         connection.execute("UPDATE calls SET text = 'no JSON'")
-    path = tmp_path / "state.db"
     for suffix in ("", "-wal"):
-        copy = path.with_name(path.name + suffix)
-        copy.write_bytes((tmp_path / f"running.db{suffix}").read_bytes())
+        path.with_name(path.name + suffix).write_bytes((tmp_path / f"running.db{suffix}").read_bytes())
     stage.journal.database.close()
-    assert is_set_aside(path, caplog)
-    with closing(sqlite3.connect(tmp_path / unreadable(path)[0])) as connection:
-        assert connection.execute("SELECT text FROM calls").fetchall() == [("no JSON",)]
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT count(*) FROM calls").fetchone() == (0,)
-
-
-def test_a_file_that_cannot_be_set_aside_either_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its folder may be somebody else's."""
-
-    def rename(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    path = tmp_path / "state.db"
-    path.write_bytes(b"garbage")
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(p.StateError, match=r"file is not a database; .*Permission denied"):
-        p.Journal.open(path, p.current_instant)
-    assert path.read_bytes() == b"garbage"
-
-
-@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
-def test_the_database_of_another_program_is_left_alone(mode: str, tmp_path: Path) -> None:
-    """To the byte: the ini names the wrong file."""
-    path = tmp_path / "state.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA journal_mode = {mode}")
-        connection.execute("CREATE TABLE mail (text)")
-    before = path.read_bytes()
-    with pytest.raises(p.StateError, match=r"state file .*: is the database of another program"):
-        p.Journal.open(path, p.current_instant)
-    assert path.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["state.db"]
+    assert asked(set_aside(path, caplog), "SELECT text FROM calls") == "no JSON"
+    assert asked(path, "SELECT count(*) FROM calls") == 0
 
 
 # What stands in it.
 
 
-KEPT = """
+test_what_the_file_keeps = plays("""
+For whoever reads it, and for the next start.
+
 A session of the secondary is told in full: whose, where, how much, why it ended;
     charger starts 1 SECO1 2 100, secondary accepts, charger reads m,
     charger stops e meterStop=12500 timestamp=2026-01-01T01:00:00Z reason=EVDisconnected, secondary accepts
@@ -315,6 +212,12 @@ A relayed session is told as well, with its readings,
 and with its stop.
     charger starts 1 PRIM1, primary accepts, charger stops e meterStop=2000, primary accepts
     => file meter_stop ended delivered: 2000.0 1800001000.0 1800001000.0
+Its readings are saved once a minute, because each of them would keep the disk busy for nothing:
+    charger starts 1 PRIM1, primary accepts, charger reads m meterValue=[{"sampledValue":[{"value":"1"}]}],
+    58 s, charger reads n meterValue=[{"sampledValue":[{"value":"2"}]}] => file meter_stop: 1.0
+when it is over, the next one is.
+    charger starts 1 PRIM1, primary accepts, charger reads m meterValue=[{"sampledValue":[{"value":"1"}]}],
+    61 s, charger reads n meterValue=[{"sampledValue":[{"value":"2"}]}] => file meter_stop: 2.0
 That a start was refused is told in its owner's words, for a session that has ended as well.
     charger starts 1, charger stops e, secondary fails, 11 s, secondary fails, 61 s, secondary fails
     => file refused is_refused: CallError InternalError 1
@@ -346,44 +249,10 @@ What is refused is told, and what is not sent because of it, which its server ha
     charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, charger stops e
     => told StartTransaction is refused (CallError InternalError) and kept: 1;
     told StopTransaction is kept and not sent: its session is refused: CallError InternalError: 1
-"""
-
-
-@pytest.mark.parametrize(("steps", "heard"), plays_of(KEPT))
-def test_what_the_file_keeps(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """For whoever reads it, and for the next start."""
-    goes_as_told(play(), steps, heard)
-
-
-@pytest.mark.parametrize(("seconds", "saved"), [(58, "1.0"), (61, "2.0")])
-def test_the_readings_of_a_session_are_saved_once_a_minute(play: Play, seconds: int, saved: str) -> None:
-    """Each of them would keep the disk busy for nothing."""
-    steps = "charger starts 1 PRIM1, primary accepts"
-    for number in (1, 2):
-        value = f'[{{"sampledValue":[{{"value":"{number}"}}]}}]'
-        steps += f", charger reads {number} meterValue={value}, primary accepts, {seconds * (2 - number)} s"
-    goes_as_told(play(), steps, {"file meter_stop": saved})
-
-
-def test_a_2_x_transaction_is_told_by_its_samples(play: Play) -> None:
-    """In their unit and multiplier."""
-    stage = play(version="ocpp2.0.1")
-    for number, kind, value, measure in (
-        (0, "Started", 1.25, {"unit": "kWh"}),
-        (1, "Updated", 2, {"unit": "Wh", "multiplier": 3}),
-        (2, "Ended", 3000, {}),
-    ):
-        samples = [{"timestamp": "t", "sampledValue": [{"value": value, "unitOfMeasure": measure}]}]
-        payload = {"eventType": kind, "seqNo": number, "timestamp": f"t{number}", "evse": {"id": 1}}
-        payload |= {"transactionInfo": {"transactionId": "T", "stoppedReason": "Local"}}
-        payload |= {"meterValue": samples, "idToken": {"idToken": "SECO1", "type": "ISO14443"}}
-        stage.charger.calls(str(number), "TransactionEvent", **payload)
-    stage.delivers()
-    (row,) = rows(stage)
-    assert (row["meter_start"], row["meter_stop"]) == (1250.0, 3000.0)
-    assert (row["started_at"], row["stopped_at"], row["reason"]) == ("t0", "t2", "Local")
-    assert (row["transaction_id"], row["server_id"], row["connector"]) == ("T", "T", 1)
-    assert None not in (row["ended"], row["delivered"])
+A clock that begins in 1970 removes no session that is young.
+    clock - 20833, charger starts 1, secondary accepts, charger stops e, secondary accepts, clock + 20833,
+    3 times (1 days) => file badge: SECO1
+""")
 
 
 @pytest.mark.parametrize(
@@ -411,9 +280,6 @@ def test_what_is_known_of_the_charger_outlives_a_kill(play: Play) -> None:
     assert (stage.memory.heartbeat_interval, stage.memory.seen) == (900, stage.utc + 1000)
 
 
-# Clocks that are set.
-
-
 CLOCKS = """
 A clock that is set ends no session and opens none,
     charger starts 1 PRIM1 2, primary accepts, charger stops d, primary accepts, charger starts 2,
@@ -435,15 +301,7 @@ def test_a_clock_that_is_set(play: Play, clock: str, steps: str, heard: dict[str
     goes_as_told(play(), steps.replace("CLOCK", f"7 s, {clock}"), heard)
 
 
-def test_a_clock_that_begins_in_1970_removes_no_session_that_is_young(play: Play) -> None:
-    """The session began then, by the proxy's clock."""
-    stage = play()
-    stage.utc = 0.0
-    steps = "charger starts 1, secondary accepts, charger stops e, secondary accepts, clock + 20833, "
-    goes_as_told(stage, f"{steps} 3 times (1 days)", {"file badge": "SECO1"})
-
-
-# Kills.
+# Another charger, another server.
 
 
 def test_a_delivery_without_the_charger_speaks_as_the_charger_did(play: Play) -> None:
@@ -462,29 +320,24 @@ def test_a_delivery_without_the_charger_speaks_as_the_charger_did(play: Play) ->
 def test_stored_calls_of_another_version_are_delivered_by_the_next_start(play: Play) -> None:
     """In their own version, which knows nothing of the charger's new boot and statuses: a boot is made up."""
     stage = play()
-    stage.secondary.lost()
-    stage.starts("SECO1")
-    stops(stage, told_id(stage))
-    stage.charger.lost()
+    goes_as_told(stage, "secondary leaves, charger starts 1, charger stops e, charger leaves", {})
     stage.version = "ocpp2.0.1"
-    stage.charger_connects()
-    stage.charger.calls("b", "BootNotification", reason="PowerUp", chargingStation={"model": "M"})
-    stage.primary.answers("b", status="Accepted", currentTime="2026-01-01T00:00:00Z", interval=300)
-    stage.charger.calls("s", "StatusNotification", evseId=1, connectorId=1, connectorStatus="Occupied")
-    stage.primary.answers("s")
+    steps = 'charger returns, charger sends b BootNotification chargingStation={"model":"M"}, 1 s, '
+    steps += "charger sends s StatusNotification evseId=1 connectorId=1 connectorStatus=Occupied"
+    goes_as_told(stage, steps, {})
     save(stage)
     stage.killed()
-    delivers_alone(stage)
+    kills.delivers_alone(stage)
     assert stage.relay.version == "ocpp1.6"
     stage.secondary_connects(accepts=False)
     assert stage.answer_boot().keys() == {"chargePointVendor", "chargePointModel"}
-    assert named(stage.delivers()) == [(START, None), (STOP, 71)]
-    assert left(stage) == []
+    assert kills.named(stage.delivers()) == [("StartTransaction", None), ("StopTransaction", 71)]
+    assert kills.left(stage) == []
 
 
-# Another server in the ini.
+test_a_server_that_is_replaced = plays("""
+A session belongs to the address that its server had when it began.
 
-REPLACED = """
 What is left for a secondary that was replaced, and what comes for it, is kept until the ini names it again.
     charger starts 1, secondary accepts, secondary leaves, charger reads m, proxy given OTHER_SECONDARY,
     charger stops e, proxy given OTHER_SECONDARY, look, proxy given NORMAL, secondary takes
@@ -533,18 +386,14 @@ and so are the sessions that follow a remote start
 or a reservation.
     secondary asks ReserveNow idTag=GUEST reservationId=5 expiryDate=2099-01-01T00:00:00Z,
     proxy given NO_SECONDARY, charger starts 1 GUEST => primary: Start
-"""
-
-
-@pytest.mark.parametrize(("steps", "heard"), plays_of(REPLACED))
-def test_a_server_that_is_replaced(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """A session belongs to the address that its server had when it began."""
-    goes_as_told(play(), steps, heard)
+""")
 
 
 # A disk that fails.
 
-FAILING = """
+test_while_the_disk_fails = plays("""
+What would have to be kept stays unanswered, and nothing else.
+
 A stored Call is unanswered and undelivered until it is on disk.
     disk full, charger starts 1, 10 s, look, disk well, 2 s => charger: |1:Accepted; secondary: |Start
 A kill before that: the charger, which has no answer, sends it again, and one session comes of it.
@@ -598,13 +447,7 @@ The bound of what is stored counts meanwhile as well; readings that came and wen
     charger reads a n=1, 1 s, charger reads b n=2, 1 s, charger reads c n=3, 1 s, charger reads d n=4, 1 s,
     disk well, 2 s, proxy killed, secondary takes
     => charger: 1:Accepted a b c d; secondary: Start Meter:7/3 Meter:7/4; stored:
-"""
-
-
-@pytest.mark.parametrize(("steps", "heard"), plays_of(FAILING))
-def test_while_the_disk_fails(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """What would have to be kept stays unanswered, and nothing else."""
-    goes_as_told(play(), steps, heard)
+""")
 
 
 def test_a_file_that_is_really_full_goes_on_when_there_is_room(play: Play) -> None:
@@ -615,15 +458,30 @@ def test_a_file_that_is_really_full_goes_on_when_there_is_room(play: Play) -> No
     run = stage.journal.database.execute
     run("PRAGMA max_page_count = 1")  # As many as there are.
     reads(stage, transaction_id, meterValue=["x" * 100_000])
-    waits(stage, 5)
-    assert stage.charger.hears() == []
-    assert stage.journal.failure == "database or disk is full"
+    kills.waits(stage, 5)
+    assert (stage.charger.hears(), stage.journal.failure) == ([], "database or disk is full")
     assert run("SELECT count(*) FROM calls").fetchone()[0] == 0
     run("PRAGMA max_page_count = 1000000")
-    waits(stage, 1.5)
+    kills.waits(stage, 1.5)
     assert stage.charger.hears() == [[3, "m", {}]]
     killed(stage)
-    assert named(stage.delivers()) == [("MeterValues", 70)]
+    assert kills.named(stage.delivers()) == [("MeterValues", 70)]
+
+
+def test_readings_that_come_and_go_while_the_disk_fails_do_not_fill_the_memory(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had to go before it was ever on disk is nothing that the disk has to forget."""
+    monkeypatch.setattr(p, "MAX_STORED", 5)
+    stage = play()
+    transaction_id = stage.secondary_session()
+    stage.secondary.lost()
+    save(stage)
+    with full_disk(stage):
+        for number in range(100):
+            reads(stage, transaction_id, f"m{number}", n=number)
+            save(stage)
+        assert len(stage.journal.pending) <= 5 + 2, "and the session and the charger"
 
 
 def test_a_relay_that_is_made_anew_keeps_the_order_of_what_is_not_on_disk_yet(play: Play) -> None:
@@ -631,11 +489,14 @@ def test_a_relay_that_is_made_anew_keeps_the_order_of_what_is_not_on_disk_yet(pl
     stage = play("secondary_auth = forward")
     stage.secondary.lost()
     stage.starts("SECO1")
-    reads(stage, told_id(stage))
+    reads(stage, kills.told_id(stage))
     stage.charger.lost()
     stage.passes(0.5)
-    forgotten(stage)
-    assert left(stage) == [START, "MeterValues"]
+    kills.forgotten(stage)
+    assert kills.left(stage) == ["StartTransaction", "MeterValues"]
+
+
+# Who waits for the disk.
 
 
 def test_a_waiter_of_the_journal_that_fails_does_not_take_the_others_turn() -> None:
@@ -653,25 +514,47 @@ def test_a_waiter_of_the_journal_that_fails_does_not_take_the_others_turn() -> N
     assert turns == ["another"]
 
 
+async def test_who_waits_for_the_next_save_need_not_wait_for_the_watchdog() -> None:
+    """Stored Calls of two chargers are delivered one after the other, without a tick in between."""
+    journal, turns, done = p.Journal(p.current_instant), Counter[str](), asyncio.Event()
+
+    def take_turn(name: str) -> None:
+        turns[name] += 1
+        journal.memory(name).note(journal.memory(name))
+        if turns[name] < 20:
+            journal.wait(takers[name])
+        elif turns.total() == 40:
+            done.set()
+
+    takers = {name: partial(take_turn, name) for name in ("A", "B")}
+    for taker in takers.values():
+        journal.wait(taker)
+    async with asyncio.timeout(PATIENCE):
+        await done.wait()
+    await journal.close()
+
+
 # Bounds.
 
 
 def test_a_charger_that_was_forgotten_for_others_is_known_again_when_it_comes(
-    play: Play, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the disk fails while it is forgotten."""
+    """Its old row is removed before its new one is written, also if the disk fails meanwhile."""
     monkeypatch.setattr(p, "MAX_MEMORIES", 2)
-    stage = play()
-    stage.journal.memory("idle")
-    stage.journal.tick()
-    stage.journal.memory("newer")
-    assert "idle" not in stage.journal.memories
-    with full_disk(stage):
-        stage.journal.tick()
-        stage.journal.memory("idle")
-    waits(stage, 1.5)
-    stage.killed()
-    assert "idle" in stage.journal.memories
+    now, jobs = Stage(connect=False).now, list[Any]()
+    journal = StageJournal(now, tmp_path / "state.db")
+    for name in ("A", "B"):
+        journal.memory(name)
+    journal.save()
+    with patch.object(journal, "_run", lambda _, then: jobs.append(then)):
+        journal.memory("C")  # In the place of A,
+        journal.save()
+        journal.memory("A")  # which comes again, in the place of B, while the disk is slow
+        jobs.pop()("full")  # and fails.
+    journal.save()
+    journal.database.close()
+    assert set(StageJournal(now, tmp_path / "state.db").memories) == {"A", "C"}
 
 
 def test_a_charger_with_something_open_is_not_forgotten_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -684,97 +567,58 @@ def test_a_charger_with_something_open_is_not_forgotten_for_others(monkeypatch: 
         stage.memory.is_in_use = is_in_use
         stage.journal.memory(f"new {is_in_use}")
         assert list(stage.journal.memories) == ["CP1", f"new {is_in_use}"]
-    assert [row["charger"] for row in rows(stage, "chargers")] == list(stage.journal.memories)
-    monkeypatch.setattr(p, "MAX_MEMORIES", 1)
     stage.memory.is_in_use = stage.journal.memories["new False"].is_in_use = True
     assert not stage.journal.has_room("one more")
 
 
-# With the thread that writes, and real processes.
-
-
-@asynccontextmanager
-async def proxy_with(path: Path, ini: str) -> AsyncIterator[p.Proxy]:
-    """A proxy on a free port, with a state file."""
-    config = config_of(f"[host]\naddr = 127.0.0.1\nport = 0\n{ini}")
-    proxy = p.Proxy(config, p.Journal.open(path, p.current_instant))
-    await proxy.start()
-    try:
-        yield proxy
-    finally:
-        await proxy.stop()
-
-
-def ini_for(primary: FakeServer, secondary: FakeServer) -> str:
-    """Return an ini with both servers."""
-    text = INI.format(more="").replace("ws://primary.example", primary.url)
-    return text.replace("ws://secondary.example", secondary.url)
+# With the thread that writes, and real peers.
 
 
 async def test_what_is_left_is_delivered_by_the_next_run_without_the_charger(tmp_path: Path) -> None:
     """Then the connection is closed, and nothing is left of the charger but its Memory."""
     path = tmp_path / "state.db"
-    async with server() as primary, server() as secondary:
-        ini = ini_for(primary, secondary)
+    async with server() as secondary:
+        ini = f"[ext-server]\nserver = local\nsecondary_server = {secondary.url}\nsecondary_rfid = *\n"
         await secondary.stop()
-        async with proxy_with(path, ini) as proxy, charger(proxy) as fake:
-            await fake.boots()
-            number = await fake.starts("SECO1")
-            await fake.calls("e", STOP, transactionId=number, meterStop=9, timestamp="t")
+        async with running(ini, path) as proxy, charger(proxy) as cp:
+            await cp.boots()
+            await cp.charges("ANY")
         await secondary.start()
-        async with proxy_with(path, ini) as proxy:
-            await secondary.heard.call(STOP)
-            assert secondary.heard.actions() == ["BootNotification", START, STOP]
-            boot, _, stop = (message[3] for message in secondary.heard.messages)
-            assert (boot["chargePointModel"], stop["transactionId"]) == ("M", 7)
+        async with running(ini, path) as proxy:
             await (await secondary.connection()).wait_closed()
+            session = ["StartTransaction", "MeterValues", "StopTransaction"]
+            assert secondary.heard.actions() == ["BootNotification", *session]
             await eventually(lambda: not proxy.relays)
-            assert not proxy.journal.memories["CP1"].stored
-        async with proxy_with(path, ini) as proxy:
+        async with running(ini, path) as proxy:
             assert proxy.relays == {}
     assert len(secondary.requests) == 1
 
 
 async def test_all_chargers_share_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is at one save, everybody's changes gather for the next."""
-    writes: list[int] = []
-    write = p.Journal._write
+    path, writes, write = tmp_path / "state.db", list[int](), p.Journal._write
 
     def slow_write(journal: p.Journal, statements: list[Any]) -> str:
         writes.append(len(statements))
         time.sleep(0.02)
         return write(journal, statements)
 
-    async with proxy_with(tmp_path / "state.db", "[ext-server]\nserver = local") as proxy:
-        async with AsyncExitStack() as stack:
-            fakes = [await stack.enter_async_context(charger(proxy, f"CP{number}")) for number in range(50)]
-            monkeypatch.setattr(p.Journal, "_write", slow_write)
-            await asyncio.gather(*(fake.starts("BADGE") for fake in fakes))
-            assert 1 <= len(writes) < len(fakes)
-    journal = p.Journal.open(tmp_path / "state.db", p.current_instant)
-    assert sum(len(memory.sessions) for memory in journal.memories.values()) == 50
-    journal.database.close()
+    async with running(LOCAL_SERVER, path) as proxy, AsyncExitStack() as stack:
+        fakes = [await stack.enter_async_context(charger(proxy, f"CP{number}")) for number in range(50)]
+        monkeypatch.setattr(p.Journal, "_write", slow_write)
+        await asyncio.gather(*(fake.starts("BADGE") for fake in fakes))
+        assert 1 <= len(writes) < len(fakes)
+    await eventually(lambda: asked(path, "SELECT count(*) FROM sessions") == 50)
 
 
 async def test_stopping_saves_what_was_unsaved(tmp_path: Path) -> None:
     """Also what nobody waited for."""
-    path = tmp_path / "state.db"
-    async with proxy_with(path, "[ext-server]\nserver = local") as proxy:
-        async with charger(proxy) as fake:
-            await fake.calls("s", "StatusNotification", connectorId=3, errorCode="NoError", status="Faulted")
-            proxy.journal.tick = lambda: None  # type: ignore[method-assign]  # The watchdog saves nothing.
-            await fake.calls("t", "StatusNotification", connectorId=4, errorCode="NoError", status="Faulted")
-    journal = p.Journal.open(path, p.current_instant)
-    assert len(journal.memories["CP1"].statuses) == 2
-    journal.database.close()
-
-
-@asynccontextmanager
-async def proxy_and_charger(path: Path, primary: FakeServer) -> AsyncIterator[tuple[p.Proxy, FakeCharger]]:
-    """A proxy that is the secondary itself, with a state file, and a charger."""
-    ini = NORMAL.replace("ws://primary.example", primary.url).replace("ws://secondary.example", "local")
-    async with proxy_with(path, ini) as proxy, charger(proxy) as fake:
-        yield proxy, fake
+    path, told = tmp_path / "state.db", {"errorCode": "NoError", "status": "Faulted"}
+    async with running(LOCAL_SERVER, path) as proxy, charger(proxy) as cp:
+        await cp.calls("s", "StatusNotification", connectorId=3, **told)
+        proxy.journal.tick = lambda: None  # type: ignore[method-assign]  # The watchdog saves nothing.
+        await cp.calls("t", "StatusNotification", connectorId=4, **told)
+    await eventually(lambda: {"3", "4"} <= set(asked(path, "SELECT statuses FROM chargers")))
 
 
 async def test_a_disk_that_hangs_holds_up_no_relayed_traffic(
@@ -788,37 +632,28 @@ async def test_a_disk_that_hangs_holds_up_no_relayed_traffic(
         is_back.wait(PATIENCE)
         return write(journal, statements)
 
-    async with server() as primary, proxy_and_charger(tmp_path / "state.db", primary) as (proxy, fake):
+    async with house(state=tmp_path / "state.db") as (proxy, *_), charger(proxy) as cp:
         monkeypatch.setattr(p.Journal, "_write", hanging)
-        stored = asyncio.create_task(fake.starts("SECO1", "stored"))
+        stored = asyncio.create_task(cp.starts("SECO1", "stored"))
         await eventually(lambda: bool(proxy.journal.writing))
-        assert await fake.starts("PRIM1", "relayed") == 7
+        assert await cp.starts("PRIM1", "relayed") == 7
         assert not stored.done()
         is_back.set()
         assert await stored >= p.FIRST_PROXY_ID
 
 
-async def test_stopping_with_a_disk_that_hangs_ends_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("words", ["disk I/O error", "the disk is too slow"])
+async def test_stopping_with_a_disk_that_fails_or_hangs_ends_all_the_same(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An ERROR tells that something may be lost."""
+    """An ERROR tells; the charger's stored Call stays unanswered, so that it keeps it."""
     monkeypatch.setattr(p, "LAST_SAVE_SECONDS", 0.1)
-    journal = p.Journal.open(tmp_path / "state.db", p.current_instant)
-    monkeypatch.setattr(journal, "_run", lambda *_: None)
-    journal.memory("CP1")
-    await journal.close()
-    assert "state.db: the last changes may be lost: the disk is too slow" in caplog.text
-
-
-async def test_stopping_with_a_disk_that_fails_ends_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The charger's stored Call stays unanswered, so that it keeps it."""
-    monkeypatch.setattr(p, "LAST_SAVE_SECONDS", 0.1)
-
-    async with server() as primary, proxy_and_charger(tmp_path / "state.db", primary) as (_, fake):
-        monkeypatch.setattr(p.Journal, "_write", lambda *_: "disk I/O error")
-        await fake.connection.send('[2,"1","StartTransaction",{"connectorId":1,"idTag":"SECO1"}]')
-        await fake.calls("2", "Heartbeat")
-        assert [message[1] for message in fake.heard.messages] == ["2"]
-    assert "state.db: the last changes may be lost: disk I/O error" in caplog.text
+    async with house(state=tmp_path / "state.db") as (proxy, *_), charger(proxy) as cp:
+        if words == "disk I/O error":
+            monkeypatch.setattr(p.Journal, "_write", lambda *_: words)
+        else:
+            monkeypatch.setattr(p.Journal, "_run", lambda *_: None)
+        await cp.connection.send('[2,"1","StartTransaction",{"connectorId":1,"idTag":"SECO1"}]')
+        await cp.calls("2", "Heartbeat")
+        assert [message[1] for message in cp.heard.messages] == ["2"]
+    assert f"state.db: the last changes may be lost: {words}" in caplog.text

@@ -6,8 +6,8 @@ import asyncio
 import json
 import socket
 import threading
-from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import websockets.frames
@@ -42,27 +42,24 @@ def pieces(draw: st.DrawFn, texts: list[str], is_masked: bool) -> list[bytes]:
     return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
 
 
-def is_named(message_id: str, message: Any) -> bool:
-    return bool(message[1] == message_id)
-
-
 async def play(is_charger: bool, texts: list[str], stream: list[bytes]) -> None:
     """Let the charger or its primary send a stream, and the other hear the texts, and answer them."""
+    calls = [json.loads(text) for text in texts]
     async with house() as (proxy, primary, _), charger(proxy) as cp:
         primary.answers = lambda _, payload: payload
-        (talker, speaker), hearer = (
-            ((cp.connection, cp), primary) if is_charger else ((primary.connections[0], primary), cp)
-        )
+        connection = cp.connection if is_charger else primary.connections[0]
         for piece in stream:
-            talker.transport.write(piece)
+            connection.transport.write(piece)
             await asyncio.sleep(0)  # The proxy reads it.
-        for text in texts:
-            _, message_id, _, payload = json.loads(text)
-            assert await hearer.heard.until(partial(is_named, message_id)) == json.loads(text)
+        for call in calls:
+            _, message_id, _, payload = call
             if not is_charger:
+                assert await cp.heard.until(lambda m, call=call: m[1] == call[1]) == call  # type: ignore[misc]
                 await cp.connection.send(json.dumps([3, message_id, payload]))
+            speaker = cp if is_charger else primary
             assert await speaker.heard.answer(message_id) == [3, message_id, payload]
-        assert [m for m in hearer.heard.messages if m[0] == 2] == [json.loads(text) for text in texts]
+        hearer = primary if is_charger else cp
+        assert [message for message in hearer.heard.messages if message[0] == 2] == calls
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,22 +99,19 @@ async def test_a_text_just_above_max_size_closes_its_sender() -> None:
         assert len(primary.heard.messages) == 1
 
 
-async def test_masks_are_not_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_masks_are_not_used_twice() -> None:
     """Each frame to a server has a mask of its own that nobody can guess (RFC 6455 5.3)."""
-    masks: list[bytes] = []
-    apply_mask = vars(websockets.frames)["apply_mask"]
+    masks, apply_mask = list[bytes](), vars(websockets.frames)["apply_mask"]
 
     def noting(data: Any, mask: Any) -> bytes:
         read: bytes = apply_mask(data, mask)
-        if read.startswith(b"[2,"):
-            masks.append(bytes(mask))
+        masks.extend([bytes(mask)] if read.startswith(b"[2,") else [])
         return read
 
     async with house() as (proxy, _, _), charger(proxy) as cp:
-        monkeypatch.setattr(websockets.frames, "apply_mask", noting)
-        for number in range(100):
-            await cp.calls(f"{number}", "Heartbeat")
-        monkeypatch.undo()
+        with patch.object(websockets.frames, "apply_mask", noting):
+            for number in range(100):
+                await cp.calls(f"{number}", "Heartbeat")
     assert len(masks) == len(set(masks)) == 100
 
 
@@ -187,12 +181,12 @@ async def test_a_look_up_that_hangs_delays_no_other_server_and_not_the_end(
         if host == "hangs.example":
             asked.append(host)
             found.wait(PATIENCE)
-        nobody = look_up("127.0.0.1", 1, *more, **options) if host == "two.example" else []
-        return [*nobody, *look_up("127.0.0.1", port, *more, **options)]
+        nobody = look_up("127.0.0.1", 1, *more, **options) if host == "three.example" else []
+        return [*nobody, *look_up("127.0.0.1", port, *more, **options), *nobody]
 
     monkeypatch.setattr(socket, "getaddrinfo", bent)
     async with server() as primary, server() as secondary:
-        ini = f"[ext-server]\nserver = ws://two.example:{primary.port}\n"
+        ini = f"[ext-server]\nserver = ws://three.example:{primary.port}\n"
         async with running(f"{ini}secondary_server = ws://hangs.example:{secondary.port}") as proxy:
             async with charger(proxy) as one, charger(proxy, "CP2") as other:
                 await one.boots()

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -264,9 +265,10 @@ async def server(
 
 
 @asynccontextmanager
-async def running(ini: str) -> AsyncIterator[p.Proxy]:
-    """A proxy with this ini on a free port."""
-    proxy = p.Proxy(config_of(f"[host]\naddr = 127.0.0.1\nport = 0\n{ini}"))
+async def running(ini: str, state: Path | None = None) -> AsyncIterator[p.Proxy]:
+    """A proxy with this ini on a free port, with a state file or without."""
+    journal = p.Journal.open(state, p.current_instant) if state else None
+    proxy = p.Proxy(config_of(f"[host]\naddr = 127.0.0.1\nport = 0\n{ini}"), journal)
     await proxy.start()
     try:
         yield proxy
@@ -275,7 +277,9 @@ async def running(ini: str) -> AsyncIterator[p.Proxy]:
 
 
 @asynccontextmanager
-async def house(more: str = "", host: str = "") -> AsyncIterator[tuple[p.Proxy, FakeServer, FakeServer]]:
+async def house(
+    more: str = "", host: str = "", state: Path | None = None
+) -> AsyncIterator[tuple[p.Proxy, FakeServer, FakeServer]]:
     """A proxy between a primary (badges PRIM*) and a secondary (badges SECO*)."""
     async with server() as primary, server() as secondary:
         ini = f"""{host}
@@ -285,7 +289,7 @@ secondary_server = {secondary.url}
 primary_rfid = PRIM*
 secondary_rfid = SECO*
 {more}"""
-        async with running(ini) as proxy:
+        async with running(ini, state) as proxy:
             yield proxy, primary, secondary
 
 

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import textwrap
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
@@ -252,6 +253,8 @@ class Script:
             link.calls(*more[:2], **payload_of(more[2:]))
         elif verb == "claims":  # With a remote start.
             self.stage.asks(name, "RemoteStartTransaction", idTag=more[0])
+        elif verb == "forgets":  # What it has heard first, for ever.
+            self.due[name].pop(0)
         else:
             self.answers(link, verb, *self.due[name].pop(0)[1:])
 
@@ -327,6 +330,21 @@ def plays_of(text: str) -> list[Any]:
         heard = {name: words.strip() for name, _, words in pairs}
         found.append(pytest.param(steps, heard, id=sentence))
     return found
+
+
+def plays(text: str, more: str = "", before: str = "", **options: Any) -> Callable[..., None]:
+    """Return a test of plays with a state file, which stand below a line that says what has to be so.
+
+    `more` stands in the ini, `before` in front of each play; a Stage takes the options.
+    """
+    about, _, rows = textwrap.dedent(text).strip().partition("\n\n")
+
+    @pytest.mark.parametrize(("steps", "heard"), plays_of(rows))
+    def test(play: kills.Play, steps: str, heard: dict[str, str]) -> None:
+        goes_as_told(play(more, **options), before + steps, heard)
+
+    test.__doc__ = about
+    return test
 
 
 def goes_as_told(stage: Stage, steps: str, heard: dict[str, str]) -> None:
