@@ -882,7 +882,7 @@ SERVER_16 = table_16("""
     ChangeAvailability,ChangeConfiguration,Reset role=command rejects
     CertificateSigned,ClearCache,DataTransfer,GetCompositeSchedule,InstallCertificate rejects
     ClearChargingProfile,GetConfiguration,GetDiagnostics,GetInstalledCertificateIds,GetLocalListVersion
-    DeleteCertificate,UpdateFirmware
+    DeleteCertificate,SendLocalList,UpdateFirmware
     ExtendedTriggerMessage,TriggerMessage role=trigger rejects
     GetLog,SignedUpdateFirmware      request=requestId rejects
     RemoteStartTransaction           role=remote-start badge=idTag connector=connectorId
@@ -890,7 +890,6 @@ SERVER_16 = table_16("""
     RemoteStopTransaction            role=command transaction=transactionId rejects
     ReserveNow                       role=reserve badge=idTag connector=connectorId
                                      reservation=reservationId rejects
-    SendLocalList                    badge=localAuthorizationList.*.idTag
     SetChargingProfile               transaction=csChargingProfiles.transactionId rejects
     UnlockConnector                  role=command
     """)
@@ -931,7 +930,6 @@ SERVER_201 = SERVER_16 | table("""
     RequestStopTransaction           role=command transaction=transactionId rejects
     ReserveNow                       role=reserve badge=idToken.idToken connector=evseId
                                      reservation=id rejects
-    SendLocalList                    badge=localAuthorizationList.*.idToken.idToken
     SetChargingProfile               transaction=chargingProfile.transactionId rejects
     SetDisplayMessage                transaction=message.transactionId rejects
     SetMonitoringBase,SetMonitoringLevel,SetNetworkProfile rejects
@@ -990,9 +988,7 @@ def values_at(payload: Any, path: FieldPath) -> list[Any]:
 
 
 def value_at(payload: Any, path: FieldPath) -> Any:
-    """Return the first value at the path, or None."""
-    if "*" in path:
-        return next(iter(values_at(payload, path)), None)
+    """Return the value at a path without "*", or None."""
     for step in path:
         payload = payload.get(step) if type(payload) is dict else None
     return payload if path else None

@@ -16,21 +16,9 @@ from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
 from tests.play.peers import PATIENCE, FakeServer, deaf, server
-from tests.play.wires import (
-    LOCAL,
-    ROOT,
-    V16,
-    as_logged,
-    charger_at,
-    check,
-    command,
-    line_with,
-    login,
-    port_of,
-    run,
-)
+from tests.play.wires import LOCAL, ROOT, as_logged, charger_at, check, command, line_with, port_of, run
 
-V201 = [Subprotocol("ocpp2.0.1")]
+V16, V201 = [Subprotocol("ocpp1.6")], [Subprotocol("ocpp2.0.1")]
 
 
 def servers(primary: FakeServer, more: str = "") -> str:
@@ -38,19 +26,28 @@ def servers(primary: FakeServer, more: str = "") -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "ini", "code", "words"),
     [
-        (["--version"], 0, f"ocpp-2w-proxy {p.__version__}\n"),
-        (["--demo", "--check"], 2, "not allowed with"),
-        (["--badge", "04AA"], 2, "--badge goes with --check"),
-        (["--config", "elsewhere.ini"], 2, "elsewhere.ini: cannot be read: No such file or directory\n"),
+        (["--version"], "", 0, f"ocpp-2w-proxy {p.__version__}\n"),
+        (["--demo", "--check"], "", 2, "not allowed with"),
+        (["--badge", "04AA"], "", 2, "--badge goes with --check"),
+        (["--config", "none.ini"], "", 2, "none.ini: cannot be read: No such file or directory\n"),
+        ([], LOCAL.replace("0\n", "eight\n"), 2, "ocpp-2w-proxy.ini:3: port 'eight': expected a whole "),
+        ([], LOCAL.replace("port = 0", "cert_chain = no.pem"), 2, "ocpp-2w-proxy.ini: cert_chain, "),
     ],
 )
-def test_arguments(arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
-    """A wrong use is told as one, with exit code 2."""
+def test_a_wrong_use_is_told_as_one(
+    arguments: list[str], ini: str, code: int, words: str, tmp_path: Path
+) -> None:
+    """With exit code 2; a mistake in the ini is one line, also where what it names is no certificate."""
+    (tmp_path / "no.pem").write_text("no certificate")
+    if ini:
+        (tmp_path / "ocpp-2w-proxy.ini").write_text(ini)
     done = run(*arguments, cwd=tmp_path)
+    said = done.stdout + done.stderr
     assert done.returncode == code
-    assert words in done.stdout + done.stderr
+    assert words in said
+    assert not ini or (said.startswith(words), said.count("\n")) == (True, 1)
 
 
 def test_demo_plays_two_sessions_and_ends_by_itself(tmp_path: Path) -> None:
@@ -61,23 +58,6 @@ def test_demo_plays_two_sessions_and_ends_by_itself(tmp_path: Path) -> None:
     assert re.search(r"secondary gets StopTransaction .*\"transactionId\":1,", done.stdout)
     assert "Each server has got its own session" in done.stdout
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("port = eight", "ocpp-2w-proxy.ini:3: port 'eight': expected a whole number"),
-        ("port = 0\ncert_chain = x.pem", "ocpp-2w-proxy.ini: cert_chain, "),
-    ],
-)
-def test_a_mistake_in_the_ini_is_one_line_and_exit_code_2(line: str, message: str, tmp_path: Path) -> None:
-    """No port is opened, no traceback shown; a file that is there may be no certificate."""
-    (tmp_path / "x.pem").write_text("no certificate")
-    (tmp_path / "ocpp-2w-proxy.ini").write_text(LOCAL.replace("port = 0", line))
-    done = run(cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
 
 
 async def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -217,65 +197,33 @@ async def test_check_of_the_shipped_ini_needs_no_server(tmp_path: Path) -> None:
     assert (code, said.count("the proxy itself answers"), "secondary: none" in said) == (0, 1, True)
 
 
-BADGES = """\
-[ext-server]
-server = local
-secondary_server = local
-primary_rfid = 04AA
-  04BB, 04CC
-
-  04D*
-secondary_rfid =
-  ; Company cards.
-  04DD*
-  04A1B2C3
-"""
+BADGES = "[ext-server]\nserver = local\nsecondary_server = local\n"
+BADGES += "primary_rfid = 04AA\n  04BB, 04CC\n\n  04D*\n"
+BADGES += "secondary_rfid =\n  ; Company cards.\n  04DD*\n  04A1B2C3\n"
+NO_LIST = "its badge is on no list: unknown_rfid ="
 
 
 @pytest.mark.parametrize(
     ("badge", "more", "answer"),
     [
-        ("04aa", "", "primary: its badge is on primary_rfid, {ini}:4 (04aa)"),
-        ("04CC", "", "primary: its badge is on primary_rfid, {ini}:5 (04cc)"),
-        ("04D1", "", "primary: its badge is on primary_rfid, {ini}:7 (04d*)"),
-        ("04DD", "", "secondary: its badge is on secondary_rfid, {ini}:10 (04dd*)"),
-        ("05", "", "primary: {no}: unknown_rfid = primary, by default"),
-        ("05", "[charger CP1]\nunknown_rfid = reject\n", "rejected: {no}: unknown_rfid = reject, {ini}:13"),
-        ("04A1B2C8", "", "; 04a1b2c3 in line 11 is nearly the same"),
+        ("04aa", "", "primary: its badge is on primary_rfid, ocpp-2w-proxy.ini:4 (04aa)"),
+        ("04CC", "", "primary: its badge is on primary_rfid, ocpp-2w-proxy.ini:5 (04cc)"),
+        ("04D1", "", "primary: its badge is on primary_rfid, ocpp-2w-proxy.ini:7 (04d*)"),
+        ("04DD", "", "secondary: its badge is on secondary_rfid, ocpp-2w-proxy.ini:10 (04dd*)"),
+        ("05", "", f"primary: {NO_LIST} primary, by default"),
+        ("05", "[charger CP1]\nunknown_rfid = reject\n", f"rejected: {NO_LIST} reject, ocpp-2w-proxy.ini:13"),
+        ("04A1B2C8", "", f"primary: {NO_LIST} primary, by default; 04a1b2c3 in line 11 is nearly the same"),
     ],
-)  # fmt: skip
+)
 async def test_check_says_whose_a_badge_is_and_by_which_line(
     badge: str, more: str, answer: str, tmp_path: Path
 ) -> None:
     """Before somebody stands at the charger with it; one that differs in a letter is mostly mistyped."""
     code, said = await check(tmp_path, BADGES + more, "CP1", "--badge", badge)
-    first, wanted = said.splitlines()[0], answer.format(ini="ocpp-2w-proxy.ini", no="its badge is on no list")
-    assert code == 0
-    assert first == f"badge {badge}: {wanted}" if not answer.startswith(";") else first.endswith(wanted)
+    assert (code, said.splitlines()[0]) == (0, f"badge {badge}: {answer}")
 
 
 # Logging.
-
-
-async def test_the_log_tells_the_story_with_badges_masked(tmp_path: Path) -> None:
-    """INFO: who connected, which badge chose which server, sessions; never a credential."""
-    async with server() as primary:
-        ini = LOCAL.replace("local", f"{primary.url}\nprimary_password = hunter2\nprimary_rfid = 04A1B2C3")
-        async with command(ini, tmp_path) as process:
-            shown = {"Authorization": login("CP1", "secret")}
-            async with charger_at(await port_of(process), additional_headers=shown) as cp:
-                number = await cp.starts("04A1B2C3")
-                await cp.calls("e", "StopTransaction", transactionId=number, meterStop=1, timestamp="t")
-            process.terminate()
-            _, stderr = await process.communicate()
-    said = stderr.decode()
-    for line in (
-        "CP1: charger connected (ocpp1.6)",
-        "CP1: a session of primary begins on connector 1: its badge is on primary_rfid; badge ****B2C3",
-        "CP1: session 7 of primary ends on connector 1; badge ****B2C3",
-    ):
-        assert line in said
-    assert not any(secret in said for secret in ("hunter2", shown["Authorization"][6:], "04A1B2C3"))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +233,6 @@ async def test_the_log_tells_the_story_with_badges_masked(tmp_path: Path) -> Non
         ('{"idToken": {"idToken" : "04A1B2C3"}}', '{"idToken": {"idToken" : "****B2C3"}}'),
         (r'{"data":"{\"idToken\":\"04A1B2C3\"}"}', r'{"data":"{\"idToken\":"****B2C3\"}"}'),
         ('{"idTag":"04A1B2C3', '{"idTag":"****B2C3'),
-        ('{"parentIdTag":12345678}', '{"parentIdTag":"****5678}'),
         ("begins; badge 04A1B2C3", "begins; badge ****B2C3"),
         ("begins; badge 04A1", "begins; badge ****"),
     ],

@@ -20,18 +20,13 @@ ORIGINAL = """\
 [logging]
 proxy = DEBUG
 websockets.client = INFO
-websockets.server = INFO
 
 [host]
 ; Host to listen on (default: 0.0.0.0)
 addr = 0.0.0.0
-port = 8321
-watchdog_stale = 500
 watchdog_interval = 100
-ping_timeout = 60
 
 [ext-server]
-; Primary CSMS external server
 server = ws://localhost:9999/
 ;server = wss://abb.cdlink.chargedot.com:9043/
 ; (Optional) Secondary CSMS external server
@@ -98,11 +93,9 @@ def test_a_key_has_its_default(load: Load, line: str) -> None:
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        (f"{HOST}watchdog_stale = 500.0\n", TWO_SERVERS),
-        (f"{HOST}watchdog_stale = 500 s\n", TWO_SERVERS),
+        *((f"{HOST}watchdog_stale = 500.0\n", TWO_SERVERS), (f"{HOST}watchdog_stale = 500 s\n", TWO_SERVERS)),
         (f"{HOST}chargers = Box 1, Box 2\n  EV*\n", f"{HOST}chargers = Box 1\n  Box 2, EV*\n"),
-        (TWO_SERVERS.replace("one", "one//"), TWO_SERVERS),
-        (LOCAL.replace("local", "Local"), LOCAL),
+        *((TWO_SERVERS.replace("one", "one//"), TWO_SERVERS), (LOCAL.replace("local", "Local"), LOCAL)),
         (f"{TWO_SERVERS}unknown_rfid = REJECT\n", f"{TWO_SERVERS}unknown_rfid = reject\n"),
         (f"{TWO_SERVERS}Versions = OCPP1.6 ocpp2.1\n", f"{TWO_SERVERS}versions = ocpp1.6, ocpp2.1\n"),
         (f"{TWO_SERVERS}secondary_refuse = A\n  B,\n\tC\n", f"{TWO_SERVERS}secondary_refuse = A, B, C\n"),
@@ -127,7 +120,7 @@ def test_original_ini_loads_unchanged(load: Load) -> None:
     config = load(ORIGINAL)
     meant = TWO_SERVERS.replace("one", "localhost:9999").replace("two", "localhost:9998")
     meant += "primary_rfid = 04a1b2c3\nsecondary_rfid = 04d5e6f7 04d5e6f8\n[host]\nwatchdog_interval = 100\n"
-    meant += "[logging]\nproxy = DEBUG\nwebsockets.client = INFO\nwebsockets.server = INFO\n"
+    meant += "[logging]\nproxy = DEBUG\nwebsockets.client = INFO\n"
     assert config == load(meant)
     assert config.warnings == ()
 
@@ -135,11 +128,8 @@ def test_original_ini_loads_unchanged(load: Load) -> None:
 @pytest.mark.parametrize(
     ("written", "value"),
     [
-        ("p;w#=[x] ;y", "p;w#=[x] ;y"),
-        ("<${PW}${PW}>", "<s3crets3cret>"),
-        ("$${PW}", "${PW}"),
-        ("$PW $${", "$PW ${"),
-        ("${WITH}", "${PW}"),
+        *(("p;w#=[x] ;y", "p;w#=[x] ;y"), ("<${PW}${PW}>", "<s3crets3cret>"), ("$${PW}", "${PW}")),
+        *(("$PW $${", "$PW ${"), ("${WITH}", "${PW}")),
     ],
 )
 def test_a_password_may_hold_anything(load: Load, written: str, value: str) -> None:
@@ -164,24 +154,16 @@ def test_a_charger_section_overrides_single_keys_for_that_charger_alone(load: Lo
     assert config.charger("box 1") == load(TWO_SERVERS + badges).default
     alone = load("[ext-server]\nserver = ws://own\nversions = ocpp1.6\nprimary_rfid = A\n")
     assert config.charger("Box 1") == alone.default
-    assert (
-        load(LOCAL + TWO_SERVERS.replace("ext-server", "charger X")).charger("X") == load(TWO_SERVERS).default
-    )
+    other = load(LOCAL + TWO_SERVERS.replace("ext-server", "charger X"))
+    assert other.charger("X") == load(TWO_SERVERS).default
 
 
 @pytest.mark.parametrize(
     ("badge", "found"),
     [
-        ("04A1FF", "secondary"),
-        ("04a1b2c3", "primary"),
-        ("04:A1-B2:C3", "primary"),
-        ("04FF", "primary"),
-        ("04FFX", "secondary"),
-        (" 04A1B2C3\r\n", "primary"),
-        ("\x00\t04a1B2c3\x1f \x00", "primary"),
-        ("STRASSE", "primary"),
-        ("4A1B2C3", None),
-        ("", None),
+        *(("04A1FF", "secondary"), ("04a1b2c3", "primary"), ("04:A1-B2:C3", "primary"), ("04FF", "primary")),
+        *(("04FFX", "secondary"), (" 04A1B2C3\r\n", "primary"), ("\x00\t04a1B2c3\x1f \x00", "primary")),
+        *(("STRASSE", "primary"), ("4A1B2C3", None), ("", None)),
     ],
 )
 def test_badge_on_the_lists(load: Load, badge: str, found: str | None) -> None:
@@ -204,15 +186,13 @@ OPEN = "nobody checks who connects"
         (f"{TWO_SERVERS}secondary_refuse = Rest, Reset\n", ["4: secondary_refuse: unknown Action 'Rest'"]),
         (f"{TWO_SERVERS}secondary_copies = Status\n", ["4: secondary_copies: unknown Action 'Status'"]),
         (f"{HOST}chargers = HOME-*\n[charger CP-7]\n[charger HOME-1]\n", ["6: [charger CP-7] is not among"]),
-        (LOCAL, [f"2: {OPEN}"]),
-        (f"{TWO_SERVERS}primary_password = x\n", [f"2: {OPEN}"]),
+        *((LOCAL, [f"2: {OPEN}"]), (f"{TWO_SERVERS}primary_password = x\n", [f"2: {OPEN}"])),
         (f"{TWO_SERVERS}[charger A]\nserver = local\n", [f"5: {OPEN}"]),
         (f"{LOCAL}[host]\npassword = x\n[charger A]\nserver = ws://home\nprimary_user = x\n", []),
         (f"{LOCAL}[host]\naddr = 127.0.0.1\n", []),
         (f"{LOCAL}[host]\ncert_chain = test.ini\nclient_ca = test.ini\n", []),
         (f"{TWO_SERVERS}[status]\naddr = 0.0.0.0\nport = 0\n", []),
-        (f"{TWO_SERVERS}[status]\naddr = 0.0.0.0\npassword = x\n", []),
-        (f"{TWO_SERVERS}[status]\naddr = LocalHost\n", []),
+        *((f"{TWO_SERVERS}[status]\naddr = {addr}\n", []) for addr in ("0.0.0.0\npassword = x", "LocalHost")),
     ],
 )
 def test_what_is_doubtful_is_a_warning(load: Load, path: Path, text: str, doubts: list[str]) -> None:
@@ -291,21 +271,21 @@ def test_a_badge_on_both_lists_is_named_with_both_lines(load: Load) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "primary_password hunter2",
-        "primary_password:hunter2",
-        "primary_pasword = hunter2",
-        "primary_password = x\nprimary_password = hunter2",
-        "primary_password = hunter2 ${NO}",
-        "primary_password = ${hunter2",
-        "server = ws://user:hunter2@h:x/",
-        "server = http://user:hunter2@h/",
-        "server = ws://h?token=hunter2",
-        "  hunter2",
+        *("primary_password hunter2", "primary_password:hunter2", "primary_pasword = hunter2", "  hunter2"),
+        *("primary_password = x\nprimary_password = hunter2", "primary_password = hunter2 ${NO}"),
+        *(
+            "primary_password = ${hunter2",
+            "server = ws://user:hunter2@h:x/",
+            "server = http://user:hunter2@h/",
+        ),
+        *("server = ws://h?token=hunter2", "server = ws://u:${PW}@host"),
     ],
 )
 def test_a_mistake_tells_no_password(load: Load, line: str) -> None:
     """The line number is enough to find it."""
-    assert "hunter2" not in mistake(load, f"[ext-server]\n{line}\n")
+    with pytest.raises(p.ConfigError) as caught:
+        load(f"[ext-server]\n{line}\n", PW="hunter2")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_an_ini_in_another_encoding_is_a_mistake(path: Path) -> None:

@@ -13,7 +13,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 import ocpp_2w_proxy as p
 from tests.play.peers import PATIENCE, charger
-from tests.test_status import PASSWORD, blocking, booked, reading, watched
+from tests.test_status import PASSWORD, begins, blocking, booked, reads, stops, watched
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = os.environ.get("BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -32,10 +32,7 @@ pytestmark = [
 async def seen(
     status: p.Status, width: int = 1280, path: str = "", outage: str = "", is_dark: bool = False
 ) -> AsyncIterator[Page]:
-    """The page in a browser; nothing that it logs, asks others for, or is forbidden goes unnoticed.
-
-    But for what the browser itself logs of an outage that the test makes. Nothing has to be pushed sideways.
-    """
+    """The page in a browser; nothing that it logs (but for an outage), or asks others for, goes unnoticed."""
     complaints, requests = list[str](), list[str]()
     here = f"http://127.0.0.1:{status.config.port}/"
     login = {"username": "me", "password": PASSWORD}
@@ -97,13 +94,12 @@ async def test_a_session_appears_while_it_runs(width: int, is_dark: bool) -> Non
             await shows(page, "chargers", "CP1", "Home connected", "Employer AG connected")
             await cp.calls("c", "StatusNotification", connectorId=1, errorCode="NoError", status="Charging")
             await shows(page, "chargers", "1: Charging")
-            start = {"connectorId": 1, "idTag": "SECO1234", "meterStart": 0, "timestamp": "x"}
-            number = (await cp.calls("s", "StartTransaction", **start))["transactionId"]
+            number = await begins(cp, "SECO1234")
             await shows(page, "chargers", "Employer AG badge ****1234", "connector 1, since")
-            await cp.calls("m", "MeterValues", connectorId=1, transactionId=number, meterValue=reading(1500))
+            await reads(cp, number, 1500)
             for place in ("chargers", "sessions", "months"):
                 await shows(page, place, "1.50 kWh")
-            await cp.calls("e", "StopTransaction", transactionId=number, meterStop=2500, timestamp="x")
+            await stops(cp, number, 2500)
             await shows(page, "sessions", "delivered", "2.50 kWh")
             await expect(page.locator("#chargers")).not_to_contain_text("kWh")
             await shows(page, "months", "2.50 kWh")
@@ -122,16 +118,13 @@ async def test_trouble_stands_first_with_what_to_do(width: int) -> None:
         secondary.answers = blocking(0)
         async with charger(status.proxy) as cp:
             await cp.boots()
-            number = await cp.starts("SECO1234")
-            await cp.calls("e", "StopTransaction", transactionId=number, meterStop=8400, timestamp="x")
+            await stops(cp, await cp.starts("SECO1234"), 8400)
             await shows(page, "trouble", "Employer AG refuses the session of badge ****1234", "Ask who runs")
             await cp.calls("a", "Authorize", idTag="04A1B2C3D4")
             await shows(page, "trouble", "04A1B2C3D4", "Copy the number to primary_rfid or secondary_rfid")
             await page.click("#trouble .copy")
             await cp.starts("PRIM1", "other")
-            await shows(
-                page, "chargers", "Home badge ****"
-            )  # What is marked stays so while the page goes on.
+            await shows(page, "chargers", "Home badge ****")  # What is marked stays so meanwhile.
             assert await page.evaluate("String(getSelection())") == "04A1B2C3D4"
             await secondary.stop()
             await cp.starts("SECO5678", "again")
@@ -188,9 +181,8 @@ async def test_a_fleet_can_be_searched_and_everything_reached_by_keyboard() -> N
                 await page.keyboard.press("Tab")
                 outline = "getComputedStyle(document.activeElement).outlineStyle"
                 assert await page.evaluate(outline) != "none"
-                reached.append(
-                    await page.evaluate("document.activeElement.textContent || document.activeElement.id")
-                )
+                focus = "document.activeElement.textContent || document.activeElement.id"
+                reached.append(await page.evaluate(focus))
             assert reached == ["find", "More sessions", "all as CSV", "this month to print"]
             await page.focus("#find")
             await page.keyboard.type("home-3")

@@ -15,21 +15,11 @@ import pytest
 
 import ocpp_2w_proxy as p
 from tests.play.peers import FakeCharger, FakeServer, accepting, server
-from tests.play.planted import (
-    BADGES,
-    CHARGER_LOGIN,
-    HOST_PASSWORD,
-    NEW_KEY,
-    PRIMARY_PASSWORD,
-    SECONDARY_PASSWORD,
-    SECRETS,
-    URL_PASSWORD,
-    Eavesdropper,
-    told,
-)
+from tests.play.planted import BADGES, CHARGER_LOGIN, PASSWORDS, SECRETS, Eavesdropper, told
 from tests.play.plays import config_of
-from tests.play.wires import charger_at, check, command, login, port_of, request, run, visitor
+from tests.play.wires import LOCAL, charger_at, check, command, login, port_of, request, visitor
 
+HOST_PASSWORD, PRIMARY_PASSWORD, SECONDARY_PASSWORD, _, NEW_KEY, URL_PASSWORD = PASSWORDS
 INI = f"""[logging]
 proxy = DEBUG
 websockets.server = DEBUG
@@ -124,13 +114,6 @@ async def test_a_process_at_debug_tells_no_planted_secret(tmp_path: Path) -> Non
     assert [secret for secret in told(kept) if secret not in BADGES] == []
 
 
-def test_a_mistake_in_the_ini_tells_no_secret_of_the_environment(tmp_path: Path) -> None:
-    """Nor which of its values was wrong."""
-    (tmp_path / "ocpp-2w-proxy.ini").write_text("[ext-server]\nserver = ws://u:${SECRET}@host\n")
-    done = run(cwd=tmp_path, env={"SECRET": URL_PASSWORD})
-    assert (done.returncode, told(done.stderr)) == (2, [])
-
-
 async def test_check_tells_no_planted_secret(tmp_path: Path) -> None:
     """Whatever the servers answer."""
     async with server() as primary, server() as secondary:
@@ -146,7 +129,7 @@ async def test_check_tells_no_planted_secret(tmp_path: Path) -> None:
 def test_a_traceback_tells_no_planted_secret(capfd: pytest.CaptureFixture[str]) -> None:
     """An exception may carry a message; a logger of another library may log it."""
     with patch.object(logging.getLogger(), "handlers", []):
-        p.set_up_logging(config_of(INI % ("ws://one", "ws://two")))
+        p.set_up_logging(config_of(LOCAL))
         try:
             raise ValueError(f'[2,"1","Authorize",{{"idTag":"{BADGES[2]}"}}] {CHARGER_LOGIN}')
         except ValueError:
