@@ -119,14 +119,14 @@ async def arriving(port: int, name: str, proxies: list[House]) -> AsyncIterator[
     def arrivals(own: House) -> int:
         return len(own.told(f"{name}: charger connected"))
 
-    before, connection = [arrivals(own) for own in proxies], None
-    async with asyncio.timeout(2 * peers.PATIENCE):
-        while connection is None:
-            try:
-                connection = await peers.connected(port, name)
-            except (OSError, InvalidStatus):
-                await asyncio.sleep(0.1)
-    async with peers.talking(connection) as fake:
+    before, fake = [arrivals(own) for own in proxies], None
+    async with AsyncExitStack() as stack:
+        async with asyncio.timeout(2 * peers.PATIENCE):
+            while fake is None:
+                try:
+                    fake = await stack.enter_async_context(peers.charger(port, name))
+                except (OSError, InvalidStatus):
+                    await asyncio.sleep(0.1)
         await eventually(lambda: [arrivals(own) for own in proxies] != before)
         (home,) = [own for own, old in zip(proxies, before, strict=True) if arrivals(own) > old]
         yield fake, home

@@ -30,6 +30,7 @@ KINDS = {"idTag": "badge", "idToken.idToken": "badge", "groupIdToken.idToken": "
 KINDS |= {"transactionId": "transaction", "requestId": "request", "reservationId": "reservation"}
 KINDS |= {"remoteStartId": "remote_start"}
 NOT_IN_THE_TABLES = {
+    "SendLocalList *": "nothing is decided on it",
     "* *groupIdToken.idToken": "a group is no badge",
     "SignCertificate requestId": "made by the charger",
     "CertificateSigned requestId": "made by the charger",

@@ -1,15 +1,12 @@
 """
 A websocket as bare as it gets, light enough for thousands, and frames that no library would send.
 
-It speaks OCPP-J: whoever calls waits for the answer, and everything else that comes is heard.
 `python -m tests.play.frames FD FRAME` floods an open connection with a frame (in hex), until it is cut.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import json
 import re
 import select
@@ -17,13 +14,12 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from typing import Any
+
+from websockets.utils import accept_key, apply_mask
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10  # Opcodes.
 NO_MASK, ZERO_MASK, MASK = b"", bytes(4), bytes.fromhex("37fa213d")  # A mask of zeros changes nothing.
-END_OF_HEAD = b"\r\n\r\n"
-GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3.
 UPGRADE = "Upgrade: websocket\r\nConnection: Upgrade\r\n"
 REQUEST = (
     f"GET /{{}} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}Sec-WebSocket-Version: 13\r\n"
@@ -33,16 +29,10 @@ WELCOME = (
     f"HTTP/1.1 101 Switching Protocols\r\n{UPGRADE}"
     "Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Protocol: {}\r\n\r\n"
 )
-
-
-def masked(data: bytes, key: bytes) -> bytes:
-    """Mask or unmask."""
-    mask = (key * (len(data) // 4 + 1))[: len(data)]
-    return (int.from_bytes(data, "big") ^ int.from_bytes(mask, "big")).to_bytes(len(data), "big")
+masked = apply_mask  # It unmasks, too.
 
 
 def framed(payload: bytes, opcode: int = TEXT, key: bytes = NO_MASK, is_last: bool = True) -> bytes:
-    """Return a frame, masked if there is a key."""
     size = len(payload)
     wide = 0 if size < 126 else 2 if size < 2**16 else 8
     second = (0x80 if key else 0) | {0: size, 2: 126, 8: 127}[wide]
@@ -69,18 +59,11 @@ def unframed(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
 
 
 def texts(data: bytes) -> list[bytes]:
-    """Return the texts of the complete frames."""
     return [payload for opcode, payload in unframed(data)[0] if opcode == TEXT]
 
 
-def unfit(key: bytes) -> dict[int, bytes]:
-    """Return what nobody may send, by the code that closes the connection: binary, no UTF-8, too long."""
-    endless = bytes([0x81, (0x80 if key else 0) | 127]) + (2**24).to_bytes(8, "big") + key
-    return {1003: framed(b"x", BINARY, key), 1007: framed(b"\xff", TEXT, key), 1009: endless}
-
-
 class Socket(asyncio.Protocol):
-    """One end of a websocket. A server's end is accepted or refused by whoever `admit` tells of it."""
+    """One end of a websocket; whoever calls waits for the answer, and everything else that comes is heard."""
 
     def __init__(
         self,
@@ -90,13 +73,12 @@ class Socket(asyncio.Protocol):
     ) -> None:
         self.hear = hear  # Gets what is no answer to a Call of ours.
         self.request = request  # What a client begins with.
-        self.admit = admit
+        self.admit = admit  # A server's: accepts or refuses the client that asks for a path.
         self.key = MASK if request else NO_MASK
         self.data = b""  # What is not complete yet.
         self.head = ""  # Of the other end.
         self.is_open = False
         self.waiting: dict[str, asyncio.Future[list[Any]]] = {}  # For answers, by message id.
-        self.message_ids = count()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -106,27 +88,23 @@ class Socket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.data += data
-        if not self.head:
-            head, end, rest = self.data.partition(END_OF_HEAD)
-            if not end:
-                return
-            self.head, self.data = head.decode(errors="replace"), rest
+        if self.is_open:
+            self._take()
+        elif not self.head and b"\r\n\r\n" in self.data:
+            head, _, self.data = self.data.partition(b"\r\n\r\n")
+            self.head = head.decode(errors="replace")
             if self.admit:
                 self.admit(self, self.head.split()[1])
             elif " 101 " in self.head:
                 self._open()
-        elif self.is_open:
-            self._take()
 
     def accept(self) -> None:
         """Let the client in, in the first version that it offers."""
-        key, version = (
+        key, self.version = (
             match[1] if (match := re.search(f"(?i){name}: *([^\\s,]+)", self.head)) else ""
             for name in ("sec-websocket-key", "sec-websocket-protocol")
         )
-        self.version = version
-        digest = base64.b64encode(hashlib.sha1(key.encode() + GUID).digest()).decode()
-        self.transport.write(WELCOME.format(digest, version).encode())
+        self.transport.write(WELCOME.format(accept_key(key), self.version).encode())
         self._open()
 
     def refuse(self, status: int) -> None:
@@ -161,7 +139,9 @@ class Socket(asyncio.Protocol):
                 future.set_exception(ConnectionResetError(self.head.partition("\r\n")[0] or "no answer"))
         self.opened.exception()  # Whoever did not wait for it does not miss it.
 
-    def send(self, text: str) -> None:
+    def send(self, message: Any) -> None:
+        """Send a text, or a message as JSON."""
+        text = message if isinstance(message, str) else json.dumps(message)
         if self.is_open:
             self.transport.write(framed(text.encode(), TEXT, self.key))
 
@@ -178,12 +158,11 @@ class Socket(asyncio.Protocol):
             del self.waiting[message_id]
 
     async def call(self, message_id: str, action: str, payload: dict[str, Any]) -> list[Any]:
-        """Send a Call; return its answer. Raises ConnectionError."""
         text = json.dumps([2, message_id, action, payload])
         return await self.ask(message_id, framed(text.encode(), TEXT, self.key))
 
-    def close(self, code: int = 1001) -> None:
-        self.transport.write(framed(code.to_bytes(2, "big"), CLOSE, self.key))
+    def close(self) -> None:
+        self.transport.write(framed((1001).to_bytes(2, "big"), CLOSE, self.key))
         self.transport.close()
 
 
@@ -191,13 +170,13 @@ async def connected(port: int, path: str, version: str, hear: Callable[[Socket, 
     """Return a client's end once it is open. Raises OSError, also for a refusal."""
     request = REQUEST.format(path, version)
     loop = asyncio.get_running_loop()
-    _, socket = await loop.create_connection(lambda: Socket(hear, request), "127.0.0.1", port)
+    _, end = await loop.create_connection(lambda: Socket(hear, request), "127.0.0.1", port)
     try:
-        await socket.opened
+        await end.opened
     except BaseException:
-        socket.transport.abort()
+        end.transport.abort()
         raise
-    return socket
+    return end
 
 
 def flood(descriptor: int, frame: bytes) -> None:

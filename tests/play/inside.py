@@ -1,7 +1,7 @@
 """
 The proxy with something inside: shorter times, a death at a chosen moment, and a count of its objects.
 
-    python -m tests.play.inside --config INI [--times WORDS] [--point POINT --number N --port PORT]
+    python -m tests.play.inside --config INI [--times WORDS] [--death POINT NUMBER PORT]
 
 It dies by its own hand where the system is called (a commit of sqlite, a socket's send and recv), so that it
 needs nothing of the script's own code. On SIGUSR1 it prints what there is of the script's objects, as JSON.
@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import signal
 import socket
 import sqlite3
@@ -41,10 +40,6 @@ def hurry(times: str) -> None:
         setattr(p, f"{name}_SECONDS", dict(zip(old, new, strict=True)) if isinstance(old, dict) else new)
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def die_at_commit(number: int) -> None:
     """Die when the n-th commit is on disk, and nobody has heard of it."""
     passes, connect = count(1), sqlite3.connect
@@ -61,7 +56,7 @@ def die_at_commit(number: int) -> None:
 
         def _passed(self) -> None:
             if next(passes) == number:
-                die()
+                signal.raise_signal(signal.SIGKILL)
 
     sqlite3.connect = lambda *where, **how: connect(*where, **{**how, "factory": Mortal})
 
@@ -83,7 +78,7 @@ def die_on_the_wire(point: str, number: int, port: int) -> None:
             if message[0] == 2 and message[2] in STORED:
                 delivered.add(message[1])
                 if point == ANSWERED and next(passes) == number:
-                    die()
+                    signal.raise_signal(signal.SIGKILL)
         return send(self, data, *more)
 
     def passing_recv(self: socket.socket, buffer: Any, *more: Any) -> int:
@@ -91,7 +86,7 @@ def die_on_the_wire(point: str, number: int, port: int) -> None:
         for text in texts(bytes(memoryview(buffer)[:size])) if is_server(self) else ():
             message = json.loads(text)
             if message[0] != 2 and message[1] in delivered and point == DELIVERED and next(passes) == number:
-                die()
+                signal.raise_signal(signal.SIGKILL)
         return size
 
     socket.socket.send, socket.socket.recv_into = passing_send, passing_recv  # type: ignore
@@ -107,7 +102,6 @@ def size(value: Any) -> int:
 
 
 def contents() -> Counter[str]:
-    """Count the script's objects, and what their containers hold."""
     found: Counter[str] = Counter()
     for item in gc.get_objects():
         kind = type(item)
@@ -130,15 +124,14 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True)
     parser.add_argument("--times", default="")
-    parser.add_argument("--point", default="")
-    parser.add_argument("--number", type=int, default=0)
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--death", nargs=3, metavar=("POINT", "NUMBER", "PORT"), default=("", 0, 0))
     options = parser.parse_args()
     hurry(options.times)
-    if options.point == COMMITTED:
-        die_at_commit(options.number)
-    elif options.point in POINTS:
-        die_on_the_wire(options.point, options.number, options.port)
+    point, number, port = options.death
+    if point == COMMITTED:
+        die_at_commit(int(number))
+    elif point in POINTS:
+        die_on_the_wire(point, int(number), int(port))
     signal.signal(signal.SIGUSR1, tell)
     sys.argv[1:] = ["--config", options.config]
     return p.main()

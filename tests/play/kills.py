@@ -1,8 +1,4 @@
-"""
-What plays with a state file share: kills, disks that fail, and what the charger says around them.
-
-The proxy of such a play is killed and started again with what its file holds, its ini edited or not.
-"""
+"""What plays with a state file share: kills, restarts with another ini, disks that fail."""
 
 from __future__ import annotations
 
@@ -54,10 +50,7 @@ def forgotten(stage: Stage) -> None:
     relay = stage.relay
     assert relay.is_idle
     relay.memory.is_in_use = False
-    stage.relay = p.Relay(
-        "CP1", relay.config, relay.version, relay.host, relay.dialer, stage.journal, stage.now
-    )
-    stage.relay.tasks = StageTasks()
+    stage.begin(relay.version)
 
 
 def delivers_alone(stage: Stage) -> None:
@@ -70,13 +63,11 @@ def delivers_alone(stage: Stage) -> None:
 
 
 def reads(stage: Stage, transaction_id: object, message_id: str = "m", **more: object) -> None:
-    """Let the charger send MeterValues."""
     payload = {"connectorId": 1, "transactionId": transaction_id, "meterValue": [], **more}
     stage.charger.calls(message_id, "MeterValues", **payload)
 
 
 def stops(stage: Stage, transaction_id: object, message_id: str = "e", **more: object) -> None:
-    """Let the charger send a StopTransaction."""
     payload = {"transactionId": transaction_id, "meterStop": 5, "timestamp": "t", **more}
     stage.charger.calls(message_id, "StopTransaction", **payload)
 
@@ -90,35 +81,27 @@ def event(stage: Stage, number: int, kind: str = "Updated", badge: str = "", nam
     return stage.charger.hears()
 
 
-def numbers(heard: list[tuple[str, dict[str, Any]]]) -> list[int]:
-    """Return the sequence numbers of delivered events."""
-    return [payload["seqNo"] for action, payload in heard if action == "TransactionEvent"]
-
-
 def named(heard: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
     """Return the Actions of what was delivered, each with the transaction that it names."""
     return [(action, payload.get("transactionId")) for action, payload in heard]
 
 
 def told_id(stage: Stage) -> Any:
-    """Return the transaction id that the charger hears."""
     return stage.charger.hears()[-1][2]["transactionId"]
 
 
 def left(stage: Stage, peer: p.Peer = SECONDARY) -> list[str]:
     """Return the Actions of what is stored for a server."""
-    return [call.action for call in stage.memory.stored if call.peer is peer]
+    return [call.action for call in stage.waiting(peer)]
 
 
 def refused(stage: Stage) -> list[tuple[str, str]]:
-    """Return the Actions that were refused, each with the server's words."""
     return [(call.action, call.refused) for call in stage.memory.refused]
 
 
 @contextmanager
 def full_disk(stage: Stage) -> Iterator[None]:
     """Let every save fail."""
-
     with patch.object(stage.journal, "_write", lambda _: "database or disk is full"):
         yield
 

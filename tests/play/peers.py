@@ -1,8 +1,4 @@
-"""
-Real websockets around a real proxy, all on free ports of the loopback: chargers, servers, and their faults.
-
-Everything that a peer hears is kept in order; waiting is always for an event, and always bounded.
-"""
+"""Real websockets around a real proxy, all on free ports of the loopback; every wait is bounded."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
@@ -67,19 +63,16 @@ class Hearing:
             self.changed.notify_all()
 
     async def until(self, is_wanted: Callable[[Any], bool]) -> Any:
-        """Return the first message that is wanted, once it is there."""
         async with asyncio.timeout(PATIENCE), self.changed:
             while not any(map(is_wanted, self.messages)):
                 await self.changed.wait()
         return next(filter(is_wanted, self.messages))
 
     async def call(self, action: str) -> list[Any]:
-        """Return the first Call of this Action, once it is there."""
         message: list[Any] = await self.until(lambda m: m[0] == 2 and m[2] == action)
         return message
 
     async def answer(self, message_id: str) -> list[Any]:
-        """Return the answer to this message id, once it is there."""
         message: list[Any] = await self.until(lambda m: m[0] in (3, 4) and m[1] == message_id)
         return message
 
@@ -99,7 +92,6 @@ class FakeServer:
         self.heard = Hearing()
         self.requests: list[Request] = []
         self.connections: list[ServerConnection] = []
-        self.connected = asyncio.Condition()
         self.may_answer = asyncio.Event()  # Until it is set, handshakes wait.
         self.may_answer.set()
         self.refusal: tuple[int, dict[str, str]] | None = None
@@ -147,9 +139,7 @@ class FakeServer:
         return None
 
     async def _talk(self, connection: ServerConnection) -> None:
-        async with self.connected:
-            self.connections.append(connection)
-            self.connected.notify_all()
+        self.connections.append(connection)
         for greeting in self.greeting:
             await connection.send(greeting)
         with suppress(ConnectionClosed):
@@ -160,13 +150,10 @@ class FakeServer:
                     await connection.send(json.dumps([3, message[1], self.answers(message[2], message[3])]))
 
     async def connection(self, number: int = 0) -> ServerConnection:
-        """Return the so-and-so-many-th connection, once it is there."""
-        async with asyncio.timeout(PATIENCE), self.connected:
-            await self.connected.wait_for(lambda: len(self.connections) > number)
+        await eventually(lambda: len(self.connections) > number)
         return self.connections[number]
 
     async def calls(self, message_id: str, action: str, **payload: Any) -> None:
-        """Call the charger on the newest connection."""
         await self.connections[-1].send(json.dumps([2, message_id, action, payload]))
 
 
@@ -184,7 +171,6 @@ class FakeCharger:
                 await self.heard.add(json.loads(text))
 
     async def calls(self, message_id: str, action: str, **payload: Any) -> Any:
-        """Send a Call and return the payload of its answer."""
         await self.connection.send(json.dumps([2, message_id, action, payload]))
         return (await self.heard.answer(message_id))[2]
 
@@ -209,26 +195,13 @@ class FakeCharger:
         await self.stops(badge, number)
 
     async def charges(self, badge: str, connector: int = 1) -> None:
-        """Play a whole session."""
         number = await self.starts(badge, f"start {badge}", connector)
         await self.ends(badge, number, connector)
 
     async def closed(self) -> int | None:
-        """Return the code with which the connection was closed, once it is."""
         async with asyncio.timeout(PATIENCE):
             await self.connection.wait_closed()
         return self.connection.close_code
-
-
-@asynccontextmanager
-async def talking(connection: ClientConnection) -> AsyncIterator[FakeCharger]:
-    """A charger on a connection that stands; closed in the end."""
-    fake = FakeCharger(connection)
-    try:
-        yield fake
-    finally:
-        await connection.close()
-        await fake.listener
 
 
 async def connected(
@@ -245,17 +218,31 @@ async def connected(
 async def charger(
     proxy: Any, charger_id: str = "CP1", versions: list[str] | None = None, **options: Any
 ) -> AsyncIterator[FakeCharger]:
-    """A charger that is connected to the proxy, or to whatever has its port."""
+    """A charger that is connected to the proxy, to whatever has its port, or to a port; closed in the end."""
     options = {"additional_headers": {"Authorization": CHARGER_LOGIN}, **options}
-    async with talking(await connected(proxy.port, charger_id, versions, **options)) as fake:
+    port = proxy if isinstance(proxy, int) else proxy.port
+    fake = FakeCharger(await connected(port, charger_id, versions, **options))
+    try:
         yield fake
+    finally:
+        await fake.connection.close()
+        await fake.listener
+
+
+async def refusal(port: int, charger_id: str = "CP1", **options: Any) -> tuple[int, dict[str, str]]:
+    """Return status and headers that refuse a charger; 101 if it gets in."""
+    try:
+        connection = await connected(port, charger_id, **options)
+    except InvalidStatus as error:
+        return error.response.status_code, dict(error.response.headers.raw_items())
+    await connection.close()
+    return 101, {}
 
 
 @asynccontextmanager
 async def server(
     answers: Answers | None = accepting, context: ssl.SSLContext | None = None, **options: Any
 ) -> AsyncIterator[FakeServer]:
-    """A server that listens."""
     fake = FakeServer(answers, **options)
     await fake.start(context)
     try:
@@ -306,11 +293,13 @@ def cut(connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def deaf(connection: Connection) -> AsyncIterator[None]:
-    """Let a peer read nothing for a while."""
-    connection.transport.pause_reading()
+async def deaf(*ends: Any) -> AsyncIterator[None]:
+    """Let peers read nothing for a while."""
+    for end in ends:
+        end.transport.pause_reading()
     try:
         yield
     finally:
-        if not connection.transport.is_closing():
-            connection.transport.resume_reading()
+        for end in ends:
+            if not end.transport.is_closing():
+                end.transport.resume_reading()

@@ -1,8 +1,4 @@
-"""
-A stage for plays: one charger and its two servers around a Relay, without sockets and without waiting.
-
-The links are stand-ins that note what they are sent; time passes when the play says so.
-"""
+"""A stage for plays: a charger and its two servers around a Relay, without sockets; time passes when told."""
 
 from __future__ import annotations
 
@@ -10,7 +6,9 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import ocpp_2w_proxy as p
 
@@ -25,7 +23,6 @@ secondary_rfid = SECO*
 
 
 def config_of(text: str, environment: dict[str, str] | None = None) -> p.Config:
-    """Return the configuration that an ini of this text gives."""
     return p.Ini(Path("test.ini"), environment or {}, p.concern_of).load(text)
 
 
@@ -71,7 +68,6 @@ class StageLink:
     # What the play does with it.
 
     def says(self, text: str) -> None:
-        """Let the peer send a text."""
         self.seen = self.stage.time
         self.on_text(self, text)
 
@@ -84,27 +80,26 @@ class StageLink:
     def errs(self, message_id: p.MessageId, code: str = "InternalError") -> None:
         self.says(json.dumps([4, message_id, code, "", {}]))
 
-    def hears(self) -> list[Any]:
+    def hears_texts(self) -> list[str]:
         """Return what the peer was sent since the last look."""
         self.stage.journal.settle()
         texts, self.texts = self.texts, []
-        return [json.loads(text) for text in texts]
+        return texts
+
+    def hears(self) -> list[Any]:
+        return [json.loads(text) for text in self.hears_texts()]
 
     def hears_text(self) -> str:
         """Return the one text that the peer was sent since the last look."""
-        self.stage.journal.settle()
-        (text,) = self.texts
-        self.texts = []
+        (text,) = self.hears_texts()
         return text
 
     def hears_call(self) -> tuple[str, str, dict[str, Any]]:
-        """Return message id, Action and payload of the one Call that the peer was sent."""
         ((number, message_id, action, payload),) = self.hears()
         assert number == 2
         return message_id, action, payload
 
     def lost(self) -> None:
-        """End the connection."""
         self.is_open, self.is_closed = False, True
         self.on_closed(self)
 
@@ -122,18 +117,6 @@ class StageJournal(p.Journal):
         """Save until nobody waits for it any more."""
         while self.waiters and not (self.failure or self.writing):
             self.save()
-
-
-class StageDialer(p.Dialer):
-    """Dials nobody."""
-
-    def __init__(self) -> None:
-        self.error: p.DialError | None = None
-
-    async def dial(self, *_: Any) -> Any:
-        """Fail as the play says."""
-        assert self.error is not None
-        raise self.error
 
 
 class StageTasks(p.Tasks):
@@ -166,7 +149,6 @@ class Stage:
         self.config = config_of(ini.format(more=more))
         self.state = state  # Of the state file; None = in memory only.
         self.open()
-        self.charger = self.primary = self.secondary = StageLink(self, "nobody", version)
         if connect:
             self.charger_connects()
             if p.Peer.SECONDARY in self.relay.outboxes:
@@ -175,10 +157,14 @@ class Stage:
     def open(self) -> None:
         """Start the proxy, with what its state file holds."""
         self.journal = StageJournal.open(self.state, self.now) if self.state else StageJournal(self.now)
+        self.begin(self.journal.memory("CP1").version or self.version)
+        self.charger = self.primary = self.secondary = StageLink(self, "nobody", self.version)
+
+    def begin(self, version: str) -> None:
+        """Let the proxy make its Relay for the charger."""
         config = self.config.charger("CP1")
-        memory = self.journal.memory("CP1")
-        version = memory.version or self.version
-        self.relay = p.Relay("CP1", config, version, self.config.host, StageDialer(), self.journal, self.now)
+        dialer: Any = SimpleNamespace()  # It dials nobody.
+        self.relay = p.Relay("CP1", config, version, self.config.host, dialer, self.journal, self.now)
         self.relay.tasks = StageTasks()
 
     def killed(self, ini: str = "") -> None:
@@ -187,7 +173,6 @@ class Stage:
         if ini:
             self.config = config_of(ini)
         self.open()
-        self.charger = self.primary = self.secondary = StageLink(self, "nobody", self.version)
 
     def now(self) -> p.Instant:
         return p.Instant(self.time, self.utc + self.time)
@@ -197,36 +182,37 @@ class Stage:
         return self.relay.memory
 
     def waiting(self, peer: p.Peer | None) -> list[p.Call]:
-        """Return what is stored for a server."""
         return [call for call in self.memory.stored if call.peer is peer]
 
     def outbox(self, peer: p.Peer) -> p.Outbox:
         return self.relay.outboxes[peer]
 
     def charger_connects(self, version: str | None = None) -> None:
-        """Let the charger connect, accepted by its primary."""
-        self.charger = StageLink(self, "charger", version or self.version)
-        primary = None
+        version = version or self.version
+        primary: Any = None
+        charger: Any = StageLink(self, "charger", version)
         if p.Peer.PRIMARY in self.relay.outboxes:
-            self.primary = StageLink(self, "primary", version or self.version)
-            primary = self.primary
-        link: Any = self.charger
-        self.relay.connect(link, primary, version or self.version, p.Credentials())  # type: ignore[arg-type]
+            primary = self.primary = StageLink(self, "primary", version)
+        self.charger = charger
+        self.relay.connect(charger, primary, version, p.Credentials())
 
     def secondary_connects(self, accepts: bool = True) -> None:
-        """Let the secondary accept the connection and, if it accepts the charger, its boot."""
         self.secondary = self.connects(p.Peer.SECONDARY)
-        if accepts:
-            self.charger_boots()
+        if not accepts:
+            return
+        self.charger.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel="M")
+        if p.Peer.PRIMARY in self.relay.outboxes:
+            self.primary.answers("boot", status="Accepted", currentTime="2026-01-01T00:00:00Z", interval=300)
+            self.primary.hears()
+        self.answer_boot()
+        self.charger.hears()
 
     def cannot_dial(self, peer: p.Peer, error: p.DialError) -> None:
-        """Let a dial of a server fail."""
         dialer: Any = self.relay.dialer
-        dialer.error = error
+        dialer.dial = AsyncMock(side_effect=error)
         asyncio.run(self.outbox(peer)._dial())
 
     def primary_connects(self) -> None:
-        """Let the primary accept another connection for the same charger."""
         self.primary = self.connects(p.Peer.PRIMARY)
 
     def connects(self, peer: p.Peer) -> StageLink:
@@ -237,16 +223,6 @@ class Stage:
         outbox.connected(link, needs_boot=needs_boot)
         stage_link: StageLink = link
         return stage_link
-
-    def charger_boots(self) -> None:
-        """Let the charger boot, and both servers accept it."""
-        self.charger.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel="M")
-        if p.Peer.PRIMARY in self.relay.outboxes:
-            self.primary.answers("boot", status="Accepted", currentTime="2026-01-01T00:00:00Z", interval=300)
-            self.primary.hears()
-        if p.Peer.SECONDARY in self.relay.outboxes:
-            self.answer_boot()
-        self.charger.hears()
 
     def answer_boot(self, status: str = "Accepted", interval: int = 300) -> dict[str, Any]:
         """Let the secondary answer the BootNotification that it is sent; return its payload."""
@@ -274,7 +250,6 @@ class Stage:
         return self.relay.router.sweep(p.Instant(now.seconds + after, now.utc + after))
 
     def starts(self, badge: str, message_id: str = "s1", connector: int = 1, meter: int = 0) -> None:
-        """Let the charger send a StartTransaction."""
         self.charger.calls(
             message_id,
             "StartTransaction",
@@ -285,20 +260,19 @@ class Stage:
         )
 
     def primary_session(self, server_id: int = 7, badge: str = "PRIM1", connector: int = 1) -> Any:
-        """Let the charger start a session of the primary; return the transaction id that it hears."""
-        self.starts(badge, "start", connector)
-        assert self.primary.hears()[0][1:3] == ["start", "StartTransaction"]
-        self.primary.answers("start", transactionId=server_id, idTagInfo={"status": "Accepted"})
-        return self.charger.hears()[-1][2]["transactionId"]
+        return self.session(self.primary, server_id, badge, connector)
 
     def secondary_session(self, server_id: int = 7, badge: str = "SECO1", connector: int = 1) -> Any:
-        """Let the charger start a session of the secondary; return the transaction id that it hears."""
+        return self.session(self.secondary, server_id, badge, connector)
+
+    def session(self, server: StageLink, server_id: int, badge: str, connector: int) -> Any:
+        """Let the charger start a session of a server; return the transaction id that it hears."""
         self.starts(badge, "start", connector)
-        transaction_id = self.charger.hears()[-1][2]["transactionId"]
-        message_id, action, _ = self.secondary.hears_call()
+        heard = self.charger.hears()
+        message_id, action, _ = server.hears_call()
         assert action == "StartTransaction"
-        self.secondary.answers(message_id, transactionId=server_id, idTagInfo={"status": "Accepted"})
-        return transaction_id
+        server.answers(message_id, transactionId=server_id, idTagInfo={"status": "Accepted"})
+        return (self.charger.hears() + heard)[-1][2]["transactionId"]
 
     def asks(self, name: str, action: str, status: str = "Accepted", **payload: Any) -> dict[str, Any]:
         """Let a server call the charger, and the charger answer; return the payload that it heard."""
@@ -315,7 +289,6 @@ class Stage:
         self.asks(name, "ReserveNow", expiryDate=p.Instant(0, self.now().utc + seconds).text, **payload)
 
     def who_hears(self, action: str) -> list[str]:
-        """Return which of the servers have heard an Action since the last look."""
         return [link.name for link in (self.primary, self.secondary) if action in actions(link.hears())]
 
     def delivers(self) -> list[tuple[str, dict[str, Any]]]:
@@ -334,5 +307,4 @@ class Stage:
 
 
 def actions(heard: Iterable[list[Any]]) -> list[str]:
-    """Return the Actions of the Calls among messages."""
     return [message[2] for message in heard if message[0] == 2]

@@ -1,8 +1,4 @@
-"""
-The script in a process of its own, real peers around it, and what can be broken between them.
-
-All tools play with it. What is broken is broken as long as a `with` block lasts.
-"""
+"""The script in a process of its own, real peers around it, and what a `with` block can break."""
 
 from __future__ import annotations
 
@@ -11,55 +7,41 @@ import functools
 import os
 import resource
 import socket
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
-
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import InvalidStatus
+from typing import Any
 
 from tests.play import peers
-from tests.play.peers import FakeCharger, FakeServer, free_port, talking
+from tests.play.peers import FakeCharger, FakeServer, free_port
 from tests.play.processes import call_linux, let_go
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "ocpp_2w_proxy.py"
 INSIDE = ("-m", "tests.play.inside")  # The script with something inside.
-SHIMS = ROOT / "tests" / "play" / "shims"
-T = TypeVar("T")
 
 REDIAL_SECONDS = 72.0  # The longest pause between two dials of the secondary.
 SLACK = 10.0  # Seconds that a machine with other work may take on top of what is promised.
 STOP_SECONDS = 5.0  # For the proxy to end, whatever its peers do.
 
 # What the promises name, short enough to be waited for.
-SETTINGS: dict[str, object] = {
-    "watchdog_stale": 2,
-    "watchdog_interval": 0.2,
-    "ping_interval": 0.5,
-    "ping_timeout": 1,
-    "call_timeout": 2,
-    "primary_grace": 2,
-    "primary_rfid": "PRIM*",
-    "secondary_rfid": "SECO*",
-}
+SETTINGS: dict[str, object] = {"watchdog_stale": 2, "watchdog_interval": 0.2}
+SETTINGS |= {"ping_interval": 0.5, "ping_timeout": 1, "call_timeout": 2, "primary_grace": 2}
+SETTINGS |= {"primary_rfid": "PRIM*", "secondary_rfid": "SECO*"}
 PING_SECONDS = 1.5  # ping_interval + ping_timeout.
 
 
-def check(is_kept: bool, otherwise: str) -> None:
-    """Raise AssertionError if something is not as promised."""
-    if not is_kept:
-        raise AssertionError(otherwise)
+def table(rows: Sequence[tuple[object, ...]]) -> str:
+    """Return a table in Markdown, its head first."""
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    head, *rest = (f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *rest])
 
 
 class Stopwatch:
-    """Measures seconds."""
-
     def __init__(self) -> None:
         self.begun = time.monotonic()
         self.stopped: float | None = None
@@ -89,45 +71,6 @@ async def within(seconds: float, what: str) -> AsyncIterator[Stopwatch]:
 CLONE_NEWNET = 0x40000000
 
 
-class Place:
-    """Where peers have their sockets, and the proxy runs."""
-
-    def __init__(self, address: str, namespace: int | None = None) -> None:
-        self.address = address
-        self.namespace = namespace  # A file descriptor; None = the one that the tests run in.
-
-    @property
-    def path(self) -> str:
-        return f"/proc/{os.getpid()}/fd/{self.namespace}"
-
-    @property
-    def prefix(self) -> list[str]:
-        """Return what a command begins with that is to run here."""
-        return [] if self.namespace is None else ["nsenter", f"--net={self.path}"]
-
-    def run(self, *command: str) -> None:
-        subprocess.run([*self.prefix, *command], check=True, capture_output=True)
-
-    def socket(self, port: int = 0) -> socket.socket:
-        """Return a socket of this place, at this port; it stays one wherever it is used."""
-        with home() if self.namespace else nullcontext():
-            if self.namespace is not None:
-                setns(self.namespace)
-            fresh = socket.socket()
-        fresh.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        fresh.setblocking(False)
-        fresh.bind((self.address, port))
-        return fresh
-
-
-HERE = Place("127.0.0.1")
-
-
-def setns(namespace: int) -> None:
-    """Let this thread make its sockets in a network namespace. Raises OSError."""
-    call_linux("setns", namespace, CLONE_NEWNET)
-
-
 @contextmanager
 def home() -> Iterator[None]:
     """Come back to the network namespace that the tests run in."""
@@ -135,7 +78,37 @@ def home() -> Iterator[None]:
         try:
             yield
         finally:
-            setns(file.fileno())
+            call_linux("setns", file.fileno(), CLONE_NEWNET)
+
+
+class Place:
+    """Where peers have their sockets, and the proxy runs."""
+
+    def __init__(self, address: str, namespace: int | None = None) -> None:
+        self.address = address
+        self.namespace = namespace  # A file descriptor; None = the one that the tests run in.
+        self.path = f"/proc/{os.getpid()}/fd/{namespace}"
+        # What a command begins with that is to run here.
+        self.prefix = [] if namespace is None else ["nsenter", f"--net={self.path}"]
+
+    def run(self, command: str) -> None:
+        subprocess.run([*self.prefix, "sh", "-c", command], check=True, capture_output=True)
+
+    def socket(self, port: int = 0) -> socket.socket:
+        """Return a socket of this place, at this port; it stays one wherever it is used."""
+        if self.namespace is None:
+            fresh = socket.socket()
+        else:
+            with home():
+                call_linux("setns", self.namespace, CLONE_NEWNET)
+                fresh = socket.socket()
+        fresh.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        fresh.setblocking(False)
+        fresh.bind((self.address, port))
+        return fresh
+
+
+HERE = Place("127.0.0.1")
 
 
 def new_namespace() -> int:
@@ -148,39 +121,37 @@ def new_namespace() -> int:
 @contextmanager
 def two_places() -> Iterator[tuple[Place, Place]]:
     """Two network namespaces with a cable between them: where the proxy is, and where it is not."""
-    near, far = Place("10.77.0.1", new_namespace()), Place("10.77.0.2", new_namespace())
-    near.run("ip", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", far.path)
+    namespaces = new_namespace(), new_namespace()
+    near, far = Place("10.77.0.1", namespaces[0]), Place("10.77.0.2", namespaces[1])
+    near.run(f"ip link add cable type veth peer name cable netns {far.path}")
     for place in (near, far):
-        place.run("ip", "link", "set", "lo", "up")
-        place.run("ip", "address", "add", f"{place.address}/24", "dev", "cable")
-        place.run("ip", "link", "set", "cable", "up")
+        place.run(f"ip link set lo up; ip address add {place.address}/24 dev cable; ip link set cable up")
     try:
         yield near, far
     finally:
-        for place in (near, far):
-            assert place.namespace is not None
-            os.close(place.namespace)
+        for namespace in namespaces:
+            os.close(namespace)
 
 
 @contextmanager
 def unplugged(far: Place) -> Iterator[None]:
     """Pull the cable: nothing gets through and nobody is told."""
-    far.run("ip", "link", "set", "cable", "down")
+    far.run("ip link set cable down")
     try:
         yield
     finally:
-        far.run("ip", "link", "set", "cable", "up")
+        far.run("ip link set cable up")
 
 
 @functools.cache
 def is_root_here() -> bool:
     """Return whether namespaces and mounts can be made."""
     command = "mount -t tmpfs none /mnt && ip link add cable type veth peer name other"
-    try:
-        done = subprocess.run(["unshare", "--net", "--mount", "sh", "-c", command], capture_output=True)
-    except OSError:
-        return False
-    return done.returncode == 0
+    with suppress(OSError):
+        return not subprocess.run(
+            ["unshare", "--net", "--mount", "sh", "-c", command], capture_output=True
+        ).returncode
+    return False
 
 
 # The proxy.
@@ -212,16 +183,14 @@ class House:
         """Start it and wait until it listens."""
         command = [*self.place.prefix, *self.before, sys.executable, *self.program]
         command += ["--config", str(self.folder / "proxy.ini"), *arguments]
-        pipe = asyncio.subprocess.PIPE if self.program is INSIDE else None
-        paths = [str(SHIMS)] * self.bent.exists() + [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        bent = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "BENT": str(self.bent)}
+        paths = [str(ROOT / "tests" / "play" / "shims")] * self.bent.exists() + [str(ROOT)]
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=self.folder,
-                stdout=pipe,
+                stdout=asyncio.subprocess.PIPE if self.program is INSIDE else None,
                 stderr=log,
-                env={**os.environ, **bent},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BENT": str(self.bent)},
                 preexec_fn=let_go,
                 limit=2**20,
             )
@@ -241,12 +210,7 @@ class House:
         assert self.process is not None
         return self.process.pid
 
-    @property
-    def megabytes(self) -> float:
-        return megabytes(self.pid)
-
     def told(self, words: str) -> list[str]:
-        """Return the lines of the log that have these words in them."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line for line in lines if words in line]
 
@@ -256,19 +220,17 @@ class House:
         async with within(seconds, "the proxy ends after SIGTERM") as watch:
             self.process.terminate()
             code = await self.process.wait()
-        check(code == 0, f"the proxy ended with exit code {code}")
+        assert code == 0, f"the proxy ended with exit code {code}"
         return watch
 
     async def kill(self) -> None:
-        """Kill it; nothing happens if it has ended already."""
         if self.process and self.process.returncode is None:
             self.process.kill()
             await self.process.wait()
 
 
-def megabytes(pid: int) -> float:
-    """Return what a process holds of the machine's memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+def kibibytes(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1024
 
 
 def cpu_seconds(pid: int) -> float:
@@ -278,20 +240,19 @@ def cpu_seconds(pid: int) -> float:
 
 
 def ini_of(settings: dict[str, object]) -> str:
-    """Return an ini with these settings, each in its section; without a status page, unless it has a port."""
-    lines = {"status": f"port = {settings.get('status_port', 0)}\n"}
+    """Return an ini with these settings, each in its section, and without a status page."""
+    lines = {"status": "port = 0\n"}
     for key, value in settings.items():
         section = "logging" if key in ("proxy", "rfid") else "host"
         section = "ext-server" if key.startswith(("server", "primary_", "secondary_")) else section
-        if key != "status_port":
-            lines[section] = lines.get(section, "") + f"{key} = {value}\n"
+        lines[section] = lines.get(section, "") + f"{key} = {value}\n"
     return "".join(f"[{section}]\n{told}" for section, told in lines.items())
 
 
 @asynccontextmanager
 async def house(folder: Path, primary: str, secondary: str = "", **options: Any) -> AsyncIterator[House]:
     """The proxy, between servers of these addresses; what it did not expect breaks a promise."""
-    where = {name: options.pop(name) for name in ("place", "before", "more") if name in options}
+    where = {name: options.pop(name) for name in ("place", "before") if name in options}
     address = where.get("place", HERE).address
     servers = {"server": primary, "secondary_server": secondary}
     proxy = House(folder, {"addr": address, **SETTINGS, **servers, **options}, **where)
@@ -299,7 +260,7 @@ async def house(folder: Path, primary: str, secondary: str = "", **options: Any)
         await proxy.start()
         yield proxy
         errors = proxy.told(" ERROR ") + proxy.told("Traceback")
-        check(not errors, f"the log says: {errors[:1]}")
+        assert not errors, f"the log says: {errors[:1]}"
     finally:
         await proxy.kill()
 
@@ -315,6 +276,13 @@ def many_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def small_disk(folder: Path, command: str = 'exec "$0" "$@"') -> tuple[str, ...]:
+    """Return what a command begins with that is to find a disk of 1 MB in its folder."""
+    (folder / "disk").mkdir()
+    mount = f"mount -t tmpfs -o size=1m none '{folder}/disk'"
+    return "unshare", "--mount", "sh", "-c", f"{mount} && {command}"
+
+
 @contextmanager
 def full_disk(proxy: House) -> Iterator[None]:
     """Let the small disk of a proxy that has one be full."""
@@ -326,13 +294,6 @@ def full_disk(proxy: House) -> Iterator[None]:
         yield
     finally:
         filler.unlink()
-
-
-def small_disk(folder: Path, command: str = 'exec "$0" "$@"') -> tuple[str, ...]:
-    """Return what a command begins with that is to find a disk of 1 MB in its folder."""
-    (folder / "disk").mkdir()
-    mount = f"mount -t tmpfs -o size=1m none '{folder}/disk'"
-    return "unshare", "--mount", "sh", "-c", f"{mount} && {command}"
 
 
 @contextmanager
@@ -357,79 +318,29 @@ def bend_clock(folder: Path, seconds: float) -> None:
 # Peers.
 
 
-def reset(end: Any) -> None:
-    """Cut a connection with a RST: what a StreamWriter or a websocket of the library stands on."""
-    under = end.transport.get_extra_info("socket")
-    if not end.transport.is_closing():
-        under.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        end.transport.abort()
-
-
-async def connected(proxy: House, charger_id: str, place: Place | None = None) -> ClientConnection:
-    """Return a charger's websocket. Raises InvalidStatus for a refusal."""
+async def reached(proxy: House, place: Place | None = None) -> dict[str, Any]:
+    """Return how a charger at this place, or else the proxy's own, connects to it."""
     address, under = proxy.place.address, (place or proxy.place).socket()
     try:
         await asyncio.get_running_loop().sock_connect(under, (address, proxy.port))
     except BaseException:
         under.close()
         raise
-    return await peers.connected(proxy.port, charger_id, at=address, sock=under, open_timeout=30)
+    return {"at": address, "sock": under, "open_timeout": 30}
 
 
 @asynccontextmanager
-async def charger(proxy: House, charger_id: str = "CP1", **where: Any) -> AsyncIterator[FakeCharger]:
+async def charger(
+    proxy: House, charger_id: str = "CP1", place: Place | None = None
+) -> AsyncIterator[FakeCharger]:
     """A charger that is connected to the proxy and has booted."""
-    async with talking(await connected(proxy, charger_id, **where)) as fake:
+    async with peers.charger(proxy, charger_id, **await reached(proxy, place)) as fake:
         await fake.boots()
         yield fake
 
 
-async def refusal(proxy: House, charger_id: str = "CP1", **where: Any) -> tuple[int, dict[str, str]]:
-    """Return status and headers that refuse a charger; 101 if it gets in."""
-    try:
-        connection = await connected(proxy, charger_id, **where)
-    except InvalidStatus as error:
-        return error.response.status_code, dict(error.response.headers.raw_items())
-    await connection.close()
-    return 101, {}
-
-
-@asynccontextmanager
-async def trying(work: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
-    """Let work go on in the background, until it is over or cancelled."""
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@asynccontextmanager
-async def chargers(proxy: House, number: int) -> AsyncIterator[list[FakeCharger]]:
-    """Many chargers at once."""
-    async with AsyncExitStack() as stack:
-        names = [f"MANY-{n}" for n in range(number)]
-        yield await asyncio.gather(*(stack.enter_async_context(charger(proxy, name)) for name in names))
-
-
-@asynccontextmanager
-async def flooding(connection: Any, frame: bytes) -> AsyncIterator[None]:
-    """Let a process of its own take over a connection, and send a frame as often as is taken."""
-    descriptor = connection.transport.get_extra_info("socket").fileno()
-    command = (sys.executable, "-m", "tests.play.frames", str(descriptor), frame.hex())
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, stdout=pipe, pass_fds=[descriptor], preexec_fn=let_go
-    )
-    assert process.stdout is not None
-    try:
-        await process.stdout.readline()  # It has begun.
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+async def refusal(proxy: House, charger_id: str = "CP1") -> tuple[int, dict[str, str]]:
+    return await peers.refusal(proxy.port, charger_id, **await reached(proxy))
 
 
 async def delivered(peer: FakeServer, badge: str) -> Stopwatch:
@@ -439,5 +350,5 @@ async def delivered(peer: FakeServer, badge: str) -> Stopwatch:
         while not any(m[0] == 2 and m[3].items() >= end.items() for m in peer.heard.messages):
             await peer.heard.changed.wait()
     told = [m[2] for m in peer.heard.messages if m[0] == 2 and m[3].get("idTag") == badge]
-    check(told == ["StartTransaction", "StopTransaction"], f"the server has {told} of the session")
+    assert told == ["StartTransaction", "StopTransaction"], f"the server has {told} of the session"
     return watch

@@ -9,11 +9,11 @@ What a message says besides is written as `idTag=SECO1 connectorId=1`.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import textwrap
 from collections.abc import Callable
 from contextlib import ExitStack
+from logging.handlers import BufferingHandler
 from typing import Any
 from unittest.mock import patch
 
@@ -41,17 +41,6 @@ def payload_of(words: tuple[str, ...]) -> dict[str, Any]:
     return payload
 
 
-class Listener(logging.Handler):
-    """Keeps what the log says while a play goes on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
 class Script:
     """Lets steps happen on a stage, and notes what is heard."""
 
@@ -65,16 +54,17 @@ class Script:
         self.boots = {"primary": ("Accepted", "300"), "secondary": ("Accepted", "300")}  # What they answer.
         self.notes_all = False
         self.disk, self.limit = ExitStack(), ExitStack()
-        self.log = Listener()
+        self.log = BufferingHandler(1_000_000)
         self.listen()
         self.heard = {name: [] for name in self.heard}
 
     def plays(self, steps: str) -> Script:
-        """Let one step happen after the other; `3 times (...)` is short for the same steps three times."""
         steps = re.sub(r"(\d+) times \((.*?)\)", lambda m: ", ".join([m[2]] * int(m[1])), steps)
         for step in re.split(r",\s+", steps.strip()):
             words = [*step.split(), ""]
             who, verb, more = words[0], words[1], words[2:-1]
+            if who == "proxy" and verb != "retries":
+                self.due = {"primary": [], "secondary": []}
             if verb == "s":
                 waits(self.stage, float(who))
             elif verb == "days":  # All at once.
@@ -97,7 +87,7 @@ class Script:
         """Return what a peer has heard; or what is stored, refused, claimed, closed, or how many sessions."""
         memory = self.stage.memory
         if name.startswith("told "):  # How many lines of the log have these words in them.
-            return str(sum(name[5:] in p.REDACTOR.clean(record.getMessage()) for record in self.log.records))
+            return str(sum(name[5:] in p.REDACTOR.clean(record.getMessage()) for record in self.log.buffer))
         if name.startswith("file "):  # The columns that are named, of the sessions on disk.
             save(self.stage)
             columns = ", ".join(name.split()[1:])
@@ -116,6 +106,9 @@ class Script:
 
     # The charger.
 
+    def charger_sends(self, message_id: str, action: str, *more: str, **payload: Any) -> None:
+        self.stage.charger.calls(message_id, action, **payload, **payload_of(more))
+
     def charger_starts(
         self, message_id: str, badge: str = "SECO1", connector: str = "1", meter: str = "0"
     ) -> None:
@@ -127,47 +120,40 @@ class Script:
     def charger_stops(self, message_id: str, *more: str) -> None:
         """Stop the transaction whose id is told, or else the one that the charger was told last."""
         number, badge, *_ = [word for word in more if "=" not in word] + ["", ""]
-        named = int(number) if number else self.number
         told = payload_of(tuple(word for word in more if "=" in word))
-        stops(self.stage, named, message_id, **({"idTag": badge} if badge else {}), **told)
+        if badge:
+            told["idTag"] = badge
+        stops(self.stage, int(number) if number else self.number, message_id, **told)
 
     def charger_shows(self, message_id: str, badge: str = "SECO1") -> None:
-        self.stage.charger.calls(message_id, "Authorize", idTag=badge)
+        self.charger_sends(message_id, "Authorize", idTag=badge)
 
     def charger_beats(self, message_id: str) -> None:
-        self.stage.charger.calls(message_id, "Heartbeat")
+        self.charger_sends(message_id, "Heartbeat")
+
+    def charger_boots(self, model: str = "M") -> None:
+        self.charger_sends("boot", "BootNotification", chargePointVendor="V", chargePointModel=model)
+
+    def charger_is(self, status: str, connector: str = "1", message_id: str = "n") -> None:
+        told = {"connectorId": int(connector), "errorCode": "NoError", "status": status}
+        self.charger_sends(message_id, "StatusNotification", **told)
 
     def charger_tells(
         self, number: str, kind: str = "Updated", badge: str = "", name: str = "T", *more: str
     ) -> None:
-        """Send a TransactionEvent."""
-        payload: dict[str, Any] = {"eventType": kind, "seqNo": int(number), "transactionInfo": {}}
-        for key, value in payload_of(more).items():
-            (payload if key in ("timestamp", "evse") else payload["transactionInfo"])[key] = value
-        payload["transactionInfo"]["transactionId"] = name
+        told = payload_of(more)
+        outside: dict[str, Any] = {key: told.pop(key) for key in ("timestamp", "evse") if key in told}
         if badge not in ("", "-"):
-            payload["idToken"] = {"idToken": badge, "type": "ISO14443"}
-        self.stage.charger.calls(f"{name}{number}", "TransactionEvent", **payload)
+            outside["idToken"] = {"idToken": badge, "type": "ISO14443"}
+        event = {"eventType": kind, "seqNo": int(number), "transactionInfo": {**told, "transactionId": name}}
+        self.charger_sends(f"{name}{number}", "TransactionEvent", **event, **outside)
 
     def charger_answers(self, action: str, status: str = "Accepted", *more: str) -> None:
         """Answer a Call of a server, late or not."""
         self.stage.charger.answers(self.asked[action], status=status, **payload_of(more))
 
     def charger_fails(self, action: str) -> None:
-        """Answer a Call of a server with a CallError."""
         self.stage.charger.errs(self.asked[action])
-
-    def charger_boots(self, model: str = "M") -> None:
-        self.stage.charger.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel=model)
-
-    def charger_sends(self, message_id: str, action: str, *more: str) -> None:
-        """Send any Call."""
-        self.stage.charger.calls(message_id, action, **payload_of(more))
-
-    def charger_is(self, status: str, connector: str = "1", message_id: str = "n") -> None:
-        """Send a StatusNotification."""
-        told = {"connectorId": int(connector), "errorCode": "NoError", "status": status}
-        self.stage.charger.calls(message_id, "StatusNotification", **told)
 
     def charger_leaves(self) -> None:
         self.stage.charger.lost()
@@ -178,33 +164,26 @@ class Script:
 
     # The proxy and its disk.
 
-    def proxy_killed(self) -> None:
-        """Killed once all is on disk, and started again; the others come back."""
-        killed(self.stage)
-        self.due = {"primary": [], "secondary": []}
+    def proxy_killed(self, ini: str = "") -> None:
+        """Killed once all is on disk, and started again, maybe with another ini; the others come back."""
+        killed(self.stage, getattr(kills, ini) if ini else "")
+
+    proxy_given = proxy_killed  # One of the inis of tests.play.kills.
 
     def proxy_dies(self) -> None:
         """Killed as it is, with what the disk has."""
         self.stage.killed()
         come_back(self.stage)
-        self.due = {"primary": [], "secondary": []}
 
     def proxy_starts(self, ini: str = "NORMAL") -> None:
         """Killed and started again with an ini of tests.play.kills; nobody comes back by himself."""
         save(self.stage)
         self.stage.killed(getattr(kills, ini))
         self.stage.relay.deliver()
-        self.due = {"primary": [], "secondary": []}
 
     def proxy_retries(self) -> None:
-        """What was refused, as once a day."""
         self.stage.memory.retry(self.stage.now().utc)
         self.stage.relay.deliver()
-
-    def proxy_given(self, ini: str) -> None:
-        """Killed and started again with one of the inis of tests.play.kills."""
-        killed(self.stage, getattr(kills, ini))
-        self.due = {"primary": [], "secondary": []}
 
     def all_noted(self) -> None:
         self.notes_all = True
@@ -279,7 +258,6 @@ class Script:
     # What is heard.
 
     def listen(self) -> None:
-        """Note what everybody has heard by now."""
         for name in ("primary", "secondary"):
             link: StageLink = getattr(self.stage, name)
             while heard := link.hears():
@@ -310,7 +288,6 @@ class Script:
             link.answers(message[1], status=status, currentTime="x", interval=int(interval))
 
     def name_of(self, action: str, payload: dict[str, Any]) -> str:
-        """Return a Call in a word."""
         named = payload.get("transactionId", payload.get("seqNo", payload.get("chargePointModel")))
         if action == "StatusNotification":
             named = payload.get("status")
@@ -348,7 +325,6 @@ def plays(text: str, more: str = "", before: str = "", **options: Any) -> Callab
 
 
 def goes_as_told(stage: Stage, steps: str, heard: dict[str, str]) -> None:
-    """Let a play happen, and compare."""
     script = Script(stage)
     p.log.addHandler(script.log)
     try:

@@ -1,8 +1,4 @@
-"""
-What the plays at the proxy's doors share: handshakes by hand, the command as a process, what the log says.
-
-Each inner thing of the script that such a play needs stands here once, under a name of the play's own.
-"""
+"""What plays at the proxy's doors share: handshakes by hand, the command as a process, what the log says."""
 
 from __future__ import annotations
 
@@ -13,16 +9,15 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
-from tests.play.peers import PATIENCE, FakeCharger, connected, eventually, talking
+from tests.play.peers import PATIENCE, charger, eventually, refusal
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "ocpp_2w_proxy.py")
@@ -55,20 +50,17 @@ def smaller(monkeypatch: pytest.MonkeyPatch, **bounds: float) -> None:
 
 
 def login(user: str, password: bytes | str) -> str:
-    """Return the Authorization header of a charger."""
     shown = password.encode() if isinstance(password, str) else password
     return "Basic " + base64.b64encode(user.encode() + b":" + shown).decode()
 
 
 async def refused(proxy: p.Proxy, charger_id: str = "CP1", **options: Any) -> tuple[int, dict[str, str]]:
-    """Return status and headers of the refusal that a charger gets."""
-    with pytest.raises(InvalidStatus) as caught:
-        await connect(f"ws://127.0.0.1:{proxy.port}/{charger_id}", subprotocols=V16, **options)
-    return caught.value.response.status_code, dict(caught.value.response.headers.raw_items())
+    status, headers = await refusal(proxy.port, charger_id, **options)
+    assert status != 101
+    return status, headers
 
 
 def request(path: str = "CP1", *more: str) -> bytes:
-    """Return a charger's handshake."""
     lines = [f"GET /{path} HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade"]
     lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==", *more, "", ""]
     return "\r\n".join(lines).encode()
@@ -85,7 +77,6 @@ class Visitor:
         self.writer.write(data)
 
     async def hears_until(self, words: bytes) -> bytes:
-        """Return what comes, up to these words."""
         async with asyncio.timeout(PATIENCE):
             return await self.reader.readuntil(words)
 
@@ -99,7 +90,6 @@ class Visitor:
         return heard
 
     async def status(self) -> int:
-        """Return the status of the answer, once it is there."""
         return int((await self.hears_until(b"\r\n\r\n")).split()[1])
 
     async def close_code(self) -> int:
@@ -161,12 +151,10 @@ def known(proxy: p.Proxy) -> list[str]:
 
 
 def present(proxy: p.Proxy) -> list[str]:
-    """Return the ids of the chargers that are connected."""
     return list(proxy.journal.present)
 
 
 def open_connections(fake: Any) -> int:
-    """Return how many connections to a server stand."""
     return sum(connection.state.name == "OPEN" for connection in fake.connections)
 
 
@@ -174,7 +162,6 @@ def open_connections(fake: Any) -> int:
 
 
 def told(caplog: pytest.LogCaptureFixture, *words: str) -> list[str]:
-    """Return the lines of the log that have all these words in them."""
     return [line for line in caplog.messages if all(word in line for word in words)]
 
 
@@ -191,7 +178,6 @@ def as_logged(text: str, is_full: bool = False) -> str:
 
 
 def subjects(proxy: p.Proxy) -> int:
-    """Return how many subjects the proxy remembers that had a line."""
     return len(proxy.complaints.told)
 
 
@@ -199,7 +185,6 @@ def subjects(proxy: p.Proxy) -> int:
 
 
 def run(*arguments: str, cwd: Path = ROOT, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
     command_line = [sys.executable, SCRIPT, *arguments]
     return subprocess.run(
         command_line, cwd=cwd, capture_output=True, text=True, timeout=20, check=False, **options
@@ -234,7 +219,6 @@ async def command(
 
 
 async def line_with(process: asyncio.subprocess.Process, words: str) -> str:
-    """Return the first line of stderr that contains the words."""
     assert process.stderr is not None
     async with asyncio.timeout(PATIENCE):
         while line := await process.stderr.readline():
@@ -244,14 +228,9 @@ async def line_with(process: asyncio.subprocess.Process, words: str) -> str:
 
 
 async def port_of(process: asyncio.subprocess.Process) -> int:
-    """Return the port for chargers, once the command listens."""
     port = re.search(r":(\d+)/", await line_with(process, "listens on"))
     assert port is not None
     return int(port[1])
 
 
-@asynccontextmanager
-async def charger_at(port: int, charger_id: str = "CP1", **options: Any) -> AsyncIterator[FakeCharger]:
-    """A charger that is connected to the command."""
-    async with talking(await connected(port, charger_id, **options)) as fake:
-        yield fake
+charger_at = partial(charger, additional_headers={})  # Connected to the command's port, without a login.

@@ -8,15 +8,14 @@ The benchmark: what the proxy costs, beside HAProxy and beside no relay at all, 
 Absolute figures are the machine's, and other work on it disturbs them. So all ways stand at the same time and
 take turns in rounds, and what counts is the median of the ratios of rounds that took turns. CPU is what
 the system counts for the relay's process, which has a core for itself: so it is right even where this
-process, with all chargers and servers in it, is the bottleneck. Two versions of the script can be compared:
-
-    python -m tests.proof.benchmark [--quick] [--only cpu ...] [--script PATH --script OTHER]
+process, with all chargers and servers in it, is the bottleneck.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import gc
 import itertools
 import json
@@ -28,12 +27,10 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -41,24 +38,21 @@ from typing import Any, NamedTuple
 from websockets.version import version as websockets_version
 
 from tests.play.frames import MASK, TEXT, Socket, connected, framed
-from tests.play.peers import accepting, free_port
+from tests.play.peers import accepting, eventually, free_port
 from tests.play.processes import let_go
-from tests.play.rig import SCRIPT, House, check, cpu_seconds, many_files, megabytes
-from tests.proof.fleet import BOOTS, PRIMARY, SECONDARY, Books, Pace, Server, settings_of, table, within
+from tests.play.rig import SCRIPT, House, cpu_seconds, kibibytes, many_files, table
+from tests.proof.fleet import BOOTS, PRIMARY, SECONDARY, Books, Pace, Server, settings_of
 
 # The relays have a core for themselves; this process has what is left.
 CORES = sorted(os.sched_getaffinity(0))
-OTHER_CORES = set(CORES[1:]) or set(CORES)
 PINNED = ("taskset", "-c", str(CORES[0]))
 
 PATIENCE = 60.0  # Seconds for anything that must happen.
-BATCH = 200  # Chargers that connect at once where that is not what is measured.
 IN_FLIGHT = 16  # Calls at a time in a closed loop: enough to keep a relay busy, with any number of chargers.
 RATE = 1000.0  # Calls a second in the open loop: far below what any relay can do.
 PREPARED = 16  # Different readings.
 VERSION = "ocpp1.6"
 DIRECT, HAPROXY = "direct", "HAProxy"
-PERCENTILES = (0.5, 0.99, 0.999)
 HAPROXY_INI = """global
     nbthread 1
     maxconn 6000
@@ -82,17 +76,15 @@ class Size(NamedTuple):
     levels: tuple[int, ...]  # Chargers.
     lengths: tuple[int, ...]  # Bytes of a reading.
     rounds: int
-    calls: int  # In a round of a closed loop.
-    seconds: float  # Of a round of the open loop.
+    calls: int  # In a round.
     herd: int  # Chargers that come at once.
 
 
-FULL = Size((100, 1000), (250, 500, 1000, 2000, 8000), 5, 5000, 4.0, 2000)
-QUICK = Size((20,), (250, 2000), 1, 100, 0.2, 50)
+FULL = Size((100, 1000), (250, 500, 1000, 2000, 8000), 5, 5000, 2000)
+QUICK = Size((20,), (250, 2000), 1, 100, 50)
 
 
 def call(action: str, payload: dict[str, Any]) -> tuple[str, bytes]:
-    """Return message id and frame of a Call that is ready to be sent, as often as wanted."""
     message_id = str(uuid.uuid4())
     text = json.dumps([2, message_id, action, payload], separators=(",", ":"))
     return message_id, framed(text.encode(), TEXT, MASK)
@@ -127,63 +119,55 @@ class QuickServer(Server):
         self.answered += 1
 
     async def until_answered(self, calls: int) -> None:
-        check(await within(PATIENCE, lambda: self.answered >= calls), f"a server has answered {calls} Calls")
+        await eventually(lambda: self.answered >= calls, PATIENCE)
 
 
 class Charger:
-    """A charger that says prepared Calls, each once the last one is answered."""
-
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
-        self.calls = [call("Heartbeat", {})]  # What it says, in turns.
-        self.turns = itertools.count()
+        self.calls = itertools.cycle([call("BootNotification", BOOTS[VERSION])])  # What it says, in turns.
         self.transaction_id = 0  # Of its session.
 
     async def says(self) -> Any:
-        answer = await self.socket.ask(*self.calls[next(self.turns) % len(self.calls)])
-        check(answer[0] == 3, f"a charger hears {answer}")
+        answer = await self.socket.ask(*next(self.calls))
+        assert answer[0] == 3, f"a charger hears {answer}"
         return answer[2]
+
+    async def timed(self) -> float:
+        """Say something; return the seconds until it is answered."""
+        begun = time.perf_counter()
+        await self.says()
+        return time.perf_counter() - begun
 
 
 @dataclass
 class Round:
-    """What a round measured."""
-
-    calls: int
     seconds: float
     latencies: list[float]  # Of the Calls, in seconds, sorted.
-    cpu: float  # Of the relay, in seconds.
-
-    @property
-    def micros(self) -> float:
-        """Microseconds of the relay's CPU for a Call."""
-        return self.cpu / self.calls * 1e6
+    micros: float  # Of the relay's CPU, for a Call.
 
     def latency(self, share: float) -> float:
-        """Return the latency that this share of the Calls stays below, in ms."""
         return self.latencies[int(share * (len(self.latencies) - 1))] * 1e3
 
 
 class Way:
     """Servers and a relay, and whatever chargers come to it."""
 
-    def __init__(self, name: str, pid: int, port: int, servers: list[QuickServer]) -> None:
+    def __init__(self, name: str, servers: list[QuickServer]) -> None:
         self.name = name
-        self.pid = pid  # The relay's; 0 = there is none.
-        self.port = port
         self.primary, self.secondary = servers
+        self.port = self.primary.port  # A relay has its own.
+        self.pid = os.getpid()  # Likewise.
         self.numbers = itertools.count()
-
-    @property
-    def is_proxy(self) -> bool:
-        return self.name not in (DIRECT, HAPROXY)
 
     async def come(self, number: int) -> list[Charger]:
         """Let so many connect at once; return them when all have booted."""
 
+        def unasked(_: Socket, text: bytes) -> None:
+            raise AssertionError(f"a charger hears {text!r}")
+
         async def comes() -> Charger:
             charger = Charger(await connected(self.port, f"CP-{next(self.numbers):05}", VERSION, unasked))
-            charger.calls = [call("BootNotification", BOOTS[VERSION])]
             await charger.says()
             return charger
 
@@ -191,86 +175,62 @@ class Way:
             return await asyncio.gather(*(comes() for _ in range(number)))
 
     async def charging(self, number: int, badge: str = "PRIM1") -> list[Charger]:
-        """Let so many come, in batches, and begin a session each."""
-        batches = [min(BATCH, number - first) for first in range(0, number, BATCH)]
-        chargers = [charger for batch in batches for charger in await self.come(batch)]
+        """Let so many come and begin a session each."""
         start = {"connectorId": 1, "idTag": badge, "meterStart": 0, "timestamp": "2026-01-01T00:00:00Z"}
-        for charger in chargers:
-            charger.calls = [call("StartTransaction", start)]
-        async with asyncio.timeout(PATIENCE):
-            answers = await asyncio.gather(*(charger.says() for charger in chargers))
-        for charger, answer in zip(chargers, answers, strict=True):
-            charger.transaction_id = answer["transactionId"]
-        return chargers
 
-    async def played(self, calls: int, play: Callable[[], Awaitable[list[float]]]) -> Round:
-        """Play a round; return what it cost."""
+        async def starts(charger: Charger) -> Charger:
+            charger.calls = itertools.cycle([call("StartTransaction", start)])
+            charger.transaction_id = (await charger.says())["transactionId"]
+            return charger
+
+        chargers = await self.come(number)
+        async with asyncio.timeout(PATIENCE):
+            return await asyncio.gather(*map(starts, chargers))
+
+    async def played(self, play: Callable[[], Awaitable[list[float]]]) -> Round:
         gc.collect()
-        cpu, begun = self.cpu(), time.perf_counter()
+        cpu, begun = cpu_seconds(self.pid), time.perf_counter()
         async with asyncio.timeout(PATIENCE):
-            latencies = await play()
-        return Round(calls, time.perf_counter() - begun, sorted(latencies), self.cpu() - cpu)
-
-    def cpu(self) -> float:
-        return cpu_seconds(self.pid) if self.pid else 0.0
-
-    def kilobytes(self) -> float:
-        return megabytes(self.pid) * 2**20 / 1000 if self.pid else 0.0
+            latencies = sorted(await play())
+        return Round(
+            time.perf_counter() - begun, latencies, (cpu_seconds(self.pid) - cpu) / len(latencies) * 1e6
+        )
 
 
-def unasked(_: Socket, text: bytes) -> None:
-    raise AssertionError(f"a charger hears {text!r}")
+@functools.cache
+def readings(transaction_id: int, length: int) -> list[tuple[str, bytes]]:
+    return [reading(transaction_id, length) for _ in range(PREPARED)]
 
 
 def prepare(chargers: list[Charger], length: int) -> None:
     """Let chargers say readings of this length from now on."""
-    # A server may give one id to all of them.
-    numbers = {charger.transaction_id for charger in chargers}
-    prepared = {number: [reading(number, length) for _ in range(PREPARED)] for number in numbers}
     for charger in chargers:
-        charger.calls = prepared[charger.transaction_id]
+        charger.calls = itertools.cycle(readings(charger.transaction_id, length))
 
 
 async def closed_loop(chargers: list[Charger], calls: int, in_flight: int = IN_FLIGHT) -> list[float]:
     """Call in turns, so many at a time, each as soon as an earlier one is answered; return the latencies."""
-    idle, left, latencies = deque(chargers), iter(range(calls)), list[float]()
+    left, latencies = iter(range(calls)), list[float]()
 
-    async def work() -> None:
-        for _ in left:
-            charger = idle.popleft()
-            begun = time.perf_counter()
-            await charger.says()
-            latencies.append(time.perf_counter() - begun)
-            idle.append(charger)
+    async def work(own: list[Charger]) -> None:
+        for _, charger in zip(left, itertools.cycle(own), strict=False):
+            latencies.append(await charger.timed())
 
-    await asyncio.gather(*(work() for _ in range(min(in_flight, len(chargers)))))
+    at_once = min(in_flight, len(chargers))
+    await asyncio.gather(*(work(chargers[first::at_once]) for first in range(at_once)))
     return latencies
 
 
 async def open_loop(chargers: list[Charger], calls: int) -> list[float]:
     """Call in turns, RATE times a second, answered or not; return the latencies."""
-    idle, latencies = asyncio.Queue[Charger](), list[float]()
-    for charger in chargers:
-        idle.put_nowait(charger)
-
-    async def say(charger: Charger, since: float) -> None:
-        await charger.says()
-        latencies.append(time.perf_counter() - since)
-        idle.put_nowait(charger)
-
     begun = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for number in range(calls):
-            due = begun + number / RATE
-            while (early := due - time.perf_counter()) > 0:  # noqa: ASYNC110
+        tasks = []
+        for number, charger in zip(range(calls), itertools.cycle(chargers), strict=False):
+            while (early := begun + number / RATE - time.perf_counter()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(early)
-            # Where nobody is idle, it counts from when it should have been sent.
-            since = due if idle.empty() else time.perf_counter()
-            group.create_task(say(await idle.get(), since))
-    return latencies
-
-
-# Measurements.
+            tasks.append(group.create_task(charger.timed()))
+    return [task.result() for task in tasks]
 
 
 Rows = list[tuple[object, ...]]
@@ -288,36 +248,35 @@ class Bench:
 
     @asynccontextmanager
     async def way(self, name: str) -> AsyncIterator[Way]:
-        """One way that stands."""
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             servers = [QuickServer(PRIMARY), QuickServer(SECONDARY)]
             for server in servers:
                 await server.start()
                 stack.push_async_callback(server.stop)
-            pid, port = 0, servers[0].port
+            way = Way(name, servers)
             if name == HAPROXY:
-                port = free_port()
-                (folder / "haproxy.cfg").write_text(HAPROXY_INI.format(port, servers[0].port))
+                way.port = free_port()
+                (folder / "haproxy.cfg").write_text(HAPROXY_INI.format(way.port, servers[0].port))
                 command = (*PINNED, "haproxy", "-q", "-db", "-f", str(folder / "haproxy.cfg"))
                 process = await asyncio.create_subprocess_exec(*command, preexec_fn=let_go)
                 stack.push_async_callback(process.wait)
                 stack.callback(process.kill)
-                pid = process.pid
-                check(await within(PATIENCE, lambda: listens(port)), "HAProxy does not listen")
+                way.pid = process.pid
+                await eventually(lambda: listens(way.port), PATIENCE)
             elif name in self.scripts:
                 program = (str(self.scripts[name].resolve()),)
                 relay = House(folder, settings_of(free_port(), servers), before=PINNED, program=program)
                 stack.push_async_callback(relay.kill)
                 await relay.start()
-                pid, port = relay.pid, relay.port
-            yield Way(name, pid, port, servers)
+                way.pid, way.port = relay.pid, relay.port
+            yield way
             if name in self.scripts:
                 complaints = relay.told("WARNING") + relay.told("ERROR")
-                check(not complaints, f"then it has not done what is measured: {complaints[:1]}")
+                assert not complaints, f"then it has not done what is measured: {complaints[:1]}"
 
     async def in_turns(
-        self, names: Sequence[str], level: int, lengths: Sequence[int], calls: int, loop: Loop
+        self, names: Sequence[str], level: int, lengths: Sequence[int], loop: Loop
     ) -> dict[int, dict[str, list[Round]]]:
         """Let ways stand and take turns; return their rounds, by bytes of a reading and by way."""
         async with AsyncExitStack() as stack:
@@ -330,21 +289,21 @@ class Bench:
                 for _, chargers in fleets:
                     prepare(chargers, length)
                 for _, (way, chargers) in itertools.product(range(self.size.rounds), fleets):
-                    rounds[way.name].append(await way.played(calls, partial(loop, chargers, calls)))
+                    rounds[way.name].append(
+                        await way.played(functools.partial(loop, chargers, self.size.calls))
+                    )
         return found
 
     async def cpu(self) -> None:
         """CPU of a relayed Call, by chargers and by length, as a ratio."""
-        relays, calls = self.names[1:], self.size.calls
+        relays = self.names[1:]
         heads = [f"{name}, us" for name in relays] + [f"{name}, times HAProxy's" for name in self.scripts]
         rows: Rows = [("chargers", "bytes of a reading", *heads)]
         for level in self.size.levels:
-            found = await self.in_turns(relays, level, self.size.lengths, calls, closed_loop)
+            found = await self.in_turns(relays, level, self.size.lengths, closed_loop)
             for length, rounds in found.items():
                 cells = [f"{median(one.micros for one in rounds[name]):.1f}" for name in relays]
-                for name in self.scripts:
-                    pairs = zip(rounds[name], rounds[HAPROXY], strict=True)
-                    cells.append(f"{median(one.micros / other.micros for one, other in pairs):.2f}")
+                cells += [f"{times(rounds[name], rounds[HAPROXY]):.2f}" for name in self.scripts]
                 rows.append((f"{level:,}", f"{length:,}", *cells))
         tell("CPU of a relayed Call, closed loop", rows)
 
@@ -352,28 +311,27 @@ class Bench:
         """What a relay adds to a Call at 1,000 Calls a second."""
         rows: Rows = [("chargers", "way", "p50 / p99 / p99.9, ms")]
         for level in self.size.levels:
-            calls = int(RATE * self.size.seconds)
-            rounds = (await self.in_turns(self.names, level, [500], calls, open_loop))[500]
+            rounds = (await self.in_turns(self.names, level, [500], open_loop))[500]
             rows += [(f"{level:,}", name, percentiles(rounds[name], rounds[DIRECT])) for name in self.names]
         tell(f"Latency at {RATE:,.0f} Calls a second, 500 bytes; of a relay, what it adds", rows)
 
     async def herd(self) -> None:
         """How fast many chargers that come at once are all let in, and what they hold of memory."""
-        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in self.names}
         number = self.size.herd
-        for _ in range(self.size.rounds):
-            for name in self.names:
-                async with self.way(name) as way:
-                    memory, cpu, begun = way.kilobytes(), way.cpu(), time.perf_counter()
-                    chargers = await way.come(number)
-                    seconds = time.perf_counter() - begun
-                    if way.is_proxy:
-                        await way.secondary.until_answered(number)
-                    micros = (way.cpu() - cpu) / number * 1e6
-                    found[name].append((number / seconds, micros, (way.kilobytes() - memory) / number))
-                    for charger in chargers:
-                        charger.socket.transport.abort()
         rows: Rows = [("way", "boots a second", "CPU of a boot, us", "kB a charger")]
+        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in self.names}
+        for _, name in itertools.product(range(self.size.rounds), self.names):
+            async with self.way(name) as way:
+                memory, cpu, begun = kibibytes(way.pid), cpu_seconds(way.pid), time.perf_counter()
+                chargers = await way.come(number)
+                seconds = time.perf_counter() - begun
+                if name in self.scripts:
+                    await way.secondary.until_answered(number)
+                micros = (cpu_seconds(way.pid) - cpu) / number * 1e6
+                kilobytes = (kibibytes(way.pid) - memory) * 1.024 / number
+                found[name].append((number / seconds, micros, kilobytes))
+                for charger in chargers:
+                    charger.socket.transport.abort()
         for name, rounds in found.items():
             rate, cpu, memory = (median(column) for column in zip(*rounds, strict=True))
             cost = ("-", "-") if name == DIRECT else (f"{cpu:,.0f}", f"{memory:.1f}")
@@ -385,32 +343,41 @@ class Bench:
         level, calls = min(self.size.levels[0], 100), self.size.calls
         rows: Rows = [("script", "Calls", "CPU, us", "times a relayed one's", "Calls/s")]
         for name in self.scripts:
+            relayed, stored = list[Round](), list[Round]()
             async with self.way(name) as way:
-                relayed, stored = await way.charging(level), await way.charging(level, "SECO1")
+                fleets = await way.charging(level), await way.charging(level, "SECO1")
                 await way.secondary.until_answered(3 * level)  # The boots of all, the starts of half.
-                prepare(relayed, 500)
-                prepare(stored, 500)
-
-                async def play_stored(way: Way = way, stored: list[Charger] = stored) -> list[float]:
-                    goal = way.secondary.answered + calls
-                    latencies = await closed_loop(stored, calls, level)
-                    await way.secondary.until_answered(goal)
-                    return latencies
-
-                plays = partial(closed_loop, relayed, calls, level), play_stored
-                turns = [[await way.played(calls, play) for play in plays] for _ in range(self.size.rounds)]
-                times = median(other.micros / one.micros for one, other in turns)
-                for place, (kind, ratio) in enumerate((("relayed", "1"), ("stored", f"{times:.2f}"))):
-                    micros = median(turn[place].micros for turn in turns)
-                    rate = calls / median(turn[place].seconds for turn in turns)
-                    rows.append((name, kind, f"{micros:.1f}", ratio, f"{rate:,.0f}"))
+                for chargers in fleets:
+                    prepare(chargers, 500)
+                for _ in range(self.size.rounds):
+                    relayed.append(await way.played(functools.partial(closed_loop, fleets[0], calls, level)))
+                    stored.append(
+                        await way.played(functools.partial(delivered_loop, way, fleets[1], calls, level))
+                    )
+            for kind, rounds in (("relayed", relayed), ("stored", stored)):
+                micros = median(one.micros for one in rounds)
+                rate = calls / median(one.seconds for one in rounds)
+                rows.append((name, kind, f"{micros:.1f}", f"{times(rounds, relayed):.2f}", f"{rate:,.0f}"))
         tell(f"Stored Calls: {level} chargers, each with a Call in flight", rows)
+
+
+async def delivered_loop(way: Way, chargers: list[Charger], calls: int, in_flight: int) -> list[float]:
+    """Call in a closed loop, until the secondary has all of it."""
+    goal = way.secondary.answered + calls
+    latencies = await closed_loop(chargers, calls, in_flight)
+    await way.secondary.until_answered(goal)
+    return latencies
+
+
+def times(rounds: list[Round], others: list[Round]) -> float:
+    """Return how many times as much CPU a Call took as in the rounds of another way."""
+    return median(one.micros / other.micros for one, other in zip(rounds, others, strict=True))
 
 
 def percentiles(rounds: list[Round], direct: list[Round]) -> str:
     """Return the percentiles in ms; of a relay, what it adds to the direct way's."""
     cells = []
-    for share in PERCENTILES:
+    for share in (0.5, 0.99, 0.999):
         own, others = ([one.latency(share) for one in played] for played in (rounds, direct))
         added = median(map(operator.sub, own, others))
         cells.append(f"{median(own):.2f}" if rounds is direct else f"{added:+.2f}")
@@ -442,24 +409,21 @@ MEASUREMENTS = ["cpu", "latency", "herd", "stored"]
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Keep this process off the relays' core, and its garbage to the pauses between rounds."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, OTHER_CORES)
+    os.sched_setaffinity(0, CORES[1:] or CORES)
     gc.disable()
     try:
         with many_files():
             yield
     finally:
         gc.enable()
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, CORES)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what the proxy costs.")
     parser.add_argument("--quick", action="store_true", help="small numbers, a few seconds")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS)
-    parser.add_argument(
-        "--script", type=Path, action="append", help="of a version; more than one are compared"
-    )
+    parser.add_argument("--script", type=Path, action="append", help="more than one version are compared")
     options = parser.parse_args()
     print(machine(), flush=True)
     with undisturbed():

@@ -2,8 +2,7 @@
 The fleet: chargers with durable queues and their two servers, light enough for thousands, and what breaks.
 
 A charger plays one session after the other and says each message again until it is answered. A server books
-what it gets and accepts. The ledger compares these books, the soak looks at what grows meanwhile, and the
-benchmark lets the same chargers say prepared frames.
+what it gets and accepts. The ledger compares these books; the soak looks at what grows meanwhile.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
+from tests.play import rig
 from tests.play.frames import Socket, connected
 from tests.play.peers import accepting, free_port
-from tests.play.rig import many_files
 
 now = time.monotonic
 PRIMARY, SECONDARY = SERVERS = ("primary", "secondary")
@@ -35,30 +34,24 @@ BOOTS: dict[str, dict[str, Any]] = {
     "ocpp2.0.1": {"reason": "PowerUp", "chargingStation": {"vendorName": "V", "model": "M"}},
 }
 STATUS = {"connectorId": 1, "evseId": 1, "status": "Charging", "connectorStatus": "Occupied"}
+CUT_SHARE = 0.01  # Of a charger's Calls: its connection is lost before the answer.
 STRANGER = "STRANGER"  # Ids that begin so are refused by the primary.
 
 Key = tuple[str, str]  # Charger id and timestamp: what a transaction message is recognised by.
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How fast a fleet lives, in seconds; a pair is drawn from."""
+class Pace(NamedTuple):
+    """How fast a fleet lives: seconds, in the middle."""
 
-    messages: tuple[float, float] = (0.1, 0.9)  # Between two that a charger has to say.
-    hurry: tuple[float, float] = (0.0, 0.0)  # The same, once it is to end its sessions.
+    messages: float = 0.5  # Between two that a charger has to say.
+    hurry: float = 0.0  # The same, once it is to end its sessions.
     patience: float = 2.0  # A charger's, then it reconnects and says it again.
-    again: tuple[float, float] = (0.05, 0.3)  # Until a charger tries again.
-    fault: tuple[float, float] = (0.3, 2.0)  # How long a fault lasts that lasts.
-    cut_share: float = 0.01  # Of a charger's Calls: its connection is lost before the answer.
+    again: float = 0.17  # Until a charger tries again.
+    fault: float = 1.1  # How long a fault lasts that lasts.
 
-    def hurried(self, haste: float) -> Pace:
-        """Return a pace that is so many times as fast."""
-        pairs = (
-            (low / haste, high / haste) for low, high in (self.messages, self.hurry, self.again, self.fault)
-        )
-        messages, hurry, again, fault = pairs
-        return Pace(messages, hurry, self.patience / haste, again, fault, self.cut_share)
+
+def around(luck: Random, seconds: float) -> float:
+    return seconds * luck.uniform(0.2, 1.8)
 
 
 # What is said.
@@ -78,8 +71,6 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class Said:
-    """A transaction message of a charger."""
-
     session: Session
     action: str
     timestamp: str
@@ -93,8 +84,9 @@ class Said:
         return self.session.charger_id, self.timestamp
 
     @property
-    def is_last(self) -> bool:
-        return self.action == "StopTransaction" or self.payload.get("eventType") == "Ended"
+    def is_relayed(self) -> bool:
+        """Whether it is not stored, unless it is kept; also what `forward` lets the secondary answer is."""
+        return self.session.owner == PRIMARY
 
     @property
     def is_reading(self) -> bool:
@@ -136,22 +128,17 @@ class Books:
         self.receipts: dict[str, dict[Key, list[Receipt]]] = {name: defaultdict(list) for name in SERVERS}
         self.accepted: dict[str, set[Key]] = {name: set() for name in SERVERS}
         self.counts: Counter[str] = Counter()  # Of everything else that happened.
-        self.moved = asyncio.Event()  # Something was received or accepted.
 
     def receive(self, server: str, receipt: Receipt) -> None:
         self.receipts[server][receipt.key].append(receipt)
-        self.moved.set()
-
-    def accept(self, server: str, receipt: Receipt) -> None:
-        self.accepted[server].add(receipt.key)
-        self.moved.set()
 
     def forget(self) -> bool:
         """Let go of the sessions that are over and have arrived; return whether none is left."""
         for session in list(self.sessions):
             keys = [said.key for said in session.messages]
-            is_over = session.messages and session.messages[-1].is_last and session.messages[-1].answered
-            if is_over and self.accepted[session.owner].issuperset(keys):
+            last = session.messages[-1] if session.messages else None
+            is_end = last and (last.action == "StopTransaction" or last.payload.get("eventType") == "Ended")
+            if last and is_end and last.answered and self.accepted[session.owner].issuperset(keys):
                 self.sessions.remove(session)
                 self.accepted[session.owner].difference_update(keys)
                 for server, key in itertools.product(SERVERS, keys):
@@ -161,7 +148,6 @@ class Books:
         return not self.sessions
 
     def missing(self) -> list[str]:
-        """Return what has not arrived."""
         said = (said for session in self.sessions for said in session.messages)
         return [one.name for one in said if one.key not in self.accepted[one.session.owner]]
 
@@ -199,10 +185,10 @@ class Charger:
                 answer = await self.say(said)
             except (OSError, TimeoutError):
                 self.hang_up()
-                answer = None
-            if answer is None or answer[0] != 3:
+                answer = [4]
+            if answer[0] != 3:
                 self.rests = False
-                await asyncio.sleep(self.luck.uniform(*self.fleet.pace.again))
+                await asyncio.sleep(around(self.luck, self.fleet.pace.again))
                 continue
             if said:
                 said.answered = now()
@@ -211,11 +197,9 @@ class Charger:
             said = next(story)
             self.rests = said is None
             pace = self.fleet.pace.messages if self.fleet.plays else self.fleet.pace.hurry
-            due = now() + 0.2 if said is None else due + self.story_random.uniform(*pace)
+            due = now() + 0.2 if said is None else due + around(self.story_random, pace)
             if due > now() and self.socket:
                 await asyncio.wait([self.socket.closed], timeout=due - now())
-
-    # The sessions.
 
     def story(self) -> Iterator[Said | None]:
         """Yield the messages of sessions on two connectors, mixed; None where there is nothing to say."""
@@ -276,18 +260,15 @@ class Charger:
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self.ticks))
         return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    # The wire.
-
     async def say(self, said: Said | None) -> list[Any]:
         """Send a message, or be online; return the answer. Raises OSError or TimeoutError."""
         await self.may_come.wait()
         async with asyncio.timeout(self.fleet.pace.patience):
-            socket = self.socket if self.is_online else await self.connect()
-            assert socket is not None
+            socket = self.socket if self.socket and self.socket.is_open else await self.connect()
             if said is None:
                 return [3]
             said.sent.append(now())
-            if self.luck.random() < self.fleet.pace.cut_share:
+            if self.luck.random() < CUT_SHARE:
                 asyncio.get_running_loop().call_soon(socket.transport.abort)
             return await self.call(socket, said.action, said.payload)
 
@@ -303,15 +284,19 @@ class Charger:
         return await socket.call(f"{self.charger_id}-{next(self.message_ids)}", action, payload)
 
     def hear(self, socket: Socket, text: bytes) -> None:
-        """Answer a server's Call."""
         _, message_id, action, payload = json.loads(text)
         if action in ("RemoteStartTransaction", "RequestStartTransaction"):
             self.asked_badge = payload.get("idTag") or payload["idToken"]["idToken"]
-        socket.send(json.dumps([3, message_id, {"status": "Accepted"}]))
+        socket.send([3, message_id, {"status": "Accepted"}])
 
     def hang_up(self) -> None:
         if self.socket:
             self.socket.transport.abort()
+
+    def leave(self) -> None:
+        """Hang up, and stay away until it may come."""
+        self.may_come.clear()
+        self.hang_up()
 
 
 # Servers.
@@ -338,14 +323,13 @@ class Server:
         self.listener: asyncio.Server | None = None
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.listener = await loop.create_server(self._visitor, "127.0.0.1", self.port, backlog=4096)
+        def visitor() -> Socket:
+            return Socket(self.take, admit=lambda *who: self._when_awake(lambda: self._admit(*who)))
 
-    def _visitor(self) -> Socket:
-        return Socket(self.take, admit=lambda *who: self._when_awake(lambda: self._admit(*who)))
+        loop = asyncio.get_running_loop()
+        self.listener = await loop.create_server(visitor, "127.0.0.1", self.port, backlog=4096)
 
     async def stop(self) -> None:
-        """Listen no more, and close all connections."""
         for visit in list(self.visits):
             visit.cut = now()
             visit.close()
@@ -361,16 +345,6 @@ class Server:
         for visit in visits:
             visit.cut = now()
             visit.transport.abort()
-
-    def sleep(self) -> None:
-        """Answer nothing from now on, no handshake either."""
-        self.held = []
-
-    def wake(self) -> None:
-        held, self.held = self.held or [], None
-        self.busy.clear()
-        for work in held:
-            work()
 
     def _when_awake(self, work: Callable[[], None]) -> None:
         if self.held is None:
@@ -397,9 +371,9 @@ class Server:
         if message[0] != 2 or visit.transport.is_closing():
             return
         _, message_id, action, payload = message
-        receipt = Receipt(visit, (visit.charger_id, ""), message_id, action, payload, now())
-        if timestamp := timestamp_of(payload, action):
-            receipt.key = visit.charger_id, timestamp
+        timestamp = (payload["meterValue"][0] if action == "MeterValues" else payload).get("timestamp", "")
+        receipt = Receipt(visit, (visit.charger_id, timestamp), message_id, action, payload, now())
+        if timestamp:
             self.books.receive(self.name, receipt)
             if self.deaths_due:
                 self.deaths_due -= 1
@@ -413,20 +387,20 @@ class Server:
         visit, message_id = receipt.visit, receipt.message_id
         if visit.transport.is_closing():
             return
+        receipt.answered = now()
         if receipt.key[1] and self.is_refusing:
-            visit.send(json.dumps([4, message_id, "InternalError", "", {}]))
-            receipt.is_refused, receipt.answered = True, now()
+            visit.send([4, message_id, "InternalError", "", {}])
+            receipt.is_refused = True
             return
-        answer = accepting(receipt.action, receipt.payload)
+        receipt.answer = accepting(receipt.action, receipt.payload)
         if receipt.action == "StartTransaction":
-            answer["transactionId"] = next(self.transaction_ids)
-        visit.send(json.dumps([3, message_id, answer]))
-        receipt.answer, receipt.answered = answer, now()
+            receipt.answer["transactionId"] = next(self.transaction_ids)
+        visit.send([3, message_id, receipt.answer])
         if receipt.key[1]:
-            self.books.accept(self.name, receipt)
+            self.books.accepted[self.name].add(receipt.key)
 
     async def pause(self) -> None:
-        await asyncio.sleep(self.luck.uniform(*self.pace.fault))
+        await asyncio.sleep(around(self.luck, self.pace.fault))
 
     async def has(self, **trouble: int) -> None:
         """Let some of its attributes be other ones for a while."""
@@ -434,13 +408,6 @@ class Server:
         vars(self).update(trouble)
         await self.pause()
         vars(self).update(before)
-
-
-def timestamp_of(payload: dict[str, Any], action: str) -> str:
-    """Return the timestamp of a transaction message, "" of any other."""
-    holder = payload["meterValue"][0] if action == "MeterValues" else payload
-    timestamp: str = holder.get("timestamp", "")
-    return timestamp
 
 
 def settings_of(port: int, servers: Sequence[Server]) -> dict[str, object]:
@@ -454,23 +421,24 @@ def settings_of(port: int, servers: Sequence[Server]) -> dict[str, object]:
 
 
 async def stop(server: Server) -> None:
-    """Listen no more for a while, and close all connections."""
     await server.stop()
     await server.pause()
     await server.start()
 
 
 async def hang(server: Server) -> None:
-    """Answer nothing for a while; then cut all connections, or answer late."""
-    server.sleep()
+    """Answer nothing for a while, no handshake either; then cut all connections, or answer late."""
+    server.held = []
     await server.pause()
     if server.luck.random() < 0.5:
         server.cut(list(server.visits))
-    server.wake()
+    held, server.held = server.held, None
+    server.busy.clear()
+    for work in held:
+        work()
 
 
 async def reset(server: Server) -> None:
-    """Cut half of the connections."""
     server.cut([visit for visit in list(server.visits) if server.luck.random() < 0.5])
 
 
@@ -485,69 +453,49 @@ async def refuse(server: Server) -> None:
 
 
 class Fleet:
-    """All peers of a proxy."""
+    """All peers of a proxy, and the proxy, with what the tools look for inside it."""
 
-    def __init__(self, chargers: int, seed: int, pace: Pace, books: Books) -> None:
+    def __init__(
+        self, folder: Path, chargers: int, seed: int, pace: Pace, settings: dict[str, object]
+    ) -> None:
         self.pace = pace
-        self.books = books
+        self.books = Books()
         self.luck = Random(f"{seed} fleet")
         self.port = free_port()  # The proxy's.
         self.plays = True  # Else chargers end their sessions, and rest.
-        self.servers = [Server(name, books, pace, seed) for name in SERVERS]
+        self.servers = [Server(name, self.books, pace, seed) for name in SERVERS]
         self.chargers = [Charger(number, self, seed) for number in range(chargers)]
-
-    @property
-    def forwarding(self) -> str:
-        """Return the sections of each fifth charger, whose secondary answers itself."""
+        # The secondary of each fifth charger answers itself.
         names = [charger.charger_id for charger in self.chargers[::5]]
-        return "".join(f"[charger {name}]\nsecondary_replies = forward\n" for name in names)
+        more = "".join(f"[charger {name}]\nsecondary_replies = forward\n" for name in names)
+        settings = {**settings_of(self.port, self.servers), **settings}
+        self.proxy = rig.House(folder, settings, program=rig.INSIDE, more=more)
 
     @asynccontextmanager
     async def alive(self) -> AsyncIterator[None]:
         """Let the servers listen and the chargers live for as long as this lasts."""
         for server in self.servers:
             await server.start()
-        lives = [asyncio.create_task(charger.live()) for charger in self.chargers]
-        try:
-            yield
-        finally:
-            for life in lives:
-                life.cancel()
-            ended = await asyncio.gather(*lives, return_exceptions=True)
-            for charger in self.chargers:
-                charger.hang_up()
-            for server in self.servers:
-                await server.stop()
-        for error in ended:
-            if isinstance(error, Exception):
-                raise error
+        async with asyncio.TaskGroup() as group:
+            lives = [group.create_task(charger.live()) for charger in self.chargers]
+            try:
+                yield
+            finally:
+                for life, charger in zip(lives, self.chargers, strict=True):
+                    life.cancel()
+                    charger.hang_up()
+                for server in self.servers:
+                    await server.stop()
 
     async def pause(self) -> None:
-        await asyncio.sleep(self.luck.uniform(*self.pace.fault))
+        await asyncio.sleep(around(self.luck, self.pace.fault))
 
-    async def rest(self, seconds: float) -> bool:
-        """Let all sessions end; return whether they all have, in time."""
-        self.plays = False
-        return await within(seconds, lambda: all(c.rests and c.is_online for c in self.chargers))
-
-
-async def within(seconds: float, is_true: Callable[[], bool]) -> bool:
-    """Wait until something is so; return whether it is, in time."""
-    until = now() + seconds
-    while not is_true() and now() < until:  # noqa: ASYNC110
-        await asyncio.sleep(0.02)
-    return is_true()
+    def has_come_to_rest(self) -> bool:
+        return all(charger.rests and charger.is_online for charger in self.chargers)
 
 
 def listed(counts: Counter[str]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in sorted(counts.items()) if number) or "-"
-
-
-def table(rows: Sequence[tuple[object, ...]]) -> str:
-    """Return a table in Markdown, its head first."""
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    head, *rest = (f"| {' | '.join(row)} |" for row in cells)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *rest])
 
 
 def command(parser: argparse.ArgumentParser, play: Callable[[Path, Any], Coroutine[Any, Any, Any]]) -> int:
@@ -555,7 +503,7 @@ def command(parser: argparse.ArgumentParser, play: Callable[[Path, Any], Corouti
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--keep", metavar="FOLDER", type=Path, help="for the log and the state")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, many_files():
+    with tempfile.TemporaryDirectory() as temporary, rig.many_files():
         folder = options.keep or Path(temporary)
         folder.mkdir(exist_ok=True)
         report = asyncio.run(play(folder, options))

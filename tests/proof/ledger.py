@@ -1,11 +1,9 @@
 """
 The ledger: what a charger was told is recorded arrives at its owner, complete and in order, whatever dies.
 
-Chargers with durable queues play sessions through a proxy in a process of its own, which is killed again and
-again, with two servers that stop, hang, cut connections, die before they answer, and refuse. In the end the
-books are compared: what the chargers were told with what the servers have accepted.
-
-    python -m tests.proof.ledger --minutes 10 --seed 7
+Chargers with durable queues play sessions through a proxy that is killed again and again, with two servers
+that stop, hang, cut connections, die before they answer, and refuse. In the end the books are compared: what
+the chargers were told with what the servers have accepted.
 """
 
 from __future__ import annotations
@@ -15,29 +13,18 @@ import asyncio
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.play import rig
 from tests.play.inside import POINTS
+from tests.play.peers import eventually
+from tests.play.rig import table
 from tests.proof import fleet
-from tests.proof.fleet import (
-    Books,
-    Fleet,
-    Pace,
-    Receipt,
-    Said,
-    Server,
-    Session,
-    listed,
-    now,
-    settings_of,
-    table,
-)
+from tests.proof.fleet import Books, Fleet, Pace, Receipt, Said, Server, Session, listed, now
 
 CHARGERS = 50
 KILLS = 34  # Of the proxy, in a short run.
@@ -48,7 +35,7 @@ MOST_PASSES = 50  # A proxy kills itself the first to 50th time that it comes by
 FINISH_SECONDS = 30.0  # For the chargers to say the rest, once nothing breaks any more.
 STOP_SECONDS = 8.0  # For the proxy to end after SIGTERM.
 SETTLE_SECONDS = 60.0  # For what has not arrived by then.
-QUIET_SECONDS = 3.0  # Nothing moved for so long: what has not arrived is not on its way.
+QUIET_SECONDS = 3.0  # Nothing arrived for so long: what has not arrived is not on its way.
 NOTING_SECONDS = 5.0  # From an answer to its record at most, on a disk that others use, too.
 FAULTS = [fleet.stop, fleet.hang, fleet.reset, fleet.die, fleet.refuse]
 OUTSIDE = "at any moment"  # How a proxy dies, beside the POINTS.
@@ -65,9 +52,6 @@ SERVER_DIED = "the server died before it answered"
 CONNECTION_DIED = "the server died before the proxy had noted its answer"
 PROXY_DIED = "the proxy died before it had noted the answer"
 CHARGER_AGAIN = "the charger had heard no answer and sent it again"
-
-
-# The books.
 
 
 @dataclass
@@ -88,7 +72,6 @@ class Report:
         return sum(problem.partition(":")[0] in kinds for problem in self.problems)
 
     def __str__(self) -> str:
-        """Return a table in Markdown, and the problems."""
         troubles = sum(self.faults.values(), Counter[str]())
         rows: list[tuple[object, ...]] = [
             ("played", f"in {self.seconds:.0f} s"),
@@ -135,10 +118,6 @@ class Ledger:
     def _at_owner(self, said: Said) -> list[Receipt]:
         return self.got[said.session.owner].get(said.key, [])
 
-    def _is_relayed(self, said: Said) -> bool:
-        """Whether it is not stored, unless it is kept; also what `forward` lets the secondary answer is."""
-        return said.session.owner == fleet.PRIMARY
-
     def _accepted(self, said: Said) -> list[Receipt]:
         return [receipt for receipt in self._at_owner(said) if receipt.is_accepted]
 
@@ -160,31 +139,25 @@ class Ledger:
         arrivals = [(receipt.received, place) for place, said in places for receipt in self._at_owner(said)]
         newest = 0
         for at, place in sorted(arrivals):
-            said, last = session.messages[place], session.messages[newest]
+            said, last, before = (session.messages[n] for n in (place, newest, max(place - 1, 0)))
             if place < newest and not self._is_passed_over(said, at):
                 self._problem("order", f"{said.name} came again after {last.name}")
-            before = session.messages[max(place - 1, 0)]
-            if place and not self._stands(before, at):
+            times = [receipt.answered or at for receipt in self._accepted(before)]
+            if place and min(times, default=at + 1) > at and not self._is_passed_over(before, at):
                 self._problem("order", f"{said.name} came before {before.name} was accepted")
             newest = max(newest, place)
 
-    def _stands(self, said: Said, at: float) -> bool:
-        """Whether a message had been accepted by this time, or its owner had missed its chances."""
-        times = [receipt.answered or at for receipt in self._accepted(said)]
-        return min(times, default=at + 1) <= at or self._is_passed_over(said, at)
-
     def _is_passed_over(self, said: Said, at: float) -> bool:
-        """Whether the rest of the session had not to wait for a message any more."""
+        """Whether the rest of the session had not to wait for a message any more, which its owner missed."""
+        messages = said.session.messages
         missed = self._missed(said, at)
-        if said.is_kept and self._is_relayed(said):
+        if said.is_kept and said.is_relayed:
             # The verdict on a badge waits for the events before it until the first of them fails.
-            messages = said.session.messages
             return any(self._missed(kept, at) for kept in messages[: messages.index(said) + 1])
         tries = 1 if said.is_reading else TRIES
-        return said is not said.session.messages[0] and sum(r.is_refused for r in missed) >= tries
+        return said is not messages[0] and sum(receipt.is_refused for receipt in missed) >= tries
 
     def _missed(self, said: Said, at: float) -> list[Receipt]:
-        """Return the chances to accept a message that its owner had missed by this time."""
         return [r for r in self._at_owner(said) if r.received < at and not r.is_accepted]
 
     def _check_transaction_ids(self, session: Session) -> None:
@@ -197,7 +170,6 @@ class Ledger:
                         self._problem("transaction", f"{said.name} names {named}; its start got {given}")
 
     def _check_repeats(self, said: Said) -> None:
-        """Whatever came more than once has a reason."""
         receipts = self._at_owner(said)
         for number, receipt in enumerate(receipts[1:], 1):
             before = receipts[:number]
@@ -206,7 +178,7 @@ class Ledger:
                 self.report.again[why] += 1
                 self.report.doubles[why] += receipt.is_accepted and any(old.is_accepted for old in before)
             else:
-                apart = receipt.received - receipts[number - 1].received
+                apart = receipt.received - before[-1].received
                 self._problem("double", f"{said.name} came again after {apart:.2f} s, for no reason")
 
     def _why_again(self, said: Said, before: list[Receipt], receipt: Receipt) -> str:
@@ -215,10 +187,10 @@ class Ledger:
         if same:
             return self._why_delivered_again(same[-1], receipt)
         # A repeat of what the proxy has stored is known to it; MeterValues are never taken for repeats.
-        may_repeat = self._is_relayed(said) or said.action == "MeterValues"
+        may_repeat = said.is_relayed or said.action == "MeterValues"
         times = sum(at <= receipt.received for at in said.sent) if may_repeat else 1
         # A stored message keeps its id until it meets a CallError.
-        is_stored = said.is_kept or not self._is_relayed(said)
+        is_stored = said.is_kept or not said.is_relayed
         refused = sum(old.is_refused for old in before) if is_stored else 0
         ids = len({old.message_id for old in before})
         return CHARGER_AGAIN if times > ids else REFUSED if times + refused > ids else ""
@@ -243,9 +215,6 @@ def content(message: Said | Receipt) -> dict[str, Any]:
     return {key: value for key, value in message.payload.items() if key != "transactionId"}
 
 
-# The run.
-
-
 async def trouble(server: Server, is_over: asyncio.Event) -> None:
     """Let a server have each fault in turn, in an order of its own, until it is over."""
     while True:
@@ -266,12 +235,10 @@ class Run:
         self.is_unsynced = is_unsynced  # Nothing is on disk: something is lost, and nothing else breaks.
         self.haste = haste  # Deaths come so many times as fast.
         self.luck = Random(f"{seed} deaths")
-        self.books = Books()
-        self.fleet = Fleet(CHARGERS, seed, Pace(), self.books)
         state = "none" if is_unsynced else "state.db"
-        settings = settings_of(self.fleet.port, self.fleet.servers)
-        settings |= {"proxy": level, "rfid": "full", "call_timeout": 1, "state": state, "primary_grace": 1}
-        self.proxy = rig.House(folder, settings, program=rig.INSIDE, more=self.fleet.forwarding)
+        settings = {"proxy": level, "rfid": "full", "call_timeout": 1, "primary_grace": 1, "state": state}
+        self.fleet = Fleet(folder, CHARGERS, seed, Pace(), settings)
+        self.books, self.proxy = self.fleet.books, self.fleet.proxy
         self.deaths: list[float] = []
         self.kills: Counter[str] = Counter()
 
@@ -281,29 +248,36 @@ class Run:
         try:
             async with self.fleet.alive():
                 await self._break(kills, begun + seconds)
-                await self.fleet.rest(FINISH_SECONDS)
+                self.fleet.plays = False
+                with suppress(TimeoutError):
+                    await eventually(self.fleet.has_come_to_rest, FINISH_SECONDS)
                 for charger in self.fleet.chargers:
-                    charger.may_come.clear()
-                    charger.hang_up()
+                    charger.leave()
                 # What was refused with CallErrors is tried again when the proxy starts; no charger is needed.
                 await self.proxy.stop(STOP_SECONDS)
                 await self._start()
                 await self._settle()
         finally:
             await self.proxy.kill()
-        return self._report(now() - begun)
+        report = Ledger(self.books, self.deaths).check()
+        report.problems += [f"logged: {line}" for line in self.proxy.told(" ERROR ")]
+        report.kills, report.seconds = self.kills, now() - begun
+        report.faults = {server.name: server.faults for server in self.fleet.servers}
+        report.connects = self.books.counts["connections of chargers"]
+        return report
 
     async def _start(self, point: str = "", number: int = 0) -> None:
         """Start the proxy; it is to kill itself when it comes by the point for the n-th time."""
-        death = ["--point", point, "--number", str(number), "--port", str(self.fleet.servers[1].port)]
-        await self.proxy.start("--times", TIMES, *death, is_awaited=False)
+        death = point, str(number), str(self.fleet.servers[1].port)
+        await self.proxy.start("--times", TIMES, "--death", *death, is_awaited=False)
 
     async def _break(self, kills: int, until: float) -> None:
         """Kill the proxy again and again while the servers have their troubles; leave all of them well."""
         is_over = asyncio.Event()
         servers = [] if self.is_unsynced else self.fleet.servers
         troubles = [asyncio.create_task(trouble(server, is_over)) for server in servers]
-        for point in self._points():
+        points = [OUTSIDE] if self.is_unsynced else [OUTSIDE, *POINTS]
+        for point in (point for _ in count() for point in self.luck.sample(points, len(points))):
             if len(self.deaths) >= kills and now() >= until:
                 break
             await self._start(point, self.luck.randint(1, round(MOST_PASSES / self.haste)))
@@ -315,12 +289,6 @@ class Run:
         await asyncio.gather(*troubles)
         await self._start()
 
-    def _points(self) -> Iterator[str]:
-        """Yield how the proxy is to die, next time and next time."""
-        points = [OUTSIDE] if self.is_unsynced else [OUTSIDE, *POINTS]
-        while True:
-            yield from self.luck.sample(points, len(points))
-
     async def _ends(self, seconds: float) -> bool:
         """Wait until the proxy has killed itself; kill it if it has not by then. Return whether it has."""
         process = self.proxy.process
@@ -329,35 +297,22 @@ class Run:
             await asyncio.wait_for(process.wait(), seconds)
         has_ended = process.returncode is not None
         await self.proxy.kill()
-        assert process.returncode == -signal.SIGKILL, (
-            f"it ended with {process.returncode}: {self.proxy.told('')}"
-        )
+        code = process.returncode
+        assert code == -signal.SIGKILL, f"it ended with {code}: {self.proxy.told('')}"
         return has_ended
 
     async def _settle(self) -> None:
-        """Wait until everything has arrived, or nothing moves any more."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_SECONDS):
-                while self.books.missing():
-                    self.books.moved.clear()
-                    await asyncio.wait_for(self.books.moved.wait(), QUIET_SECONDS)
-
-    def _report(self, seconds: float) -> Report:
-        report = Ledger(self.books, self.deaths).check()
-        report.problems += [f"logged: {line}" for line in self.proxy.told(" ERROR ")]
-        report.kills, report.seconds = self.kills, seconds
-        report.faults = {server.name: server.faults for server in self.fleet.servers}
-        report.connects = self.books.counts["connections of chargers"]
-        return report
+        """Wait until everything has arrived, or nothing arrives any more."""
+        until, before = now() + SETTLE_SECONDS, -1
+        while (left := len(self.books.missing())) not in (0, before) and now() < until:
+            before = left
+            await asyncio.sleep(QUIET_SECONDS)
 
 
 def main() -> int:
-    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Break everything around the proxy; count what is lost.")
     parser.add_argument("--minutes", type=float, default=0.0, help="default: a short run")
-    parser.add_argument(
-        "--unsynced", action="store_true", help="keep nothing on disk: something has to be lost"
-    )
+    parser.add_argument("--unsynced", action="store_true", help="nothing on disk: something has to be lost")
 
     async def play(folder: Path, options: argparse.Namespace) -> Report:
         run = Run(folder, options.seed, options.unsynced, "DEBUG" if options.keep else "WARNING")

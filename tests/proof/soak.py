@@ -1,11 +1,9 @@
 """
 The soak: 500 chargers and two servers that break all the time, and nothing in the proxy may grow.
 
-The proxy, in a process of its own, tells its tasks, how many objects of the script it has and what they hold;
-the system tells its memory and its file descriptors. Two quiet moments are compared, one before the first
-fault and one after the last. Between them everything breaks but the proxy itself: that is the ledger's part.
-
-    python -m tests.proof.soak --minutes 60 --seed 7
+The proxy tells its tasks, how many objects of the script it has and what they hold; the system tells its
+memory and its file descriptors. Two quiet moments are compared, one before the first fault and one after the
+last. Between them everything breaks but the proxy itself: that is the ledger's part.
 """
 
 from __future__ import annotations
@@ -17,59 +15,37 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from statistics import linear_regression
 from typing import Any
 
-from tests.play import rig
-from tests.play.frames import MASK, PING, TEXT, ZERO_MASK, Socket, connected, framed, unfit
+from tests.play.frames import BINARY, MASK, PING, TEXT, ZERO_MASK, Socket, connected, framed
 from tests.play.inside import TASKS
+from tests.play.peers import deaf, eventually
+from tests.play.rig import kibibytes, table
 from tests.proof import fleet
-from tests.proof.fleet import (
-    STRANGER,
-    Books,
-    Charger,
-    Fleet,
-    Pace,
-    Server,
-    listed,
-    now,
-    settings_of,
-    table,
-    within,
-)
+from tests.proof.fleet import STRANGER, Charger, Fleet, Pace, Server, listed, now
 
 CHARGERS = 500
 FAULTS_EVERY = 3.0  # Seconds, in the middle.
-SAMPLE_SECONDS = 5.0
 CALLS_EVERY = 0.5  # Seconds; then each server calls CALLED_SHARE of its chargers.
 CALLED_SHARE = 0.02
 QUIET_SECONDS = 60.0  # At most until everything is said, delivered and forgotten.
 MAX_SIZE = 2**16  # Bytes; the longest message that the proxy is to accept.
 MAX_LINES = 4  # Of the log, for each thing that happened.
 STOP_SECONDS = 10.0
-PACE = Pace((1.0, 4.0), hurry=(0.1, 0.5), patience=6.0, again=(0.2, 2.0), fault=(1.0, 5.0), cut_share=0.0)
-SETTINGS = {"proxy": "INFO", "max_size": MAX_SIZE, "state": "state.db"}
-SETTINGS_SECONDS = {"ping_interval": 3, "ping_timeout": 6, "call_timeout": 3, "watchdog_stale": 10}
-SETTINGS_SECONDS |= {"watchdog_interval": 1, "primary_grace": 3}
+PACE = Pace(messages=2.5, hurry=0.3, patience=6.0, again=1.1, fault=3.0)
+SETTINGS = {"ping_interval": 3, "ping_timeout": 6, "call_timeout": 3, "watchdog_stale": 10}
+SETTINGS |= {"watchdog_interval": 1, "primary_grace": 3}  # All of them seconds.
 
 # What the proxy waits for, in the time of a soak; a week is 16 s.
-TIMES = {
-    "READING": 3,
-    "SESSION": 30,
-    "CLAIM": 20,
-    "SILENT": 60,
-    "SWEEP": 5,
-    "DIAL": 4,
-    "HANDSHAKE": 3,
-    "CLOSE": 1,
-}
-TIMES |= {"PROBE": 1, "PASSING": 1, "ANSWER": 2, "AWAITED": 1, "DELIVERY": 3, "BOOT_RETRY": 2, "STEADY": 1}
+TIMES = {"READING": 3, "SESSION": 30, "CLAIM": 20, "SILENT": 60, "SWEEP": 5, "DIAL": 4, "HANDSHAKE": 3}
+TIMES |= {"CLOSE": 1, "PROBE": 1, "PASSING": 1, "ANSWER": 2, "AWAITED": 1, "DELIVERY": 3, "BOOT_RETRY": 2}
+TIMES |= {"STEADY": 1}
 WEEK_SECONDS = 32.0  # Until a session and a claim are forgotten, and swept.
 
 # So many more there may be at the end than at the start. Memory: what Python keeps of the worst moment, when
@@ -101,7 +77,9 @@ def growth(start: Sample, end: Sample, chargers: int) -> list[str]:
 
 FLOODS = [framed(b'[2,"f","Heartbeat",{}]', TEXT, MASK) * 5_000, framed(bytes(125), PING, MASK) * 30_000]
 FRAGMENTS = framed(b"", TEXT, ZERO_MASK, is_last=False) + framed(b"", 0, ZERO_MASK, is_last=False) * 10_000
-ILLEGAL = [FRAGMENTS, *unfit(ZERO_MASK).values(), framed(b" " * (MAX_SIZE + 1), TEXT, MASK)]
+ENDLESS = bytes([0x81, 0xFF]) + (2**24).to_bytes(8, "big") + ZERO_MASK  # The head of a frame.
+ILLEGAL = [FRAGMENTS, ENDLESS, framed(b"x", BINARY, MASK), framed(b"\xff", TEXT, MASK)]
+ILLEGAL += [framed(b" " * (MAX_SIZE + 1), TEXT, MASK)]
 NONSENSE = ["", "{", "[]", "null", "[2]", '[2,"m"]', '[2,"m","Heartbeat",[]]', '[9,"m","X",{}]', "[" * 5000]
 NONSENSE += ['[3,"never asked",{}]', '[4,"never asked","","",{}]', '[2,"m","X",{"a":NaN}]', f"[{'9' * 5000}]"]
 NONSENSE += ['[2,"m","X",' + '{"a":' * 200 + "1" + "}" * 200 + "]", '[2,"m","\\ud800",{}]', "\x00\x1b[2J\r\n"]
@@ -118,20 +96,8 @@ def sockets(chargers: Sequence[Charger]) -> list[Socket]:
     return [charger.socket for charger in chargers if charger.socket]
 
 
-@contextmanager
-def deaf(ends: Sequence[Socket]) -> Iterator[None]:
-    """Let peers read nothing for a while."""
-    for end in ends:
-        end.transport.pause_reading()
-    yield
-    for end in ends:
-        if not end.transport.is_closing():
-            end.transport.resume_reading()
-
-
 async def deafen(server: Server) -> None:
-    """Let a server read nothing for a while."""
-    with deaf(list(server.visits)):
+    async with deaf(*server.visits):
         await server.pause()
 
 
@@ -142,7 +108,6 @@ async def refuse_handshakes(server: Server) -> None:
 
 
 async def reset_chargers(where: Fleet) -> None:
-    """Cut the connections of some chargers, or of all."""
     for charger in some(where, where.luck.choice((0.1, 0.5, 1.0))):
         charger.hang_up()
 
@@ -157,7 +122,6 @@ async def babble(where: Fleet) -> None:
 
 
 async def break_rules(where: Fleet) -> None:
-    """Let some chargers send what nobody may send on a websocket."""
     for end in sockets(some(where, 0.04)):
         end.transport.write(where.luck.choice(ILLEGAL))
 
@@ -165,7 +129,7 @@ async def break_rules(where: Fleet) -> None:
 async def flood(where: Fleet) -> None:
     """Let some chargers send Calls or Pings without end, some of them without reading the answers."""
     ends = sockets(some(where, 0.008))
-    with deaf([end for end in ends if where.luck.random() < 0.7]):
+    async with deaf(*(end for end in ends if where.luck.random() < 0.7)):
         for end in ends:
             end.transport.write(where.luck.choice(FLOODS))
         await where.pause()
@@ -193,17 +157,14 @@ async def take_over(where: Fleet) -> None:
 
 
 async def deafen_chargers(where: Fleet) -> None:
-    """Let some chargers read nothing for a while."""
-    with deaf(sockets(some(where, 0.1))):
+    async with deaf(*sockets(some(where, 0.1))):
         await where.pause()
 
 
 async def leave(where: Fleet) -> None:
-    """Let some chargers go away for a while, whatever they are at."""
     chargers = some(where, 0.1)
     for charger in chargers:
-        charger.may_come.clear()
-        charger.hang_up()
+        charger.leave()
     await where.pause()
     for charger in chargers:
         charger.may_come.set()
@@ -227,7 +188,6 @@ FAULTS += [deafen_chargers, leave, knock]
 
 
 def calls_of(server: Server, version: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return what a server asks of a charger."""
     number = next(server.numbers)
     badge = f"{server.name[:4].upper()}-R{number}"
     until = (datetime.now(UTC) + timedelta(seconds=2 * server.pace.patience)).isoformat()
@@ -250,10 +210,7 @@ def call_some(server: Server, share: float) -> None:
     for visit in server.luck.sample(visits, round(share * len(visits))):
         calls = calls_of(server, visit.version)
         for call in calls if share == 1 else [server.luck.choice(calls)]:
-            visit.send(json.dumps([2, f"s{next(server.numbers)}", *call]))
-
-
-# The run.
+            visit.send([2, f"s{next(server.numbers)}", *call])
 
 
 @dataclass
@@ -263,32 +220,21 @@ class Report:
     counts: Counter[str]  # Of what happened.
     start: Sample = field(default_factory=dict)
     end: Sample = field(default_factory=dict)
-    samples: list[tuple[float, Sample]] = field(default_factory=list)  # In between, with their times.
+    most: Sample = field(default_factory=dict)  # In between.
     faults: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    @property
-    def slope(self) -> float:
-        """The growth of memory after the first quarter, in MiB an hour."""
-        late = self.samples[len(self.samples) // 4 :]
-        if len(late) < 2:
-            return 0.0
-        hours, mebibytes = zip(*((at / 3600, found[MEMORY] / 1024) for at, found in late), strict=True)
-        return linear_regression(hours, mebibytes).slope
-
     def __str__(self) -> str:
-        """Return a table in Markdown of what has moved, and the problems."""
-        names = (MEMORY, FILES, TASKS, *(name for name in sorted(self.end) if "." not in name))
         rows: list[tuple[object, ...]] = [("", "start", "end", "most")]
-        for name in dict.fromkeys(names):
-            most = max((found.get(name, 0) for _, found in self.samples), default=0)
+        for name in (MEMORY, FILES, TASKS, *sorted(self.end.keys() - {MEMORY, FILES, TASKS})):
             start, end = self.start.get(name, 0), self.end.get(name, 0)
-            if most or end != start or name in (FILES, TASKS):
+            if name in (MEMORY, FILES, TASKS) or ("." not in name and start != end):
+                most = self.most.get(name)
                 rows.append((name, f"{start:,}", f"{end:,}", f"{most:,}" if most else ""))
-        lines = [table(rows), "", f"{self.seconds:.0f} s; memory grows by {self.slope:.1f} MiB/h"]
-        lines += [f"faults: {listed(self.faults)}", f"happened: {listed(self.counts)}"]
-        return "\n".join([*lines, f"problems: {len(self.problems)}", *self.problems])
+        lines = [table(rows), "", f"{self.seconds:.0f} s; faults: {listed(self.faults)}"]
+        lines += [f"happened: {listed(self.counts)}", f"problems: {len(self.problems)}"]
+        return "\n".join([*lines, *self.problems])
 
 
 class Run:
@@ -304,11 +250,10 @@ class Run:
     ) -> None:
         self.every = every
         self.haste = haste
-        self.books = Books()
-        self.fleet = Fleet(chargers, seed, PACE.hurried(haste), self.books)
-        seconds = {name: value / haste for name, value in SETTINGS_SECONDS.items()}
-        settings = {**SETTINGS, **seconds, **settings_of(self.fleet.port, self.fleet.servers)}
-        self.proxy = rig.House(folder, settings, program=rig.INSIDE, more=self.fleet.forwarding)
+        seconds = {name: value / haste for name, value in SETTINGS.items()}
+        settings = {**seconds, "proxy": "INFO", "max_size": MAX_SIZE, "state": "state.db"}
+        self.fleet = Fleet(folder, chargers, seed, Pace(*(value / haste for value in PACE)), settings)
+        self.books, self.proxy = self.fleet.books, self.fleet.proxy
         self.report = Report(self.books.counts)
 
     async def play(self, seconds: float) -> Report:
@@ -330,7 +275,7 @@ class Run:
 
     def _look(self) -> Sample:
         files = sum(1 for _ in Path(f"/proc/{self.proxy.pid}/fd").iterdir())
-        return {MEMORY: round(self.proxy.megabytes * 1024), FILES: files}
+        return {MEMORY: round(kibibytes(self.proxy.pid)), FILES: files}
 
     async def _count(self) -> Sample:
         """Let the proxy count its objects. Raises TimeoutError."""
@@ -352,11 +297,9 @@ class Run:
         self.report.start = await self._count()
 
     async def _rest(self) -> None:
-        """Let all sessions end, and everything arrive."""
+        self.fleet.plays = False
         number = len(self.fleet.chargers)
-        if not await self.fleet.rest(QUIET_SECONDS):
-            busy = [charger.charger_id for charger in self.fleet.chargers if not charger.rests]
-            self.report.problems.append(f"not at rest within {QUIET_SECONDS:g} s: {busy}")
+        await self._until(self.fleet.has_come_to_rest, "all chargers rest")
         await self._until(lambda: all(len(s.visits) == number for s in self.fleet.servers), "all are online")
         await self._until(self.books.forget, "everything is said and delivered")
 
@@ -364,17 +307,16 @@ class Run:
         """Let everybody play, and one fault after the other begin; return when all have ended."""
         self.fleet.plays = True
         until = now() + seconds
-        helpers = [asyncio.create_task(self._call_on()), asyncio.create_task(self._watch())]
-        async with asyncio.TaskGroup() as breaking:
-            for fault in (f for _ in count() for f in self.fleet.luck.sample(FAULTS, len(FAULTS))):
-                await asyncio.sleep(self.fleet.luck.uniform(0.5, 1.5) * self.every)
-                if now() >= until and len(self.report.faults) == len(FAULTS):
-                    break
-                breaking.create_task(self._suffer(fault))
-                self.report.faults[fault.__name__] += 1
-        for helper in helpers:
-            helper.cancel()
-        await asyncio.gather(*helpers, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._watch())
+            async with asyncio.TaskGroup() as breaking:
+                for fault in (f for _ in count() for f in self.fleet.luck.sample(FAULTS, len(FAULTS))):
+                    await asyncio.sleep(self.fleet.luck.uniform(0.5, 1.5) * self.every)
+                    if now() >= until and len(self.report.faults) == len(FAULTS):
+                        break
+                    breaking.create_task(self._suffer(fault))
+                    self.report.faults[fault.__name__] += 1
+            watch.cancel()
 
     async def _suffer(self, fault: Fault) -> None:
         """Have a fault; a server has one at a time."""
@@ -385,17 +327,15 @@ class Run:
         else:
             await fault(self.fleet)
 
-    async def _call_on(self) -> None:
+    async def _watch(self) -> None:
+        """Meanwhile, let servers call chargers, and note the most of what there is."""
         while True:
             await asyncio.sleep(CALLS_EVERY)
             for server in self.fleet.servers:
                 call_some(server, CALLED_SHARE)
-
-    async def _watch(self) -> None:
-        while True:
-            self.report.samples.append((now(), self._look()))
+            for name, number in self._look().items():
+                self.report.most[name] = max(number, self.report.most.get(name, 0))
             self.books.forget()
-            await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _settle(self) -> None:
         """Let all sessions end; measure until there is no more than at the start, or it took too long."""
@@ -409,8 +349,12 @@ class Run:
 
     async def _until(self, is_true: Callable[[], bool], what: str) -> None:
         """Wait until something is so; note a problem if that takes too long."""
-        if not await within(QUIET_SECONDS, is_true):
-            self.report.problems += [f"not within {QUIET_SECONDS:g} s: {what}", *self.books.missing()]
+        try:
+            await eventually(is_true, QUIET_SECONDS)
+        except TimeoutError:
+            busy = [charger.charger_id for charger in self.fleet.chargers if not charger.rests]
+            self.report.problems += [f"not within {QUIET_SECONDS:g} s: {what}; busy: {busy}"]
+            self.report.problems += self.books.missing()
 
     def _check(self) -> None:
         """Look for what must not be in the log, nor among what happened."""
@@ -424,10 +368,7 @@ class Run:
 
 
 def main() -> int:
-    """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        description="Break everything around the proxy; measure what grows in it."
-    )
+    parser = argparse.ArgumentParser(description="Break everything around the proxy; measure what grows.")
     parser.add_argument("--minutes", type=float, default=5.0, help="of faults; default: %(default)s")
     parser.add_argument("--chargers", type=int, default=CHARGERS, help="default: %(default)s")
     parser.add_argument("--faults-every", metavar="SECONDS", type=float, default=FAULTS_EVERY)

@@ -12,13 +12,14 @@ import asyncio
 import re
 import urllib.parse
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import ocpp_2w_proxy as p
-from tests.play.peers import PATIENCE, FakeCharger, FakeServer, charger, house
+from tests.play.peers import PATIENCE, FakeCharger, charger, house
 from tests.play.plays import Stage, StageLink
+from tests.play.wires import visitor
 
 SERVERS = ("primary", "secondary")
 PEERS = ("charger", *SERVERS)
@@ -89,7 +90,6 @@ def edited(text: str, edits: list[tuple[int, str]]) -> str:
 
 
 def without_ids(value: Any) -> Any:
-    """Return a payload without what the proxy may translate."""
     if isinstance(value, dict):
         return {key: without_ids(inner) for key, inner in value.items() if key not in IDS}
     return [without_ids(inner) for inner in value] if isinstance(value, list) else value
@@ -107,14 +107,13 @@ class Storm:
         self.listen("charger")
 
     def link(self, peer: str) -> StageLink:
-        link: StageLink = getattr(self.stage, peer)
-        return link
+        return getattr(self.stage, peer)  # type: ignore[no-any-return]
 
     def pending_id(self, peer: str) -> str:
         """Return the message id of a Call that this peer may answer."""
+        relay = self.stage.relay
         if peer == "charger":
-            outstanding = self.stage.relay.commands.outstanding
-            return str(outstanding.wire_id) if outstanding else "nobody"
+            return str(relay.commands.outstanding.wire_id) if relay.commands.outstanding else "nobody"
         call = self.stage.outbox(p.Peer(peer)).in_flight
         return str(call.message_id) if call else "nobody"
 
@@ -129,7 +128,6 @@ class Storm:
             self.settle(peer)
 
     def note(self, peer: str, text: str) -> None:
-        """Keep what has been asked."""
         try:
             message = p.parse(text)
         except p.MessageError as error:
@@ -140,13 +138,11 @@ class Storm:
             self.said.setdefault((peer, str(message.message_id)), []).append(message)
 
     def passes(self, seconds: float) -> None:
-        """Let time pass at once."""
         self.stage.time += seconds
         self.stage.relay.tick()
         self.settle("nobody")
 
     def restart(self) -> None:
-        """Write all down, kill the proxy, and start it again."""
         stage = self.stage
         stage.journal.save()
         assert not stage.journal.failure
@@ -172,10 +168,7 @@ class Storm:
         self.check_tables()
 
     def listen(self, peer: str, speaker: str = "nobody") -> None:
-        """Check what one peer hears."""
-        link = self.link(peer)
-        texts, link.texts = link.texts, []
-        for text in texts:
+        for text in self.link(peer).hears_texts():
             message = p.parse(text)
             if message.type in ANSWERS:
                 self.check_answer(peer, message, speaker)
@@ -230,18 +223,19 @@ class Door:
     async def knock(self, request: bytes, hangs_up: bool = False) -> None:
         """Send a request; check the answer, what the primary sees of it, and that the good one is served."""
         self.primary.requests.clear()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy.port)
-        writer.write(request)
-        if hangs_up:
-            writer.write_eof()
-        try:
-            async with asyncio.timeout(PATIENCE):
-                answer = await reader.read(12)
-        except ConnectionError:
-            answer = b""
+        answer = b""
+        async with visitor(self.proxy, request) as guest:
+            if hangs_up:
+                guest.writer.write_eof()
+            with suppress(ConnectionError):
+                async with asyncio.timeout(PATIENCE):
+                    answer = await guest.reader.read(12)
         assert not answer or answer.startswith((b"HTTP/1.1 ", b"\x8a"))
-        writer.close()
-        check_seen(self.primary)
+        for seen in self.primary.requests:
+            charger_id = urllib.parse.unquote(seen.path.removeprefix("/ocpp/"))
+            assert p.is_charger_id(charger_id)
+            assert seen.path == f"/ocpp/{urllib.parse.quote(charger_id, safe='')}"
+            assert {name.lower() for name in seen.headers} <= TOLD
         await self.good.calls(f"m{len(self.good.heard.messages)}", "Heartbeat")
 
     async def close(self, stack: AsyncExitStack) -> None:
@@ -249,12 +243,3 @@ class Door:
         async with charger(self.proxy, "GOOD2") as another:
             await another.calls("1", "Heartbeat")
         await stack.aclose()
-
-
-def check_seen(primary: FakeServer) -> None:
-    """What reaches a server of a handshake is a charger's id and a fixed set of headers."""
-    for request in primary.requests:
-        charger_id = urllib.parse.unquote(request.path.removeprefix("/ocpp/"))
-        assert p.is_charger_id(charger_id)
-        assert request.path == f"/ocpp/{urllib.parse.quote(charger_id, safe='')}"
-        assert {name.lower() for name in request.headers} <= TOLD
