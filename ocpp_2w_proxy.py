@@ -44,7 +44,6 @@ import csv
 import difflib
 import gc
 import hashlib
-import heapq
 import hmac
 import html
 import io
@@ -66,7 +65,7 @@ import time
 import urllib.parse
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -2352,7 +2351,7 @@ class Journal:
         self.counts = Counter[tuple[str | Peer, ...]]()
         # By badge, charger id and UTC seconds of its last showing, the oldest first; MAX_UNLISTED.
         self.unlisted: dict[str, tuple[str, float]] = {}
-        self.present: set[str] = set()  # Ids of the chargers that are connected; MAX_CHARGERS.
+        self.present: set[str] = set()  # Ids of the chargers that are connected; MAX_MEMORIES.
         self.memories: dict[str, Memory] = {}  # By charger id; MAX_MEMORIES.
         # Rows that the disk does not know so: whether they are still there.
         self.pending: dict[Row, bool] = {}
@@ -3091,7 +3090,6 @@ MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up; its 
 BOOT_RETRY_SECONDS = 60.0  # Where the server does not say when to ask again.
 REDIAL_SECONDS = {Peer.PRIMARY: (0.0, 5.0), Peer.SECONDARY: (1.0, 60.0)}  # The first pause, the longest.
 STEADY_SECONDS = 5.0  # A lost server is back when its connection has stood for so long.
-STOOD_SECONDS = 60.0  # A connection that stood for so long makes the next redial a first one.
 VERSION_SECONDS = 3600.0  # Between two tries of a version that the server has refused.
 MAX_LATE = 64  # Calls on one connection whose answer, however late, may still tell something.
 MAX_LIVE = 1000  # Calls that are not stored and wait for one server;
@@ -3177,7 +3175,7 @@ class Outbox:
         if call.is_awaited and call.own_answer and call.reply_to is not None:
             self.awaited.append(call)
             self._answer_awaited(now)
-        self._send(now)
+        self.pump(now)
 
     def copy(self, call: Call) -> None:
         """Take a copy, which is made only while there is a connection; a boot waits for the next."""
@@ -3217,11 +3215,9 @@ class Outbox:
         """Whether the link is the one that the primary accepted for the charger."""
         return self.peer is Peer.PRIMARY and self.relay.link is not None
 
-    def pump(self) -> None:
+    def pump(self, now: float | None = None) -> None:
         """Send what may be sent now."""
-        self._send(self.relay.now().seconds)
-
-    def _send(self, now: float) -> None:
+        now = self.relay.now().seconds if now is None else now
         while self.in_flight is None and (link := self.link) and link.is_open:
             if now >= self.next_at and not self.is_booted:
                 self._greet()
@@ -3320,7 +3316,7 @@ class Outbox:
         if call.kind is Kind.STORED:
             self._delivered(call, message, now)
         if self.own or self.live or self.stored or self.leaving:
-            self._send(now.seconds)
+            self.pump(now.seconds)
 
     def _delivered(self, call: Call, message: Message, now: Instant) -> None:
         """Take the answer to a stored Call."""
@@ -3337,10 +3333,7 @@ class Outbox:
         for other in refused:
             self.relay.journal.counts["refused_calls", self.peer] += 1
             what = "is refused" if other is call else "is not sent: its session is refused"
-            is_error = other.refused.startswith(CALL_ERROR)
-            then = "; tried again at the next start, and once a day" if is_error else ""
-            values = (self.name, other.action, what, words, then, other.text)
-            log.warning("%s: %s %s (%s) and kept%s: %s", *values)
+            log.warning("%s: %s %s (%s) and kept: %s", self.name, other.action, what, words, other.text)
         if not words:
             self.relay.journal.counts["delivered_calls", self.peer] += 1
             kind = call.content.payload.get("eventType", "")  # Of a TransactionEvent.
@@ -3382,11 +3375,10 @@ class Outbox:
         self.trouble, self.next_at, self.relay.deadline = "", math.inf, 0.0
         self.fill()
         if needs_boot and not self.own:
-            self.next_at = now
-            if charger and self.peer is Peer.SECONDARY and self.version == self.relay.version:
-                # The charger may be about to send one itself.
-                patience = OWN_BOOT_SECONDS if self.relay.memory.boot else MADE_UP_BOOT_SECONDS
-                self.next_at = max(now, charger.opened + patience)
+            # The charger may be about to send one itself.
+            is_early = charger and self.peer is Peer.SECONDARY and self.version == self.relay.version
+            patience = OWN_BOOT_SECONDS if self.relay.memory.boot else MADE_UP_BOOT_SECONDS
+            self.next_at = max(now, charger.opened + patience) if charger and is_early else now
         log.info("%s: connected to %s", self.name, self.server.url)
         self.relay.journal.counts["connections", self.peer] += 1
         link.keep_alive(now, self.relay.host.ping_interval)
@@ -3455,10 +3447,8 @@ class Outbox:
         if link is self.link:
             now, self.trouble = self.relay.now().seconds, link.closed_by
             log.info("%s: disconnected (%s)", self.name, link.closed_by)
-            if now >= link.opened + STEADY_SECONDS:
-                self.away_since = now
-            if now >= link.opened + STOOD_SECONDS:
-                self.redial_after = REDIAL_SECONDS[self.peer][0]
+            if self.relay.link and now >= link.opened + STEADY_SECONDS:
+                self.away_since, self.redial_after = now, REDIAL_SECONDS[self.peer][0]
             self._let_go(link)
             self._redial_later()
             self.relay.commands.server_gone(self.peer)
@@ -3529,21 +3519,14 @@ class Relay:
     """One charger, from its first connection until nothing is left to be done for it."""
 
     def __init__(
-        self,
-        charger_id: str,
-        config: ChargerConfig,
-        version: str,
-        host: HostConfig,
-        dialer: Dialer,
-        journal: Journal,
-        clock: Callable[[], Instant],
+        self, charger_id: str, config: Config, version: str, dialer: Dialer, journal: Journal
     ) -> None:
         self.charger_id = charger_id
-        self.config = config
-        self.host = host
+        self.config = config.charger(charger_id)
+        self.host = config.host
         self.dialer = dialer
         self.journal = journal
-        self.now = clock
+        self.now = journal.clock
         self.memory = journal.memory(charger_id)
         self.memory.is_in_use = True
         self.credentials = Credentials(user_agent=self.memory.user_agent or None)
@@ -3557,7 +3540,7 @@ class Relay:
         self.outboxes = {
             peer: Outbox(self, peer, server)
             for peer in SERVERS
-            if (server := config.server(peer)) and not server.is_local
+            if (server := self.config.server(peer)) and not server.is_local
         }
 
     def _speak(self, version: str) -> None:
@@ -3580,14 +3563,13 @@ class Relay:
 
     def server_said(self, peer: Peer, message: Message) -> None:
         """Take a Call (or something as rare) of a server."""
-        is_fit = self.outboxes[peer].version == self.version
-        why = "the charger speaks another version" if self.link else "the charger is not connected"
         if message.type is not MessageType.CALL:
-            log.debug("%s ! %s: a %s goes to nobody", self.charger_id, peer.value, message.type.name)
-        elif self.link and is_fit:
+            return  # It has been logged.
+        if self.link and self.outboxes[peer].version == self.version:
             self.deadline = 0.0  # `call_timeout` runs.
             self.carry_out(self.commands.server_call(peer, message, self.now()))
         else:
+            why = "the charger speaks another version" if self.link else "the charger is not connected"
             text = error_text(message.message_id, "GenericError", why)
             self.carry_out([ToPeer(peer, text, why, outcome="unanswered")])
 
@@ -3642,12 +3624,9 @@ class Relay:
             if not (self.journal.failure and self._joins(message)):
                 self.carry_out(self.router.charger_call(message, self.now()))
         elif message.type is MessageType.SEND:
-            primary = self.outboxes.get(Peer.PRIMARY)
-            if primary and primary.link:
+            if (primary := self.outboxes.get(Peer.PRIMARY)) and primary.link:
                 primary.link.send(text)  # Nobody answers it (OCPP 2.1 part 4, 4.2.5).
-        elif message.type is MessageType.CALLRESULTERROR:
-            log.debug("%s ! a CallResultError goes to nobody", self.charger_id)
-        else:
+        elif message.type is not MessageType.CALLRESULTERROR:
             self.carry_out(self.commands.charger_answer(message, self.now()))
 
     def _joins(self, message: Message) -> bool:
@@ -3799,8 +3778,8 @@ class Relay:
     def watch(self) -> None:
         """Close the connections that nothing has been seen of for too long."""
         now, host = self.now(), self.host
-        outboxes = self.outboxes.values()
-        watched = [(outbox.name, outbox.link, host.ping_interval + host.ping_timeout) for outbox in outboxes]
+        patience = host.ping_interval + host.ping_timeout
+        watched = [(outbox.name, outbox.link, patience) for outbox in self.outboxes.values()]
         if self.link:
             self.memory.seen = now.utc - (now.seconds - self.link.seen)
             slow = 0 if self.link.has_ponged else 3 * self.memory.heartbeat_interval
@@ -3823,12 +3802,12 @@ RELAYS_AT_ONCE = 20  # those of so many chargers in one turn of the loop.
 LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
-MAX_CHARGERS = MAX_MEMORIES  # That are here at once; a lower file limit of the process allows fewer:
 MAX_FILES = 2**20  # Open at once, where the system sets no limit.
-FILES_OF_OUR_OWN = 100  # of what is left each charger takes
+FILES_OF_OUR_OWN = 100  # Of what is left each charger takes
 FILES_OF_A_CHARGER = 3  # for itself and its servers.
 MAX_HALF_OPEN = 5000  # Connections whose request is not complete, or an eighth of the files.
 WRONG_LOGIN_SECONDS = 1.0  # So much later a wrong password is answered.
+Pairs = Iterable[tuple[str, str]]  # Names and values of headers.
 RETRY_AFTER = [("Retry-After", "10")]  # Seconds; for a charger that finds no place, or no primary.
 BASIC = [("WWW-Authenticate", 'Basic realm="ocpp"')]
 # Which OCPP's security profile 2 allows a charger to have alone (2.0.1 part 2, A00.FR.318).
@@ -3845,14 +3824,13 @@ TOKEN = re.compile(r"[-\w.!#$%&'*+^`|~]{1,64}", re.ASCII)  # RFC 9110 5.6.2.
 class RefusedError(Exception):
     """A request is answered with an HTTP error."""
 
-    def __init__(self, status: int, what: str, headers: Iterable[tuple[str, str]] = ()) -> None:
-        super().__init__(what)
+    def __init__(self, status: int, what: str, headers: Pairs = (), detail: str = "") -> None:
+        super().__init__(what + detail)
+        self.what = what  # The visitor hears this; the log has the detail, too.
         self.response = http_response(status, f"{escaped(what)}\n", headers=headers)
 
 
-def http_response(
-    status: int, text: str, kind: str = "text/plain", headers: Iterable[tuple[str, str]] = ()
-) -> Response:
+def http_response(status: int, text: str, kind: str = "text/plain", headers: Pairs = ()) -> Response:
     """Return an answer to a request that opens no websocket."""
     phrase = next((known.phrase for known in HTTPStatus if known == status), "Refused")
     full = Headers([*headers, ("Connection", "close"), ("Content-Type", f"{kind}; charset=utf-8")])
@@ -3886,12 +3864,9 @@ def shows_password(charger_id: str, password: str, authorization: str | None) ->
 
     The key of OCPP 1.6 is bytes, which the ini may have in hex; many chargers send the digits as they stand.
     """
-    login, name, wanted = basic_login(authorization), f"{charger_id}:".encode(), password.encode()
+    login, name = basic_login(authorization), f"{charger_id}:".encode()
     shown = login[len(name) :]  # Ids may hold colons.
-    # Every comparison is made, and each takes the same time whatever it compares.
-    pairs = itertools.product((wanted, unhexed(wanted)), (shown, unhexed(shown)))
-    is_same = sum(hmac.compare_digest(*pair) for pair in pairs) > 0
-    return is_same and bool(shown) and login.startswith(name)
+    return hmac.compare_digest(unhexed(shown), unhexed(password.encode())) and login.startswith(name)
 
 
 class Visitor(NamedTuple):
@@ -3904,48 +3879,63 @@ class Visitor(NamedTuple):
     credentials: Credentials
 
 
+def refusal_of(visitor: Visitor, error: DialError) -> RefusedError:
+    """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
+    status, passed_on = error.status or 503, ("WWW-Authenticate", "Retry-After")
+    if not 400 <= status < 500:
+        advice = advice_for(error, Peer.PRIMARY, "it may come again")
+        return RefusedError(503, "primary cannot be reached", RETRY_AFTER, f": {error}; {advice}")
+    if status == 400:  # How many refuse a subprotocol.
+        advice = f"it was offered {' and '.join(visitor.offers) or 'no version'}: see versions"
+    else:
+        own = visitor.config.primary.needs_charger_login
+        login = "the charger's own login" if own else "primary_password"
+        advice = f"check {login}, and that primary knows it"
+    headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
+    return RefusedError(status, "primary refuses it", headers, f": {error}; {advice}")
+
+
 class Proxy:
     """All chargers. Owns the listener and the relays."""
 
     def __init__(self, config: Config, journal: Journal | None = None) -> None:
         self.config = config
         self.journal = journal or Journal(current_instant)
-        self.retry_at = time.monotonic() + DAY  # When what CallErrors refused is tried once more.
+        self.retry_at = 0.0  # Monotonic seconds; when what CallErrors refused is tried once more.
         self.dialer = Dialer(config.host.max_size)
         self.relays: dict[str, Relay] = {}  # By charger id.
         self.tasks = Tasks()  # The watchdog, and one for each handshake.
-        self.handshakes: set[Link] = set()  # Not let in: not yet answered, or on their way out.
-        self.half_open: dict[Link, None] = {}  # Those whose request is not complete, the oldest first.
+        # Not let in: not yet answered, or on their way out; the oldest first.
+        self.handshakes: dict[Link, None] = {}
         self.complaints = Complaints()
         self.tls: ssl.SSLContext | None = None  # The listener's.
         self.files = raised_file_limit()  # That the process may have open.
         self.max_half_open = min(MAX_HALF_OPEN, self.files // 8)
-        self.max_chargers = min(MAX_CHARGERS, (self.files - FILES_OF_OUR_OWN) // FILES_OF_A_CHARGER)
+        self.max_chargers = min(MAX_MEMORIES, (self.files - FILES_OF_OUR_OWN) // FILES_OF_A_CHARGER)
         self.server: asyncio.Server | None = None
         self.watch_at = 0.0  # Monotonic seconds; when stale connections are looked for.
         self.lags: deque[float] = deque(maxlen=LAG_TICKS)  # Seconds that the watchdog woke too late.
 
     async def start(self) -> None:
-        """Listen, and deliver what an earlier run has left. Raises OSError if the address cannot be had."""
+        """Listen. Raises OSError if the address cannot be had."""
         host, self.tls = self.config.host, server_context(self.config.host)
         place = (self._link, host.addr, host.port)
         self.server = await asyncio.get_running_loop().create_server(*place, backlog=BACKLOG)
         self.tasks.start(self._watchdog(), "watchdog")
-        for memory in list(self.journal.memories.values()):
-            self._deliver(memory)
 
-    def _deliver(self, memory: Memory) -> None:
-        """Deliver what is stored for a charger's servers, without waiting for the charger."""
-        if memory.stored:
-            version = next(iter(memory.stored)).version or memory.version or "ocpp1.6"
-            self._relay(memory.charger, self.config.charger(memory.charger), version).deliver()
+    def _deliver(self) -> None:
+        """Deliver what is stored, also what was refused, without waiting for the chargers."""
+        for memory in list(self.journal.memories.values()):
+            memory.retry(current_instant().utc)
+            if memory.stored:
+                version = next(iter(memory.stored)).version or memory.version or "ocpp1.6"
+                self._relay(memory.charger, version).deliver()
 
     @property
     def port(self) -> int:
         """The port that it listens on."""
         assert self.server is not None
-        port: int = self.server.sockets[0].getsockname()[1]
-        return port
+        return int(self.server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         """Close everything; what does not end by itself is cut."""
@@ -3960,9 +3950,6 @@ class Proxy:
             await asyncio.wait([link.ended for link in links], timeout=STOP_SECONDS)
         for link in [*links, *self.handshakes]:
             link.abort()
-        for charger_id, memory in self.journal.memories.items():
-            if memory.stored and not self.journal.path:
-                log.warning("%s: %d stored Calls are lost", charger_id, len(memory.stored))
         await self.journal.close()
 
     def trouble(self) -> str:
@@ -3974,12 +3961,10 @@ class Proxy:
 
     def loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Tell what asyncio could not do; it would tell of each connection that it cannot accept."""
-        error = context.get("exception")
+        error, is_over = context.get("exception"), "_start_serving" in str(context.get("handle"))
         if isinstance(error, OSError) and "accept" in context.get("message", ""):
             self.complaints.say(logging.WARNING, "accept", "connections have to wait: %s", error)
-        elif "_start_serving" in str(context.get("handle")):
-            log.debug("asyncio would accept again on a port that is closed: %s", error)
-        elif self.complaints.due(f"{type(error).__name__} {error}") is not None:
+        elif not is_over and self.complaints.due(f"{type(error).__name__} {error}") is not None:
             loop.default_exception_handler(context)
 
     # Admission: a charger is let in if its primary lets it in.
@@ -3992,28 +3977,29 @@ class Proxy:
     def _connected(self, link: Link) -> None:
         if self.tls and link.transport:
             link.transport.pause_reading()  # Until start_tls.
-        self.handshakes.add(link)
-        link.ended.add_done_callback(lambda _: self.handshakes.discard(link))
-        self.half_open[link] = None
-        if len(self.half_open) > self.max_half_open:
-            oldest = next(iter(self.half_open))
-            del self.half_open[oldest]
-            oldest.abort("too many connections wait for their request")
+        self.handshakes[link] = None
+        link.ended.add_done_callback(lambda _: self.handshakes.pop(link, None))
+        if len(self.handshakes) > self.max_half_open:
+            half_open = [each for each in self.handshakes if not each.handshake.done()]
+            if len(half_open) > self.max_half_open:
+                half_open[0].abort("too many connections wait for their request")
         self.tasks.start(self._admit(link), "handshake")
 
     async def _admit(self, link: Link) -> None:
         """Answer a charger's handshake."""
-        say = partial(self.complaints.say, logging.INFO)
+        say, charger_id = partial(self.complaints.say, logging.INFO), ""
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 if self.tls:
                     await link.start_tls(self.tls)
                 request = await link.handshake
-            self.half_open.pop(link, None)
             assert isinstance(request, Request)
-            await self._let_in(link, request, self._visitor(request))
+            path = request.path.partition("?")[0].rstrip("/")
+            charger_id = urllib.parse.unquote(path.rpartition("/")[2])
+            await self._let_in(link, request, self._visitor(charger_id, request.headers))
         except RefusedError as refusal:
             self.journal.counts["refused_handshakes", str(int(refusal.response.status_code))] += 1
+            self._warn(refusal.what, charger_id or "a visitor", f"refused: {refusal}")
             link.respond(refusal.response)
         except TimeoutError:
             say("silent", "a connection without a handshake is closed")
@@ -4025,31 +4011,23 @@ class Proxy:
             what, why = "%s: its TLS handshake failed: %s; %s", str(error) or "it hung up"
             say(f"TLS {address}", what, address, why, advice)
         finally:
-            self.half_open.pop(link, None)
             if not link.opened:
                 link.abort()
 
-    def _warn(self, kind: str, charger_id: str, what: str, *values: object) -> None:
+    def _warn(self, kind: str, charger_id: str, what: str) -> None:
         """Warn once a minute of each charger that is known, and of all ids that never got in together."""
         subject = f"{kind} {charger_id}" if charger_id in self.journal.memories else kind
-        self.complaints.say(logging.WARNING, subject, f"%s: {what}", charger_id, *values)
+        self.complaints.say(logging.WARNING, subject, "%s: %s", charger_id, what)
 
-    def _visitor(self, request: Request) -> Visitor:
+    def _visitor(self, charger_id: str, headers: Headers) -> Visitor:
         """Read a handshake. Raises RefusedError for a charger that is not expected here."""
-        path, headers = request.path.partition("?")[0], request.headers
-        charger_id = urllib.parse.unquote(path.rstrip("/").rpartition("/")[2])
         if not is_charger_id(charger_id):
-            self.complaints.say(
-                logging.WARNING, "no id", "a charger is refused: %s ends in no charger id", path
-            )
-            raise RefusedError(HTTPStatus.NOT_FOUND, "the path does not end in a charger id")
+            raise RefusedError(404, "the path does not end in a charger id")
         if not self.config.host.admits(charger_id):
-            self._warn("unknown", charger_id, "refused: not among `chargers` in [host]")
-            raise RefusedError(HTTPStatus.NOT_FOUND, "unknown charger")
+            raise RefusedError(404, "unknown charger", detail=": not among `chargers` in [host]")
         is_browser = (only(headers, "User-Agent") or "").startswith("Mozilla/")
         if is_browser and "Origin" in headers:  # Chargers' libraries send odd ones, and are let in.
-            self._warn("origin", charger_id, "refused: a web page has opened this connection")
-            raise RefusedError(HTTPStatus.FORBIDDEN, "a web page")
+            raise RefusedError(403, "a web page has opened this connection")
         if "Connection" not in headers and "Upgrade" in headers:
             headers["Connection"] = "Upgrade"  # An Autel leaves it out (lbbrhzn/ocpp#1933).
         # The library is given the offer in proper form.
@@ -4064,108 +4042,75 @@ class Proxy:
         versions = [offer.lower() for offer in offers if offer.lower() in config.versions]
         return Visitor(charger_id, config, offers, versions, credentials)
 
-    def _check_room(self, visitor: Visitor) -> None:
+    def _check_room(self, charger_id: str) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
-        present, charger_id = self.journal.present, visitor.charger_id
+        present, known = self.journal.present, len(self.journal.memories)
         is_new = charger_id not in present  # One that comes again takes the place of its old one.
         if len(present) + is_new > self.max_chargers or not self.journal.has_room(charger_id):
-            what = "%s: refused: there is no room; %d chargers are here, %d known, %d files may be open"
-            values = (charger_id, len(present), len(self.journal.memories), self.files)
-            self.complaints.say(logging.WARNING, "full", what, *values)
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for it", RETRY_AFTER)
-
-    async def _check_login(self, visitor: Visitor) -> None:
-        """Refuse a charger that does not show the password that the ini may ask for. Raises RefusedError."""
-        charger_id, password = visitor.charger_id, visitor.config.password
-        if password and not shows_password(charger_id, password, visitor.credentials.authorization):
-            what = "refused: it does not show the user %s and the `password` of the ini"
-            self._warn("login", charger_id, what, charger_id)
-            await asyncio.sleep(WRONG_LOGIN_SECONDS)
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "wrong login", BASIC)
+            detail = f"; {len(present)} chargers are here, {known} known, {self.files} files may be open"
+            raise RefusedError(503, "there is no room for it", RETRY_AFTER, detail)
 
     async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> None:
         """Let the charger in if its primary accepts it. Raises RefusedError."""
-        self._check_room(visitor)
-        await self._check_login(visitor)
         charger_id, config, offers, versions, credentials = visitor
+        self._check_room(charger_id)
+        if config.password and not shows_password(charger_id, config.password, credentials.authorization):
+            await asyncio.sleep(WRONG_LOGIN_SECONDS)
+            detail = f": it does not show the user {charger_id} and the `password` of the ini"
+            raise RefusedError(401, "its login is not right", BASIC, detail)
         assert isinstance(link.protocol, ServerProtocol)
         response = link.protocol.accept(request)  # Without a subprotocol.
-        if (
-            response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
-        ):  # The primary might drop the charger for it.
-            what = "%s: no websocket handshake: answered with HTTP %d"
-            self.complaints.say(logging.INFO, "unfit", what, charger_id, response.status_code)
-            link.respond(response)
-        elif offers and not versions:  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
-            what = "closed: it speaks %s, `versions` allows %s"
-            self._warn("versions", charger_id, what, ", ".join(offers), ", ".join(config.versions))
+        if response.status_code != 101:  # The primary might drop the charger for it.
+            raise RefusedError(response.status_code, "no websocket handshake")
+        if offers and not versions:  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
+            what = f"closed: it speaks {', '.join(offers)}, `versions` allows {', '.join(config.versions)}"
+            self._warn("versions", charger_id, what)
             if link.respond(response):
                 link.close(1002, "no common subprotocol")
-        else:
-            primary = None if config.primary.is_local else await self._dial_primary(visitor)
-            version = (primary.protocol.subprotocol if primary else next(iter(versions), None)) or "ocpp1.6"
-            old = charger_id in self.relays and self.relays[charger_id].link
-            chosen = next((offer for offer in offers if offer.lower() == version), None)  # As it spells it.
-            with ExitStack() as to_undo:
-                if primary:
-                    to_undo.callback(primary.close, 1001, "the charger is gone")
-                self._check_room(visitor)  # Others may have taken it meanwhile.
-                if not (old and old.arrived > link.arrived) and link.respond(response, chosen):
-                    to_undo.pop_all()
-                    self.handshakes.discard(link)
-                    self._relay(charger_id, config, version).connect(link, primary, version, credentials)
+            return
+        primary = None if config.primary.is_local else await self._dial_primary(visitor)
+        version = (primary.protocol.subprotocol if primary else next(iter(versions), None)) or "ocpp1.6"
+        old = charger_id in self.relays and self.relays[charger_id].link
+        chosen = next((offer for offer in offers if offer.lower() == version), None)  # As it spells it.
+        with ExitStack() as to_undo:
+            if primary:
+                to_undo.callback(primary.close, 1001, "the charger is gone")
+            self._check_room(charger_id)  # Others may have taken it meanwhile.
+            if not (old and old.arrived > link.arrived) and link.respond(response, chosen):
+                to_undo.pop_all()
+                self.handshakes.pop(link, None)
+                self._relay(charger_id, version).connect(link, primary, version, credentials)
 
     async def _dial_primary(self, visitor: Visitor) -> Link:
         """Return the primary's link for this charger. Raises RefusedError."""
-        server, relay = visitor.config.primary, self.relays.get(visitor.charger_id)
-        versions = visitor.versions or ["ocpp1.6"]
-        place = (Peer.PRIMARY, server, visitor.charger_id, versions, visitor.credentials)
-        try:
+        charger_id, config, _, versions, credentials = visitor
+        place = (Peer.PRIMARY, config.primary, charger_id, versions or ["ocpp1.6"], credentials)
+        while True:
             try:
                 return await self.dialer.dial(*place)
             except DialError as error:
-                if error.status is None or relay is None or not await self._makes_room(relay):
-                    raise
-                # Some primaries allow one connection per charger, and the old one is dead.
-                log.info("%s: its old connection is closed; primary is asked again", visitor.charger_id)
-                return await self.dialer.dial(*place)
-        except DialError as error:
-            raise self._refusal(visitor, error) from None
+                relay = self.relays.get(charger_id)
+                if not (error.status and relay and await self._makes_room(relay)):
+                    raise refusal_of(visitor, error) from None
+            # Some primaries allow one connection per charger, and the old one is dead.
+            log.info("%s: its old connection is closed; primary is asked again", charger_id)
 
     async def _makes_room(self, relay: Relay) -> bool:
         """Close what stands at the primary for a charger whose old connection is dead or gone."""
         old, primary = relay.link, relay.outboxes.get(Peer.PRIMARY)
-        if old is None and not (primary and primary.link):
-            return False
-        if old and (not old.has_ponged or await old.probe(PROBE_SECONDS)):
-            return False  # Where Pongs never come, the watchdog and the system tell the dead.
-        if relay.link not in (old, None) or self.relays.get(relay.charger_id) is not relay:
-            return False
-        await relay.dismiss()
-        return True
+        if old:  # Where Pongs never come, the watchdog and the system tell the dead.
+            is_over = old.has_ponged and not await old.probe(PROBE_SECONDS)
+        else:
+            is_over = primary is not None and primary.link is not None
+        if is_over and relay.link in (old, None) and self.relays.get(relay.charger_id) is relay:
+            await relay.dismiss()
+            return True
+        return False
 
-    def _refusal(self, visitor: Visitor, error: DialError) -> RefusedError:
-        """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
-        status = error.status if error.status and 400 <= error.status < 500 else 503
-        what = "primary cannot be reached" if status == 503 else "primary refuses it"
-        advice = advice_for(error, Peer.PRIMARY, "it may come again")
-        if status == HTTPStatus.BAD_REQUEST:  # How many refuse a subprotocol.
-            advice = f"it was offered {' and '.join(visitor.offers) or 'no version'}: see versions"
-        elif status != 503:
-            own = visitor.config.primary.needs_charger_login
-            login = "the charger's own login" if own else "primary_password"
-            advice = f"check {login}, and that primary knows it"
-        self._warn(what, visitor.charger_id, f"refused: {what}: %s; %s", error, advice)
-        if status == 503:
-            return RefusedError(status, "the primary server is away", RETRY_AFTER)
-        passed_on = ("WWW-Authenticate", "Retry-After")
-        headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
-        return RefusedError(status, "refused by the primary server", headers)
-
-    def _relay(self, charger_id: str, config: ChargerConfig, version: str) -> Relay:
+    def _relay(self, charger_id: str, version: str) -> Relay:
         if charger_id not in self.relays:
-            place = (self.config.host, self.dialer, self.journal, current_instant)
-            self.relays[charger_id] = Relay(charger_id, config, version, *place)
+            place = (self.config, version, self.dialer, self.journal)
+            self.relays[charger_id] = Relay(charger_id, *place)
         return self.relays[charger_id]
 
     # The watchdog.
@@ -4179,26 +4124,30 @@ class Proxy:
             now = loop.time()
             self.lags.append(max(0.0, now - due))
             self.journal.tick()
-            if now >= self.retry_at:  # Try once more what CallErrors have refused.
+            if now >= self.retry_at:
                 self.retry_at = now + DAY
-                for memory in list(self.journal.memories.values()):
-                    memory.retry(time.time())
-                    self._deliver(memory)
+                self._deliver()
             is_watching = now >= self.watch_at
             if is_watching:
                 self.watch_at = now + self.config.host.watchdog_interval
-            for number, (charger_id, relay) in enumerate(list(self.relays.items())):
-                if number % RELAYS_AT_ONCE == 0:
-                    await asyncio.sleep(0)  # Let the others have a turn.
-                if relay.is_idle and self.relays.get(charger_id) is relay:
+            async for relay in in_turns(self.relays.values(), RELAYS_AT_ONCE):
+                if relay.is_idle:
                     relay.memory.is_in_use = False
-                    del self.relays[charger_id]
+                    del self.relays[relay.charger_id]
                     continue
                 # As callbacks of the loop: a fault in one relay is logged there and harms no other.
                 if relay.deadline <= now:
                     loop.call_soon(relay.tick)
                 if is_watching:
                     loop.call_soon(relay.watch)
+
+
+async def in_turns(things: Iterable[Any], at_once: int) -> AsyncIterator[Any]:
+    """Yield things as they are now; the loop runs after so many of them."""
+    for number, thing in enumerate(list(things)):
+        if number % at_once == 0:
+            await asyncio.sleep(0)
+        yield thing
 
 
 def current_instant() -> Instant:
@@ -4240,8 +4189,8 @@ def raised_file_limit() -> int:
 
 MOST_CHARGERS, MOST_SESSIONS, MOST_TROUBLES, MOST_EVENTS = 100, 200, 30, 100  # That a page shows.
 SESSIONS = 10  # That it shows unless it asks for more.
-AT_ONCE = 200  # Sessions that are read, written or drawn before others have a turn; or 2,000 counted.
-MAX_LEDGER_ROWS = 100_000  # Of one request, about 20 MB.
+AT_ONCE = 200  # Sessions that are written or drawn before others have a turn.
+MAX_LEDGER_ROWS = 50_000  # Of one request, about 10 MB: read at once, while saves wait.
 LOOK_UP_SECONDS = 20.0  # For the disk to answer; for a request to be complete and answered, three times that.
 WRONG_PASSWORD_SECONDS = 1.0  # Later, a few at a time: so nobody guesses many, and nobody is shut out.
 MAX_GUESSES_AT_ONCE = 8
@@ -4251,75 +4200,65 @@ GONE_SECONDS = {False: DAY, True: 7 * DAY}  # A charger that was not seen for so
 
 Record = dict[Any, Any]  # A session of the ledger, or what a page is told of something, as JSON.
 
-LEDGER = """
-SELECT sessions.*, (SELECT max(refused) FROM calls WHERE session = sessions.number) AS refused_call,
-    (SELECT min(since) FROM calls WHERE session = sessions.number AND refused = '') AS waits_since
-FROM {source} WHERE begun >= :since AND (begun, sessions.number) < (:until, :number)
-    AND :owner IN ('', owner) AND :charger IN ('', sessions.charger)
-    AND :badge IN ('', replace(replace(lower(trim(badge)), ':', ''), '-', ''))
-ORDER BY begun DESC, sessions.number DESC LIMIT :rows
-"""
-REFUSED = """(SELECT DISTINCT session FROM calls WHERE refused != '' AND since > :recent)
-    CROSS JOIN sessions ON sessions.number = session"""
-ENERGY = """
-SELECT date(begun, 'unixepoch', 'localtime') AS day, owner, sum(max(meter_stop - meter_start, 0)) AS wh
-FROM sessions WHERE begun >= ? AND owner IS NOT NULL AND NOT is_rejected
-GROUP BY day, owner HAVING wh > 0
-"""
-
-
-def time_text(utc: float | None) -> str:
-    """Return a time as OCPP writes it; "" for none."""
-    return "" if utc is None else Instant(0.0, utc).text
-
-
-def energy_of(meter_start: float | None, meter_stop: float | None) -> float | None:
-    """Return the Wh between two readings, whole if they are; None if one is missing."""
-    if meter_start is None or meter_stop is None:
-        return None
-    energy = round(meter_stop - meter_start, 3)
-    return int(energy) if energy.is_integer() else energy
-
-
-LEDGER_COLUMNS = (
+LEDGER_COLUMNS = (  # Of the CSV; behind them, for programs, `begun` and `ended`.
     *("charger", "connector", "badge", "owner", "start", "stop", "meter_start", "meter_stop", "wh"),
     *("transaction_id", "server_transaction_id", "reason", "delivered", "state", "words"),
 )
-
-
-def state_of(row: Record) -> tuple[str, str]:
-    """Say in a word, and in more words, what has become of a session and whether its server has it."""
-    against, waits_since = row["refused_call"] or row["refused"], row["waits_since"]
-    states = {
-        "rejected": row["is_rejected"],
-        "refused": row["refused_call"] or row["is_refused"],
-        "waiting": waits_since is not None,
-        "open": row["ended"] is None,
-        "recorded": row["server"] in ("", LOCAL),
-        "delivered": row["delivered"] is not None,
-        "no stop": not row["stop"],
-        "unconfirmed": True,  # Its stop was passed on, and no answer has come.
-    }
-    state = next(name for name, holds in states.items() if holds)
-    said = [f"since {time_text(waits_since)}"] if state == "waiting" else []
-    if against:
-        said.append(against if states["refused"] else f"its start was answered with {against}")
-        if row["stop"]:
-            said.append(f"its server {'has' if row['delivered'] else 'does not have'} the stop")
-    return state, "; ".join(said)
+LEDGER = """
+WITH found AS (
+    SELECT *, (SELECT max(refused) FROM calls WHERE session = sessions.number) AS refused_call,
+        (SELECT min(since) FROM calls WHERE session = sessions.number AND refused = '') AS waits_since
+    FROM sessions WHERE begun >= :since AND begun < :until
+        AND :owner IN ('', owner) AND :charger IN ('', charger)
+        AND :badge IN ('', replace(replace(lower(trim(badge)), ':', ''), '-', ''))
+    ORDER BY begun DESC, number DESC LIMIT :rows
+)
+SELECT charger, connector, badge, CASE WHEN is_rejected THEN '' ELSE owner END AS owner,
+    ifnull(nullif(started_at, ''), strftime('%Y-%m-%dT%H:%M:%SZ', begun, 'unixepoch')) AS start,
+    stopped_at AS stop, CAST(round(meter_start) AS INTEGER) AS meter_start,
+    CAST(round(meter_stop) AS INTEGER) AS meter_stop,
+    CAST(round(meter_stop) - round(meter_start) AS INTEGER) AS wh,
+    transaction_id, server_id AS server_transaction_id, reason,
+    ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered,
+    CASE
+        WHEN is_rejected THEN 'rejected'
+        WHEN refused_call != '' OR is_refused THEN 'refused'
+        WHEN waits_since IS NOT NULL THEN 'waiting'
+        WHEN ended IS NULL THEN 'open'
+        WHEN server IN ('', 'local') THEN 'recorded'
+        WHEN delivered THEN 'delivered'
+        WHEN stop = '' THEN 'no stop'
+        ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
+    END AS state,
+    begun, ended, stop != '' AS has_stop, ifnull(nullif(refused_call, ''), refused) AS against,
+    strftime('%Y-%m-%dT%H:%M:%SZ', waits_since, 'unixepoch') AS waits_since
+FROM found ORDER BY begun DESC, number DESC
+"""
+ENERGY = """
+SELECT substr(date(begun, 'unixepoch', 'localtime'), 1, size) AS day, owner,
+    CAST(sum(round(meter_stop) - round(meter_start)) AS INTEGER) AS wh
+FROM sessions, (SELECT length('2026-01') AS size UNION SELECT length('2026-01-31')) -- Months, days.
+WHERE begun >= ? AND owner IS NOT NULL AND meter_stop > meter_start AND NOT is_rejected
+GROUP BY day, owner
+"""
 
 
 def entry_of(row: Record) -> Record:
-    """Return a session of the ledger as people get it; its times by the charger's clock, if it told."""
-    owner, start = "" if row["is_rejected"] else row["owner"], row["started_at"] or time_text(row["begun"])
-    meters = [energy_of(0.0, row[name]) for name in ("meter_start", "meter_stop")]
-    values = (
-        *(row["charger"], row["connector"], row["badge"], owner, start, row["stopped_at"], *meters),
-        *(energy_of(row["meter_start"], row["meter_stop"]), row["transaction_id"], row["server_id"]),
-        *(row["reason"], time_text(row["delivered"]), *state_of(row)),
-    )
-    entry = dict(zip(LEDGER_COLUMNS, values, strict=True))
-    return entry | {"begun": row["begun"], "ended": row["ended"]}
+    """Return a session of the ledger as people get it, with more words on its state."""
+    said, against = [f"since {row['waits_since']}"] if row["state"] == "waiting" else [], row["against"]
+    if against:
+        said.append(against if row["state"] == "refused" else f"its start was answered with {against}")
+        if row["has_stop"]:
+            said.append(f"its server {'has' if row['delivered'] else 'does not have'} the stop")
+    row["words"] = "; ".join(said)
+    return {name: row[name] for name in (*LEDGER_COLUMNS, "begun", "ended")}
+
+
+def energy_of(session: Session) -> int | None:
+    """Return the Wh of a session so far; None until two readings have come."""
+    if session.meter_start is None or session.meter_stop is None:
+        return None
+    return round(session.meter_stop) - round(session.meter_start)
 
 
 def cell(value: Any) -> Any:
@@ -4613,22 +4552,29 @@ th:nth-child(n+5), td:nth-child(n+5) { text-align: right; font-variant-numeric: 
 <p>Sessions that began from $from to $to; times of zone $zone. Made $made by ocpp-2w-proxy $version.</p>
 $parts</body></html>
 """)
-REPORT_HEAD = "<tr><th>Begin<th>End<th>Charger<th>State<th>Meter, begin<th>Meter, end<th>kWh"
+REPORT_PART = """\
+<h2>{name}: badge {badge}</h2><table>
+<thead><tr><th>Begin<th>End<th>Charger<th>State<th>Meter, begin<th>Meter, end<th>kWh
+<tbody>{lines}<tr class=sum><td>Sum<td>{count} sessions<td><td><td><td><td>{kwh:.3f}</table>
+"""
 
 
-def policy_for(page: str) -> str:
-    """Return the Content-Security-Policy that lets a page use its own script and style, and nothing else."""
-    own = ""
-    for tag in ("script", "style"):
-        text = "".join(re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL))
-        own += f"; {tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-    rest = "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    return f"default-src 'none'{own}; {rest}"
+def hashes(tag: str) -> str:
+    """Return the part of a policy that lets the pages use their own text under a tag, and nothing else."""
+    texts = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE + REPORT.template, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+    return " ".join([f"{tag}-src", *(f"'sha256-{digest}'" for digest in digests)])
 
 
 AGE = ("oldest_stored_call_age_seconds",)
-STATUS_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
-STATUS_HEADERS |= {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+STATUS_HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; {hashes('script')}; {hashes('style')}; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 
 
 def report_line(row: Record) -> str:
@@ -4636,7 +4582,7 @@ def report_line(row: Record) -> str:
     stopped = utc_of(row["stop"]) or 0.0
     end = stopped if stopped >= row["begun"] else row["ended"] or 0.0  # That of a clock that is not set.
     times = [time.strftime("%Y-%m-%d %H:%M", time.localtime(t)) if t else "" for t in (row["begun"], end)]
-    readings = [row["meter_start"], row["meter_stop"], row["wh"]]
+    readings = (row["meter_start"], row["meter_stop"], row["wh"])
     energies = ["" if wh is None else f"{wh / 1000:.3f}" for wh in readings]
     return "<tr><td>" + "<td>".join(map(html.escape, [*times, row["charger"], row["state"], *energies]))
 
@@ -4664,7 +4610,6 @@ class Status:
         self.clean = clean  # Makes a peer's words fit to be shown.
         self.shown: Callable[[str], str] = str if proxy.config.full_badges else masked
         self.config = proxy.config.status
-        self.complaints = Complaints()
         self.guesses = asyncio.Semaphore(MAX_GUESSES_AT_ONCE)
         self.sums = Counter[tuple[str, str]]()  # Wh by day or month, and owner, since the last month began.
         self.sums_until = 0.0  # Monotonic seconds; so long they are fresh.
@@ -4672,13 +4617,13 @@ class Status:
 
     async def start(self) -> None:
         """Listen, if the ini wants it; chargers are served whatever comes of it."""
-        place = (self.config.addr, self.config.port)
+        place, patience = (self.config.addr, self.config.port), 3 * LOOK_UP_SECONDS
         if not self.config.port:
             return
+        listen = partial(websockets.serve, process_request=self._answer, logger=LIBRARY_LOG)
+        nobody = websockets.ServerConnection.close  # Gets so far.
         try:
-            listen = partial(websockets.serve, open_timeout=3 * LOOK_UP_SECONDS, logger=LIBRARY_LOG)
-            nobody = websockets.ServerConnection.close  # Gets so far.
-            self.server = await listen(nobody, *place, process_request=self._answer)
+            self.server = await listen(nobody, *place, open_timeout=patience)
         except OSError as error:
             log.warning("no status page: cannot listen on %s:%d: %s; chargers are served", *place, error)
             return
@@ -4696,11 +4641,8 @@ class Status:
         except RefusedError as refusal:
             response = refusal.response
         except (TimeoutError, sqlite3.Error) as error:
-            why = str(error) or "no answer of the disk in time"
-            self.complaints.say(logging.WARNING, "ledger", "status: no ledger: %s", why)
-            response = RefusedError(503, "the disk is busy", RETRY_AFTER).response
-        is_page = response.headers["Content-Type"].startswith("text/html")
-        response.headers["Content-Security-Policy"] = policy_for(response.body.decode() if is_page else "")
+            why = f"the state file does not answer: {error or 'it takes too long'}"
+            response = RefusedError(503, why, RETRY_AFTER).response
         response.headers.update(STATUS_HEADERS)
         response.body = b"" if request.method == "HEAD" else response.body
         return response
@@ -4708,81 +4650,66 @@ class Status:
     async def _check(self, request: Request, path: str, visitor: str) -> None:
         """Refuse what no person asks for, or who does not show the password. Raises RefusedError."""
         if request.method not in ("GET", "HEAD"):
-            allow = [("Allow", "GET, HEAD")]
-            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "there is nothing to change here", allow)
-        named = (only(request.headers, "Host") or "").lower()
-        host, own = re.sub(r":\d*$", "", named).strip("[]"), socket.gethostname().lower()
-        is_own = is_ip_address(host) or host in ("localhost", self.config.addr.lower(), own, f"{own}.local")
-        # Any name can be made to lead here (DNS rebinding); but its page has not the password.
-        if not (self.config.password or is_own):
-            raise RefusedError(HTTPStatus.FORBIDDEN, "not a name of this machine; use its address")
-        origins = {origin.lower().partition("://")[2] for origin in request.headers.get_all("Origin")}
-        if origins - {named}:  # With the port.
-            raise RefusedError(HTTPStatus.FORBIDDEN, "a web page of another host")
+            raise RefusedError(405, "there is nothing to change here", [("Allow", "GET, HEAD")])
+        password, own = self.config.password.encode(), socket.gethostname().lower()
+        if not password:  # Any name can be made to lead here (DNS rebinding).
+            host = re.sub(r":\d*$", "", (only(request.headers, "Host") or "").lower()).strip("[]")
+            if is_ip_address(host) or host in ("localhost", self.config.addr.lower(), own, f"{own}.local"):
+                return
+            raise RefusedError(403, "not a name of this machine; use its address")
         shown = basic_login(only(request.headers, "Authorization"))
-        password = self.config.password.encode()
-        is_open = not password or path == "/healthz"  # It tells nothing that the port does not tell.
-        if is_open or hmac.compare_digest(shown.partition(b":")[2], password):
+        # Health tells nothing that the port does not tell.
+        if path == "/healthz" or hmac.compare_digest(shown.partition(b":")[2], password):
             return
         if shown:  # Browsers ask once without.
-            self.complaints.say(logging.WARNING, "login", "status: a wrong password from %s", visitor)
+            self.proxy.complaints.say(logging.WARNING, "status", "status: a wrong password from %s", visitor)
             async with self.guesses:
                 await asyncio.sleep(WRONG_PASSWORD_SECONDS)
         challenge = [("WWW-Authenticate", 'Basic realm="ocpp-2w-proxy", charset="UTF-8"')]
-        raise RefusedError(HTTPStatus.UNAUTHORIZED, "the password of [status]; any user", challenge)
+        raise RefusedError(401, "the password of [status]; any user", challenge)
 
     async def _response(self, path: str, asked: dict[str, str]) -> Response:
         """Return what there is under a path. Raises RefusedError, TimeoutError or sqlite3.Error."""
-        status, kind, trouble = HTTPStatus.OK, "text/plain", self.proxy.trouble()
-        if path == "/":
-            text, kind = PAGE, "text/html"
-        elif path == "/status.json":
-            text, kind = dump(await self._told(asked)), "application/json"
-        elif path == "/sessions.csv":
-            text, kind = await self._csv(asked), "text/csv"
-        elif path == "/report":
-            text, kind = await self._report(asked), "text/html"
-        elif path == "/metrics":
-            text, kind = await self._metrics(), "text/plain; version=0.0.4"
-        elif path == "/healthz":
-            text, status = f"{trouble or 'ok'}\n", HTTPStatus.SERVICE_UNAVAILABLE if trouble else status
-        else:
-            what = "there are /, /status.json, /sessions.csv, /report, /healthz and /metrics"
-            raise RefusedError(HTTPStatus.NOT_FOUND, what)
-        return http_response(status, text, kind)
+        match path:
+            case "/":
+                return http_response(200, PAGE, "text/html")
+            case "/status.json":
+                return http_response(200, dump(await self._told(asked)), "application/json")
+            case "/sessions.csv":
+                return http_response(200, await self._csv(asked), "text/csv")
+            case "/report":
+                return http_response(200, await self._report(asked), "text/html")
+            case "/metrics":
+                return http_response(200, await self._metrics(), "text/plain; version=0.0.4")
+            case "/healthz":
+                trouble = self.proxy.trouble()
+                return http_response(503 if trouble else 200, f"{trouble or 'ok'}\n")
+        raise RefusedError(404, "there are /, /status.json, /sessions.csv, /report, /healthz and /metrics")
 
     # The ledger.
 
-    async def ledger(self, asked: Record, most: int = 2**31, source: str = "sessions") -> list[Record]:
-        """Return sessions, the newest first, as they stand now.
-
-        `asked` may hold `from`, `to`, `owner`, `badge`, `charger`. Raises sqlite3.Error or RefusedError.
-        """
-        place, found = {"badge": normalized(asked.get("badge", "")), "number": 0}, list[Record]()
+    async def ledger(self, asked: Record, most: int = MAX_LEDGER_ROWS + 1) -> list[Record]:
+        """Return sessions as they stand now, the newest first. Raises sqlite3.Error or RefusedError."""
+        place, default = Record(owner="", charger="", badge="") | asked, self.proxy.config.default
+        named = {default.name(peer): peer.value for peer in SERVERS}
+        place |= {"owner": named.get(place["owner"], place["owner"]), "rows": most}
         try:
             place["since"] = local_day(asked.get("from", "2000-01-01"))
             place["until"] = local_day(asked.get("to", "2999-12-31"), 1)
         except (ValueError, OverflowError):
             what = "from and to: expected days, as 2026-01-31, or times, as 2026-01-31T12:00:00Z"
-            raise RefusedError(HTTPStatus.BAD_REQUEST, what) from None
-        owner, named = asked.get("owner", ""), {self.proxy.config.default.name(p): p.value for p in SERVERS}
-        place |= {"owner": named.get(owner, owner), "charger": asked.get("charger", "")}
-        place |= {"rows": min(most, AT_ONCE), "recent": time.time() - REFUSED_SECONDS}
-        while len(found) < most and (rows := await self.journal.look_up(LEDGER.format(source=source), place)):
-            found += map(entry_of, rows)
-            place |= {"until": rows[-1]["begun"], "number": rows[-1]["number"]}
-            if len(found) > MAX_LEDGER_ROWS:
-                raise RefusedError(HTTPStatus.BAD_REQUEST, "too many sessions; ask for fewer days")
-        return found
+            raise RefusedError(400, what) from None
+        rows = await self.journal.look_up(LEDGER, place | {"badge": normalized(place["badge"])})
+        if len(rows) > MAX_LEDGER_ROWS:
+            raise RefusedError(400, "too many sessions; ask for fewer days")
+        return [entry_of(row) async for row in in_turns(rows, AT_ONCE)]
 
     async def _csv(self, asked: dict[str, str]) -> str:
         """Return the ledger as CSV (RFC 4180)."""
         text = io.StringIO()
         table = csv.DictWriter(text, LEDGER_COLUMNS, extrasaction="ignore")
         table.writeheader()
-        for number, row in enumerate(reversed(await self.ledger(asked))):
-            if number % AT_ONCE == 0:
-                await asyncio.sleep(0)  # Let the others have a turn.
+        async for row in in_turns(reversed(await self.ledger(asked)), AT_ONCE):
             table.writerow({name: cell(value) for name, value in row.items()})
         return text.getvalue()
 
@@ -4792,75 +4719,58 @@ class Status:
             first = datetime.fromisoformat(f"{asked.get('month') or time.strftime('%Y-%m')}-01")
             last = (first + timedelta(days=31)).replace(day=1) - timedelta(days=1)
         except (ValueError, OverflowError):
-            raise RefusedError(HTTPStatus.BAD_REQUEST, "month: expected one, as 2026-01") from None
+            raise RefusedError(400, "month: expected one, as 2026-01") from None
         days = {"from": f"{first:%Y-%m-%d}", "to": f"{last:%Y-%m-%d}"}
-        parts: dict[tuple[str, str], tuple[list[str], list[float]]] = {}
-        for number, row in enumerate(reversed(await self.ledger(asked | days))):
-            if number % AT_ONCE == 0:
-                await asyncio.sleep(0)  # Let the others have a turn.
+        parts: dict[tuple[str, str], list[Record]] = {}
+        async for row in in_turns(reversed(await self.ledger(asked | days)), AT_ONCE):
             if row["owner"]:
                 name = self.proxy.config.charger(row["charger"]).name(Peer(row["owner"]))
-                lines, energies = parts.setdefault((name, row["badge"]), ([], []))
-                lines.append(report_line(row))
-                energies.append(row["wh"] or 0)
-        tables = [
-            f"<h2>{html.escape(name)}: badge {html.escape(badge or 'none')}</h2><table><thead>{REPORT_HEAD}"
-            f"<tbody>{''.join(lines)}<tr class=sum><td>Sum<td>{len(lines)} sessions<td><td><td><td>"
-            f"<td>{sum(energies) / 1000:.3f}</table>\n"
-            for (name, badge), (lines, energies) in sorted(parts.items())
-        ]
+                parts.setdefault((name, row["badge"] or "none"), []).append(row)
+        text = ""
+        for place, rows in sorted(parts.items()):
+            name, badge = map(html.escape, place)
+            lines = [report_line(row) async for row in in_turns(rows, AT_ONCE)]
+            kwh = sum(row["wh"] or 0 for row in rows) / 1000
+            text += REPORT_PART.format(name=name, badge=badge, lines="".join(lines), count=len(rows), kwh=kwh)
         values = {"month": f"{first:%B %Y}", "zone": time.strftime("%Z"), "version": __version__} | days
-        values |= {"made": time.strftime("%Y-%m-%d %H:%M")}
-        values["parts"] = "".join(tables) or "<p>No session began in this month.</p>"
-        return REPORT.substitute(values)
+        values["parts"] = text or "<p>No session began in this month.</p>"
+        return REPORT.substitute(values, made=time.strftime("%Y-%m-%d %H:%M"))
 
     # The state of things.
 
     async def _look(self, find: str = "") -> tuple[Record, list[Any]]:
         """Return what is counted, and who is to be shown, by rank; the loop runs in between."""
         totals: Record = Counter()
-        found, utc, weight = list[Any](), time.time(), 0
-        for charger_id, memory in list(self.journal.memories.items()):
-            weight += 10 + len(memory.sessions) + len(memory.stored)
-            if weight > 10 * AT_ONCE:
-                weight = 0
-                await asyncio.sleep(0)  # Let the others have a turn.
-            relay, state = self.proxy.relays.get(charger_id), self._state_of(memory, utc)
-            if not state:
-                continue
+        found, utc, admits = list[Any](), time.time(), self.proxy.config.host.admits
+        async for memory in in_turns(self.journal.memories.values(), RELAYS_AT_ONCE):
+            relay, is_known = self.proxy.relays.get(memory.charger), memory.has_charged or bool(memory.stored)
+            is_missed = utc < memory.seen + GONE_SECONDS[is_known] and admits(memory.charger)
+            state = "online" if relay and relay.link else "offline" if is_missed else "gone"
+            if state == "gone" and not is_known:
+                continue  # Somebody has mistyped an id.
             totals["chargers", state] += 1
-            totals["waiting",] += len(memory.stored)
-            for call in memory.stored:
-                totals["stored_calls", call.peer.value if call.peer else "unknown"] += 1
-                totals[AGE] = max(totals[AGE], utc - call.since)
             wanted = [o for o in relay.outboxes.values() if o.link or o.is_wanted] if relay else []
             for outbox in wanted:
                 totals["servers", outbox.peer.value, "connected" if outbox.link else "down"] += 1
                 totals["down", outbox.relay.config.name(outbox.peer), outbox.trouble] += not outbox.link
+            self._count(memory, totals, utc)
             is_well = all(outbox.link for outbox in wanted) and not memory.stored
-            is_in_use = self._count_sessions(memory, totals, utc)
-            if (state != "gone" or memory.stored) and find in charger_id.lower():
-                found.append((is_well, not is_in_use, state != "online", charger_id, memory))
+            is_idle = all(session.ended is not None for session in memory.sessions.values())
+            if (state != "gone" or memory.stored) and find in memory.charger.lower():
+                found.append((is_well, is_idle, state != "online", memory.charger, memory))
         return totals, found
 
-    def _count_sessions(self, memory: Memory, totals: Record, utc: float) -> bool:
-        """Count a charger's sessions of the last days; return whether any is open."""
-        sessions = memory.sessions.values()
-        recent = [s for s in sessions if s.ended is None or s.ended >= utc - SESSION_SECONDS]
-        for session in recent:
+    def _count(self, memory: Memory, totals: Record, utc: float) -> None:
+        """Count what a charger has stored, and its sessions of the last days."""
+        totals["waiting",] += len(memory.stored)
+        for call in memory.stored:
+            totals["stored_calls", to_column(call.peer) or "unknown"] += 1
+            totals[AGE] = max(totals[AGE], utc - call.since)
+        for session in memory.sessions.values():
             what = "open" if session.ended is None else "ended"
             what = "rejected" if session.is_rejected else "refused" if session.refused else what
-            totals["sessions", session.owner.value if session.owner else "unknown", what] += 1
-        return any(session.ended is None for session in recent)
-
-    def _state_of(self, memory: Memory, utc: float) -> str:
-        """Return how a charger counts; "" = not at all, somebody once mistyped an id."""
-        relay, is_known = self.proxy.relays.get(memory.charger), memory.has_charged or bool(memory.stored)
-        is_admitted = self.proxy.config.host.admits(memory.charger)
-        if relay and relay.link:
-            return "online"
-        is_missed = utc - memory.seen < GONE_SECONDS[is_known] and is_admitted
-        return "offline" if is_missed else "gone" if is_known else ""
+            if session.ended is None or session.ended >= utc - SESSION_SECONDS:
+                totals["sessions", to_column(session.owner) or "unknown", what] += 1
 
     async def _metrics(self) -> str:
         """Return what is counted, in the text format of Prometheus (0.0.4)."""
@@ -4869,7 +4779,7 @@ class Status:
         samples["event_loop_lag_seconds",] = max(self.proxy.lags, default=0.0)
         samples["state_file_failing",] = int(bool(self.journal.failure))
         for (counted, *names), count in self.journal.counts.items():
-            samples[f"{counted}_total", *(n.value if isinstance(n, Peer) else n for n in names)] = count
+            samples[f"{counted}_total", *map(to_column, names)] = count
         lines = []
         for metric, (kind, labels, words_of_help, known) in METRICS.items():
             name = f"ocpp_proxy_{metric}"
@@ -4882,43 +4792,38 @@ class Status:
 
     async def _told(self, asked: dict[str, str]) -> Record:
         """Return all that the page shows; the README tells its fields."""
-        config, wanted = self.proxy.config, asked.get("sessions", "")
-        configs = (config.default, *config.chargers.values())
-        find = asked.get("find", "").strip().lower()
+        config, wanted, find = self.proxy.config, asked.get("sessions", ""), asked.get("find", "")
         most = min(int(wanted), MOST_SESSIONS) if re.fullmatch(r"[0-9]{1,6}", wanted) else SESSIONS
-        sessions = await self.ledger({}, most)
-        refused = await self.ledger({}, MOST_TROUBLES, REFUSED)
-        energy = await self._energy()
-        totals, found = await self._look(find)
-        chargers = [await self._charger(*shown[3:]) for shown in heapq.nsmallest(MOST_CHARGERS, found)]
-        told: Record = {"now": time.time(), "version": __version__, "find": find, "chargers": chargers}
+        told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
-        told |= {"port": self.proxy.port, "waiting": totals["waiting",]}
+        configs = (config.default, *config.chargers.values())
+        named = [peer for peer in SERVERS if any(each.server(peer) for each in configs)]
+        told |= {"port": self.proxy.port, "names": {peer.value: config.default.name(peer) for peer in named}}
+        told["sessions"] = await self.ledger({}, most)
+        for row in told["sessions"]:
+            row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
+        told["energy"] = await self._energy()
+        totals, found = await self._look(told["find"])
+        ranked = sorted(found)[:MOST_CHARGERS]
+        told["chargers"] = [self._charger(memory) async for *_, memory in in_turns(ranked, 1)]
         told |= {name: totals["chargers", name] for name in ("online", "offline")}
-        told["names"] = {
-            p.value: config.default.name(p) for p in SERVERS if any(c.server(p) for c in configs)
-        }
-        told["trouble"] = self._troubles(totals, refused)
-        fit = ((row, self.shown(row["badge"]), self.clean(row["words"])) for row in sessions)
-        told["sessions"] = [row | {"badge": badge, "words": words_of_it} for row, badge, words_of_it in fit]
-        return told | {"energy": energy, "events": list(self.events.lines)}
+        told |= {"waiting": totals["waiting",], "trouble": list(self._troubles(totals))}
+        return told | {"events": list(self.events.lines)}
 
-    async def _charger(self, charger_id: str, memory: Memory) -> Record:
+    def _charger(self, memory: Memory) -> Record:
         """Return what the page shows of a charger."""
-        await asyncio.sleep(0)  # Let the others have a turn.
-        relay, skew = self.proxy.relays.get(charger_id), time.time() - time.monotonic()
-        link, connectors = relay.link if relay else None, []
-        sessions: list[Record] = []
+        relay, skew = self.proxy.relays.get(memory.charger), time.time() - time.monotonic()
+        link, connectors, sessions = relay.link if relay else None, [], []
         for session in (session for session in memory.sessions.values() if session.ended is None):
             owner = "" if session.is_rejected else to_column(session.owner)
             view = {"connector": session.connector, "badge": self.shown(session.badge), "owner": owner}
-            view |= {"begun": session.begun, "wh": energy_of(session.meter_start, session.meter_stop)}
+            view |= {"begun": session.begun, "wh": energy_of(session)}
             sessions.append(view | {"kw": None if session.power is None else session.power / 1000})
         for text in memory.statuses.values():
             said = content_of(VOCABULARIES[memory.version].charger, parse(text))
             place = said.payload.get("connectorId") if said.connector is None else said.connector
             connectors.append({"connector": place, "status": short(value_at(said.payload, said.facts.state))})
-        told = {"id": charger_id, "online": link is not None, "version": memory.version}
+        told = {"id": memory.charger, "online": link is not None, "version": memory.version}
         told |= {"since": link.opened + skew if link else memory.seen or None}
         told |= {"connectors": connectors, "waiting": len(memory.stored), "sessions": sessions}
         servers = [self._server(relay, p, skew) for p in SERVERS if relay and relay.config.server(p)]
@@ -4926,60 +4831,53 @@ class Status:
 
     def _server(self, relay: Relay, peer: Peer, skew: float) -> Record:
         """Return how a server of a charger does."""
-        outbox, state, words_of_it, next_at = relay.outboxes.get(peer), LOCAL, "", None
+        outbox, state, why, next_at = relay.outboxes.get(peer), LOCAL, "", None
         if outbox and outbox.link:
             state = "connected" if outbox.is_booted else "has not accepted the boot yet"
         elif outbox:
-            state, words_of_it = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
+            state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
             next_at = None if outbox.next_at == math.inf else outbox.next_at + skew
         told = {"peer": peer.value, "name": relay.config.name(peer)}
-        return told | {"state": state, "words": words_of_it, "next": next_at}
+        return told | {"state": state, "words": why, "next": next_at}
 
-    def _troubles(self, totals: Record, refused: list[Record]) -> list[Record]:
-        """Return what a person should look at, with what to do."""
-        found = list[tuple[str, str]]()
+    def _troubles(self, totals: Record) -> Iterator[Record]:
+        """Yield what a person should look at, with what to do."""
         if trouble := self.proxy.trouble():
-            found.append((f"The proxy cannot serve: {trouble}.", "See the disk, and the log."))
+            yield {"what": f"The proxy cannot serve: {trouble}.", "todo": "See the disk, and the log."}
         downs = Counter({key[1:]: n for key, n in totals.items() if key[0] == "down" and key[2] and n})
-        for (server, words_of_it), count in downs.most_common(MOST_TROUBLES):
-            what = f"{server} is down for {count} charger{'s' * (count > 1)}: {self.clean(words_of_it)}."
-            found.append((what, "It is dialled again. What belongs to it waits here, safe on disk."))
+        for (server, why), count in downs.most_common(MOST_TROUBLES):
+            what = f"{server} is down for {count} charger{'s' * (count > 1)}: {self.clean(why)}."
+            yield {"what": what, "todo": "It is dialled again. What belongs to it waits here, safe on disk."}
         if totals[AGE] > LATE_SECONDS:
             what = f"Messages wait: {totals['waiting',]}, the oldest for {totals[AGE] / 60:.0f} min."
-            found.append((what, "Each goes to its server once that is connected and accepts the charger."))
-        for row in refused:
-            server = self.proxy.config.charger(row["charger"]).name(row["owner"] and Peer(row["owner"]))
-            what = f"{server} refuses the session of badge {self.shown(row['badge'])} at {row['charger']}"
-            what += f" of {(row['wh'] or 0) / 1000:.2f} kWh: {self.clean(row['words'])}."
-            again = " It is tried again once a day." if CALL_ERROR in row["words"] else ""
+            yield {"what": what, "todo": "Each goes once its server is connected and accepts the charger."}
+        recent = time.time() - REFUSED_SECONDS
+        calls = [call for memory in self.journal.memories.values() for call in memory.refused]
+        refused = {call.session: call.refused for call in calls if call.session and call.since > recent}
+        for session, why in list(refused.items())[-MOST_TROUBLES:]:
+            server = self.proxy.config.charger(session.charger).name(session.owner)
+            what = f"{server} refuses the session of badge {self.shown(session.badge)} at {session.charger}"
+            what += f" of {(energy_of(session) or 0) / 1000:.2f} kWh: {self.clean(why)}."
+            again = " It is tried again once a day." if CALL_ERROR in why else ""
             todo = f"Ask who runs {server} to accept this badge and charger; the ledger has the session."
-            found.append((what, todo + again))
-        told: list[Record] = [{"what": what, "todo": todo} for what, todo in found]
+            yield {"what": what, "todo": todo + again}
         for badge, (charger_id, _) in list(self.journal.unlisted.items())[-MOST_TROUBLES:]:
             what = f"A badge that is on no list was shown at {charger_id}:"
             todo = "Copy the number to primary_rfid or secondary_rfid in the ini, and restart the proxy."
-            told.append({"what": what, "todo": todo, "copy": badge})
-        return told
+            yield {"what": what, "todo": todo, "copy": badge}
 
     async def _energy(self) -> Record:
         """Return the Wh of this and the last month, and of each of the last 30 days, by owner."""
-        today = datetime.now().replace(hour=12)  # By this machine's clock.
-        months = [today, today.replace(day=1) - timedelta(days=1)]
-        if (began := time.monotonic()) >= self.sums_until:
-            self.sums.clear()
-            for row in await self.journal.look_up(ENERGY, [local_day(f"{months[1]:%Y-%m}-01")]):
-                for date in (row["day"], row["day"][:7]):
-                    self.sums[date, row["owner"]] += row["wh"]
+        today, began = datetime.now().replace(hour=12), time.monotonic()  # By this machine's clock.
+        months = [f"{month:%Y-%m}" for month in (today, today.replace(day=1) - timedelta(days=1))]
+        days = [f"{today - timedelta(days=back):%Y-%m-%d}" for back in range(29, -1, -1)]
+        if began >= self.sums_until:
+            rows = await self.journal.look_up(ENERGY, [local_day(f"{months[1]}-01")])
+            self.sums = Counter({(row["day"], row["owner"]): row["wh"] for row in rows})
             self.sums_until = time.monotonic() + FRESH_TIMES * (time.monotonic() - began)
-        dates = {"months": [f"{month:%Y-%m}" for month in months]}
-        dates["days"] = [f"{today - timedelta(days=back):%Y-%m-%d}" for back in range(29, -1, -1)]
         owners = [peer.value for peer in SERVERS]
-        return {
-            view: [
-                {"date": date} | {owner: self.sums[date, owner] for owner in owners} for date in dates[view]
-            ]
-            for view in dates
-        }
+        sums_of = lambda date: {"date": date} | {owner: self.sums[date, owner] for owner in owners}  # noqa: E731
+        return {"months": list(map(sums_of, months)), "days": list(map(sums_of, days))}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -5159,7 +5057,7 @@ async def way_to(dialer: Dialer, peer: Peer, server: ServerConfig) -> list[str]:
     writer.close()
     left = (end - time.time()) / DAY
     soon = f": only {left:.0f} days" if left < EXPIRY_DAYS else ""
-    return [*lines, f"TLS: its certificate is valid until {time_text(end)}{soon}"]
+    return [*lines, f"TLS: its certificate is valid until {Instant(0.0, end).text}{soon}"]
 
 
 def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:

@@ -131,7 +131,7 @@ async def test_the_password_is_checked_before_the_primary_is_asked(
                 assert (status, headers["WWW-Authenticate"]) == (401, 'Basic realm="ocpp"')
             await cp.calls("1", "Heartbeat")
         assert len(primary.requests) == 2
-    lines = [line.partition(": ref")[0] for line in told(caplog, "refused: it does not show the user")]
+    lines = [line.partition(": ")[0] for line in told(caplog, "it does not show the user")]
     assert lines == ["CP1", "A:B", "CP3"], "ids that never got in share one"
     assert told(caplog, "wrong") == told(caplog, "common") == []
 

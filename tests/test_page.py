@@ -155,7 +155,12 @@ async def test_a_phone_shows_a_busy_house_on_a_few_screens() -> None:
     async with watched(NAMES) as (status, proxy, *_):
         for number in range(50):
             begun = time.time() - number * p.DAY / 2
-            booked(proxy, ("GARAGE-1", "CARPORT-2")[number % 2], begun=begun, started_at=p.time_text(begun))
+            booked(
+                proxy,
+                ("GARAGE-1", "CARPORT-2")[number % 2],
+                begun=begun,
+                started_at=p.Instant(0.0, begun).text,
+            )
         now = time.time()
         booked(proxy, "GARAGE-1", begun=now, touched=now, owner=None, ended=None, stop="")
         async with charger(proxy, "GARAGE-1") as one, charger(proxy, "CARPORT-2") as other:

@@ -57,7 +57,7 @@ def delivers_alone(stage: Stage) -> None:
     """Let the proxy, which has just started, deliver what is left without waiting for the charger."""
     with patch.object(p, "Tasks", StageTasks), patch.object(p, "current_instant", stage.now):
         proxy = p.Proxy(stage.config, stage.journal)
-        proxy._deliver(stage.memory)
+        proxy._deliver()
     stage.relay = proxy.relays["CP1"]
     stage.version = stage.relay.version
 

@@ -162,9 +162,8 @@ class Stage:
 
     def begin(self, version: str) -> None:
         """Let the proxy make its Relay for the charger."""
-        config = self.config.charger("CP1")
         dialer: Any = SimpleNamespace()  # It dials nobody.
-        self.relay = p.Relay("CP1", config, version, self.config.host, dialer, self.journal, self.now)
+        self.relay = p.Relay("CP1", self.config, version, dialer, self.journal)
         self.relay.tasks = StageTasks()
 
     def killed(self, ini: str = "") -> None:
