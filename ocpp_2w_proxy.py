@@ -68,7 +68,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
@@ -1212,22 +1212,16 @@ REFUSED_SECONDS = 30 * DAY  # What CallErrors refused is tried once more a day f
 
 # The most of each kind that one charger may have; beyond it the oldest goes.
 MAX_SESSIONS = 1000
-MAX_CLAIMS = 32
-MAX_ASKED = 64  # Requests that the charger may report on.
-MAX_STATUSES = 64
-MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot, of an answer, or of all statuses, that are kept.
-MAX_ANSWERS = 32  # That a 2.x transaction was given, to know a repeat by.
+MAX_FEW = 64  # Claims, reports, statuses, a session's answers; a server's Calls for it, waiting or sent.
+MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot, of a status, or of an answer, that are kept.
 MAX_OWNERLESS = 100  # Stored Calls of one transaction whose owner is not known yet.
 MAX_STORED = 10_000  # Calls of one charger;
 MAX_STORED_TEXT = 2**26  # characters of them. Where no reading can go, nothing more is stored or answered.
 MAX_REFUSED = 1000  # Refused Calls of one charger that are kept to be shown.
-MAX_COMMANDS = 64  # Calls of one server for the charger;
-MAX_COMMANDS_TEXT = 2**20  # characters of them; a single one may be longer.
-MAX_SENT = 16  # Calls given up and the last one: a late answer must not be taken for another's.
+MAX_COMMANDS_TEXT = 2**20  # Characters of one server's Calls that wait; a single one may be longer.
 
 CALL_ERROR = "CallError"  # Begins the words of what a CallError has refused: it is tried again.
 ACTION = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # A charger's parser might end it at the first odd character.
-UNKEPT = {"kept": False}  # Marks the attributes that the state file does not hold.
 
 
 class Instant(NamedTuple):
@@ -1250,15 +1244,14 @@ class Kind(Enum):
     PASSING = "passing"  # Gone with the connection: copies, notes, what is the proxy's own.
 
 
+# Of a Call, a Session and a Memory the state file holds what stands above the KW_ONLY.
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """A Call on its way to a server. Its text stands under its message id."""
 
-    kind: Kind = field(metadata=UNKEPT)
-    action: str = field(metadata=UNKEPT)
-    message_id: MessageId = field(metadata=UNKEPT)  # Towards its server.
     text: str
-    content: Content = field(metadata=UNKEPT)
     peer: Peer | None = None  # Its server. None: a stored Call whose server is not known yet.
     charger: str = ""  # Its id.
     session: Session | None = None
@@ -1267,15 +1260,25 @@ class Call:
     since: float = 0.0  # UTC seconds; when it came.
     tries: int = 0  # CallErrors that it met; at most three.
     refused: str = ""  # Its server's words; "" = it waits.
-    number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
-    reply_to: MessageId | None = field(default=None, metadata=UNKEPT)  # The charger's id that waits.
-    own_answer: str = field(default="", metadata=UNKEPT)  # JSON; the proxy's own, until it is given.
-    why: str = field(default="", metadata=UNKEPT)  # Whose it is, by which rule; "" = a copy, or of the disk.
-    is_awaited: bool = field(default=False, metadata=UNKEPT)  # The charger waits for the secondary's first.
-    queued: float = field(default=0.0, metadata=UNKEPT)  # Monotonic seconds; 0 = before the process.
-    was_kept: bool = field(default=False, metadata=UNKEPT)  # For the owner of its transaction.
-    sent: float | None = field(default=None, metadata=UNKEPT)  # Monotonic; None = not on this connection.
-    not_before: float = field(default=0.0, metadata=UNKEPT)  # Monotonic seconds; its next try.
+    _: KW_ONLY
+    kind: Kind
+    action: str
+    message_id: MessageId  # Towards its server.
+    content: Content
+    number: int = 0  # Its row in the state file; 0 = none yet.
+    reply_to: MessageId | None = None  # The charger's id that waits.
+    own_answer: str = ""  # JSON; the proxy's own, until it is given.
+    why: str = ""  # Whose it is, by which rule; "" = a copy, or of the disk.
+    is_awaited: bool = False  # The charger waits for the secondary's answer first.
+    queued: float = 0.0  # Monotonic seconds; 0 = before the process.
+    was_kept: bool = False  # For the owner of its transaction.
+    sent: float | None = None  # Monotonic; None = not on this connection.
+    not_before: float = 0.0  # Monotonic seconds; its next try.
+
+    def rename(self) -> None:
+        """Take a new message id: SteVe refuses ids that it has seen on the connection."""
+        self.message_id = new_message_id()
+        self.text = patch(self.text, (1,), self.message_id)
 
 
 @dataclass(slots=True, eq=False)
@@ -1286,7 +1289,7 @@ class Session:
     badge: str  # As it came; "" = none.
     connector: int | None  # 2.x: the EVSE.
     begun: float  # UTC seconds.
-    touched: float  # UTC seconds of its last message.
+    touched: float  # UTC seconds, to the minute: its last message; when its readings were reckoned up.
     charger: str = ""  # Its id.
     server: str = ""  # Its owner's address as it stood when the session began; "" = not known.
     transaction_id: TransactionId | None = None  # As the charger knows it; None until there is one.
@@ -1305,15 +1308,11 @@ class Session:
     is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
     refused: str = ""  # The owner's words against its start.
     is_refused: bool = False  # The owner knows nothing of it: the rest is kept and not sent.
-    answers: dict[str, str] = field(default_factory=dict)  # JSON by Content.mark; MAX_ANSWERS.
-    number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
-    saved: float = field(
-        default=0.0, metadata=UNKEPT
-    )  # UTC seconds; when its readings were reckoned up last.
-    measured: tuple[float, float] | None = field(default=None, metadata=UNKEPT)  # By the charger's clock: UTC
-    power: float | None = field(
-        default=None, metadata=UNKEPT
-    )  # seconds and Wh; and the W up to that reading.
+    answers: dict[str, str] = field(default_factory=dict)  # JSON by Content.mark; MAX_FEW.
+    _: KW_ONLY
+    number: int = 0  # Its row in the state file; 0 = none yet.
+    measured: tuple[float, float] | None = None  # By the charger's clock: UTC seconds and Wh,
+    power: float | None = None  # and the W up to that reading.
 
     @property
     def key(self) -> TransactionId:
@@ -1347,23 +1346,20 @@ class Memory:
     heartbeat_interval: int = HEARTBEAT_INTERVAL  # Seconds; what the charger was told.
     dropped: int = 0  # Stored readings that had to go, since it is known.
     has_charged: bool = False  # It has had a session: not only an id that somebody has mistyped.
-    statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_STATUSES.
-    claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_CLAIMS.
-    # By Session.key; MAX_SESSIONS.
-    sessions: dict[TransactionId, Session] = field(default_factory=dict, metadata=UNKEPT)
-    stored: dict[Call, None] = field(default_factory=dict, metadata=UNKEPT)  # In order; MAX_STORED.
-    stored_text: int = field(default=0, metadata=UNKEPT)  # Characters of them; MAX_STORED_TEXT.
-    refused: list[Call] = field(default_factory=list, metadata=UNKEPT)  # The oldest first; MAX_REFUSED.
-    # Who has asked last for something: by request id, or by Action where there is none; MAX_ASKED.
-    asked: dict[int | str, Peer] = field(default_factory=dict, metadata=UNKEPT)
+    statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_FEW.
+    claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_FEW.
+    _: KW_ONLY
+    number: int = 0  # Its row in the state file; 0 = none yet.
+    sessions: dict[TransactionId, Session] = field(default_factory=dict)  # By Session.key; MAX_SESSIONS.
+    stored: dict[Call, None] = field(default_factory=dict)  # In order; MAX_STORED.
+    refused: list[Call] = field(default_factory=list)  # The oldest first; MAX_REFUSED.
+    # Who has asked last for something: by request id, or by Action where there is none; MAX_FEW.
+    asked: dict[int | str, Peer] = field(default_factory=dict)
     # Until when a reading may be the answer to a TriggerMessage, in monotonic seconds.
-    triggers: dict[Peer, float] = field(default_factory=dict, metadata=UNKEPT)
-    # The Journal's: rows that the disk does not know so; whether they are there.
-    changed: dict[Row, bool] = field(default_factory=dict, metadata=UNKEPT)
-    # Likewise: sessions whose last reading waits to be reckoned up, and what does it.
-    later: dict[Session, Callable[[], None]] = field(default_factory=dict, metadata=UNKEPT)
-    number: int = field(default=0, metadata=UNKEPT)  # Its row in the state file; 0 = none yet.
-    is_in_use: bool = field(default=False, metadata=UNKEPT)  # A Relay holds it.
+    triggers: dict[Peer, float] = field(default_factory=dict)
+    changed: dict[Row, bool] = field(default_factory=dict)  # Journal.pending.
+    later: dict[Session, Callable[[], None]] = field(default_factory=dict)  # Journal.later.
+    is_in_use: bool = False  # A Relay holds it.
 
     @property
     def is_needed(self) -> bool:
@@ -1373,8 +1369,6 @@ class Memory:
     def note(self, row: Row, is_there: bool = True) -> None:
         """Let the disk know how a row stands now, or that it is gone."""
         self.changed[row] = is_there
-
-    # Sessions.
 
     def add(self, session: Session, transaction_id: TransactionId | None = None) -> None:
         """Let a session be found, by the id that the charger is told; beyond the bound the oldest goes."""
@@ -1400,12 +1394,7 @@ class Memory:
         session.ended = utc
         self.note(session)
 
-    def repeated_start(self, start: str) -> Session | None:
-        """Return the session that a StartTransaction repeats: the charger has not used its id yet."""
-        fits = (s for s in reversed(self.sessions.values()) if s.start == start)
-        return next((session for session in fits if not (session.stop or session.is_used)), None)
-
-    def stopped_by(self, said: Content) -> tuple[Session, str] | None:
+    def stopped_by(self, said: Content) -> Route | None:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
         stop, badge = said.stop, normalized(said.badge or "")
         sessions = [session for session in self.sessions.values() if session.owner]
@@ -1421,7 +1410,7 @@ class Memory:
                 last = {session.connector: session for session in sessions}  # Who holds each connector.
                 found = [session for session in found if last[session.connector] is session]
             if fits:
-                return (found[0], why) if len(found) == 1 else None
+                return Route(found[0].owner, why, found[0]) if len(found) == 1 else None
         return None
 
     def known_as(self, peer: Peer, server: str, server_id: Any) -> Session | None:
@@ -1431,44 +1420,37 @@ class Memory:
         return max(named, key=lambda session: (session.ended is None, session.begun), default=None)
 
     def drop_claims(self, is_over: Callable[[Claim], bool]) -> None:
-        """Forget the claims that are over."""
-        left = [claim for claim in self.claims if not is_over(claim)]
-        if len(left) < len(self.claims):
-            self.claims = left
+        if any(map(is_over, self.claims)):
+            self.claims = [claim for claim in self.claims if not is_over(claim)]
             self.note(self)
 
     # Stored Calls.
 
-    @property
-    def is_full(self) -> bool:
-        """Whether something has to go before more can be stored."""
-        return len(self.stored) >= MAX_STORED or self.stored_text > MAX_STORED_TEXT
-
-    def store(self, call: Call) -> list[Call]:
-        """Keep a Call until its server has answered it; return the readings that had to go for it."""
-        gone, is_ownerless = list[Call](), call.session is not None and call.session.owner is None
-        mine = [other for other in self.stored if is_ownerless and other.session is call.session]
+    def make_room(self, session: Session | None) -> list[Decision] | None:
+        """Let the oldest readings go for one more stored Call; None = there is none that could go."""
+        is_ownerless, told = session is not None and session.owner is None, list[Decision]()
+        mine = [call for call in self.stored if is_ownerless and call.session is session]
         surplus = mine if len(mine) >= MAX_OWNERLESS else []
-        while reading := oldest_reading(surplus) or oldest_reading(self.stored if self.is_full else ()):
-            gone.append(reading)
+        while True:
+            size = sum(len(call.text) for call in self.stored)
+            is_full = len(self.stored) >= MAX_STORED or size > MAX_STORED_TEXT
+            calls = itertools.chain(surplus, self.stored if is_full else ())
+            reading = next((call for call in calls if call.content.is_reading and call.sent is None), None)
+            if reading is None:
+                return None if is_full else told
+            surplus, self.dropped = [], self.dropped + 1
+            what = "stored Calls wait; for each new one the oldest meter values are dropped"
+            told.append(Told(f"{len(self.stored)} {what}: {self.dropped} so far", dropped=TOO_MANY))
             self.remove(reading)
-            surplus = []
-        self.stored[call], self.stored_text = None, self.stored_text + len(call.text)
-        self.note(call)
-        if gone:
-            self.dropped += len(gone)
             self.note(self)
-        return gone
 
     def remove(self, call: Call) -> None:
         """Forget a Call that its server has answered, or that goes nowhere."""
         if call in self.stored:
             del self.stored[call]
-            self.stored_text -= len(call.text)
             self.note(call, is_there=False)
 
     def refuse(self, call: Call, words: str) -> None:
-        """Keep a Call as refused by its server."""
         self.remove(call)
         call.refused = words
         self.refused.append(call)
@@ -1480,25 +1462,20 @@ class Memory:
 
     def retry(self, utc: float) -> None:
         """Let what CallErrors refused be tried once more, with the rest of its session."""
-        recent = [call for call in self.refused if utc - call.since < REFUSED_SECONDS]
-        again = [call for call in recent if call.refused.startswith(CALL_ERROR)]
-        for session in {call.session for call in again if call.session and call.content.is_start}:
-            session.refused, session.is_refused = "", False
-            self.note(session)
-        for call in again:
-            if call.session and call.session.is_refused:
-                continue  # Without its start its server could not know what it belongs to.
-            self.refused.remove(call)
-            call.refused, call.sent = "", None
-            call.message_id = new_message_id()  # The last one met a CallError.
-            call.text = patch(call.text, (1,), call.message_id)
-            self.store(call)
+        for call in list(self.refused):  # A start comes before its rest.
+            session, is_recent = call.session, utc - call.since < REFUSED_SECONDS
+            if not (is_recent and call.refused.startswith(CALL_ERROR)):
+                continue
+            if session and call.content.is_start:
+                session.refused, session.is_refused = "", False
+                self.note(session)
+            if not (session and session.is_refused):  # Else its server could not know what it belongs to.
+                self.refused.remove(call)
+                call.refused, call.sent = "", None
+                call.rename()
+                self.stored[call] = None
+                self.note(call)
         self.stored = dict.fromkeys(sorted(self.stored, key=lambda call: call.number or math.inf))
-
-
-def oldest_reading(calls: Iterable[Call]) -> Call | None:
-    """Return the first reading among stored Calls that is not on its way."""
-    return next((call for call in calls if call.content.is_reading and call.sent is None), None)
 
 
 Row = Call | Session | Memory  # Of the state file.
@@ -1513,7 +1490,7 @@ class ToPeer(NamedTuple):
     peer: Peer  # The charger, or a server whose Call it answers.
     text: str
     why: str
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Row | None, ...] = ()
     needs_disk: bool = False  # It waits for them also while the disk fails.
     call: Call | None = None  # It is the proxy's own answer to this one, which is given when it goes.
     outcome: str = ""  # Of a server's Call: result, error, refused (by the proxy) or unanswered.
@@ -1550,7 +1527,7 @@ ENDED = Route(Peer.PRIMARY, "it ended without a badge")
 
 def is_proxy_id(value: object) -> bool:
     """Whether a transaction id is one that only the proxy hands out."""
-    return type(value) is int and FIRST_PROXY_ID <= value <= MAX_ID
+    return type(value) is int and value >= FIRST_PROXY_ID
 
 
 def utc_of(date: Any) -> float | None:
@@ -1579,21 +1556,21 @@ def reckon(session: Session, said: Content) -> None:
 
 def own_call(action: str, payload: str, peer: Peer | None = None) -> Call:
     """Return a passing Call of the proxy's own; its payload is JSON already."""
-    message_id = new_message_id()
-    return Call(Kind.PASSING, action, message_id, call_text(message_id, action, payload), NOTHING, peer)
+    name = new_message_id()
+    text = call_text(name, action, payload)
+    return Call(text, peer, kind=Kind.PASSING, action=action, message_id=name, content=NOTHING)
 
 
 def own_answer(call: Call, why: str) -> ToPeer:
     """Give the charger the proxy's own answer to a Call, once all that was stored for it is on disk."""
-    rows = tuple(row for row in (call.session, call) if row) if call.kind is Kind.STORED else ()
-    return ToPeer(Peer.CHARGER, "", why, rows, needs_disk=True, call=call)
+    return ToPeer(Peer.CHARGER, "", why, (call.session, call), needs_disk=True, call=call)
 
 
-def put_newest(table: dict[Any, Any], key: Any, value: Any, most: int) -> None:
-    """Take an entry as the newest of a table; beyond its bound the oldest go."""
+def put_newest(table: dict[Any, Any], key: Any, value: Any, most: int | None = None) -> None:
+    """Take an entry as the newest of a table; beyond its bound the oldest goes."""
     table.pop(key, None)
     table[key] = value
-    while len(table) > most:
+    if len(table) > (most or MAX_FEW):
         del table[next(iter(table))]
 
 
@@ -1610,7 +1587,7 @@ class Router:
 
     def charger_call(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of the charger."""
-        said = content_of(self.vocabulary.charger, message)
+        said, memory = content_of(self.vocabulary.charger, message), self.memory
         told: list[Decision] = []
         role = said.facts.role
         if role is Role.START or (role is Role.EVENT and said.transactions):
@@ -1621,39 +1598,21 @@ class Router:
                 what = f"{message.action} is for {self.whose(route)}: {route.why}"
                 told.append(Told(what, badge, route.is_unlisted))
         if role in (Role.BOOT, Role.STATUS) and len(message.text) <= MAX_SELF_DESCRIPTION:
-            self._remember(message, said, now)
+            memory.note(memory)
+            where = fingerprint([said.connector, said.payload.get("connectorId")])
+            if role is Role.BOOT:
+                memory.boot = message.text
+            else:
+                put_newest(memory.statuses, where, message.text)
+        is_free = role is Role.STATUS and value_at(said.payload, said.facts.state) == "Available"
+        if is_free and (session := memory.on_connector(said.connector)):
+            memory.end(session, now.utc)
         return told + self._dispatched(message, said, route, now)
 
-    def _remember(self, message: Message, said: Content, now: Instant) -> None:
-        """Keep what the charger says of itself and of its connectors."""
-        memory, statuses = self.memory, self.memory.statuses
-        memory.note(memory)
-        if said.facts.role is Role.BOOT:
-            memory.boot = message.text
-            return
-        where = fingerprint([said.connector, said.payload.get("connectorId")])
-        put_newest(statuses, where, message.text, MAX_STATUSES)
-        while sum(map(len, statuses.values())) > MAX_SELF_DESCRIPTION:
-            del statuses[next(iter(statuses))]
-        session = memory.on_connector(said.connector)
-        if session and value_at(said.payload, said.facts.state) == "Available":
-            memory.end(session, now.utc)
-
-    # Whose it is. The first rule that matches wins.
-
     def _route(self, said: Content, now: Instant) -> Route:
-        facts = said.facts
-        if route := self._by_transaction(said) or self._by_badge(said, said.connector, now):
-            return route
-        session = self.memory.on_connector(said.connector) if facts.by_connector else None
-        if session and session.owner and not session.is_rejected:
-            return Route(session.owner, f"the session on its connector {said.connector}", session)
-        asker = self.memory.asked.get(facts.asked_by if said.request is None else said.request)
-        return Route(asker, f"{asker.value} asked for it") if asker else STATION
-
-    def _by_transaction(self, said: Content) -> Route | None:
-        named = said.transactions
-        sessions = [session for value in named if (session := self.memory.sessions.get(value))]
+        """Return whose a Call is that begins no session. The first rule that matches wins."""
+        memory, named = self.memory, said.transactions
+        sessions = [session for value in named if (session := memory.sessions.get(value))]
         owned = {session.owner: session for session in sessions if session.owner}
         if len(owned) > 1:
             return Route(Peer.PRIMARY, "names transactions of both servers")
@@ -1665,27 +1624,31 @@ class Router:
             owner = Peer.SECONDARY if int(named[0]) & 1 else Peer.PRIMARY  # The lowest bit names it.
             why = "a transaction id of the proxy, whose session is forgotten"
             return Route(owner, why, refused="its start is not known here")
-        if said.facts.role is Role.STOP and (found := self.memory.stopped_by(said)):
-            return Route(found[0].owner, found[1], found[0])
-        return None
+        stopped = memory.stopped_by(said) if said.facts.role is Role.STOP else None
+        if route := stopped or self._by_badge(said, said.connector, now):
+            return route
+        here = memory.on_connector(said.connector) if said.facts.by_connector else None
+        if here and here.owner and not here.is_rejected:
+            return Route(here.owner, f"the session on its connector {said.connector}", here)
+        asker = memory.asked.get(said.facts.asked_by if said.request is None else said.request)
+        return Route(asker, f"{asker.value} asked for it") if asker else STATION
 
     def _by_badge(self, said: Content, connector: int | None, now: Instant) -> Route | None:
         """Find the server that asked for a session with this badge or under these ids; else ask the ini."""
-        badge = None if said.badge is None else normalized(said.badge)
-        reservation = value_at(said.payload, said.facts.reservation)
-        remote_start = value_at(said.payload, said.facts.remote_start)
+        payload, facts, badge = said.payload, said.facts, normalized(said.badge or "")
+        named = {integer(value_at(payload, facts.reservation)), *said.transactions} - {None}
+        remote_start = integer(value_at(payload, facts.remote_start))
 
         def fit(claim: Claim) -> int:
             """Return how well a claim fits: 0 = not. Servers that count from 1 use the same remoteStartId."""
-            is_named = type(reservation) is int and reservation == claim.reservation
-            is_named = is_named or claim.transaction in said.transactions
-            is_numbered = type(remote_start) is int and remote_start == claim.remote_start
+            is_named = bool(named & {claim.reservation, claim.transaction})
+            is_numbered = remote_start is not None and remote_start == claim.remote_start
             is_here = None in (connector, claim.connector) or connector == claim.connector
-            is_fit = is_named or (badge == claim.badge and is_here) or (is_numbered and badge is None)
-            return is_fit + 2 * (is_named or is_numbered) if is_fit else 0
+            is_its = is_numbered if said.badge is None else badge == claim.badge and is_here
+            return 1 + 2 * (is_named or is_numbered) if is_named or is_its else 0
 
         # A report on a reservation comes after its end.
-        utc = now.utc - (CLAIM_SECONDS if badge is None else 0.0)
+        utc = now.utc - (CLAIM_SECONDS if said.badge is None else 0.0)
         claims = [claim for claim in reversed(self.memory.claims) if claim.server == self.address(claim.peer)]
         claim = max((c for c in claims if utc < c.until and fit(c)), key=fit, default=None)  # Or the newest.
         if claim is None:
@@ -1711,20 +1674,19 @@ class Router:
         server = self.config.server(peer) if peer else None
         return server.url if server else ""
 
-    # Sessions.
-
     def _session_of(self, said: Content, now: Instant, told: list[Decision]) -> Session:
         """Find or begin the session of a StartTransaction (1.6) or of a TransactionEvent (2.x)."""
         memory, transaction_id, start = self.memory, next(iter(said.transactions), None), ""
         if said.facts.role is Role.START:
             reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
             start = fingerprint([said.connector, normalized(said.badge or ""), *reading])
-            session = memory.repeated_start(start)
+            known = (s for s in reversed(memory.sessions.values()) if s.start == start)
+            session = next((s for s in known if not (s.stop or s.is_used)), None)
         else:
             session = memory.sessions.get(transaction_id or "")
             if session and said.is_start and session.started_at not in ("", said.timestamp):
                 memory.end(session, now.utc)  # The station counts from the start again.
-                told += [] if session.owner else self.settle(session, ENDED, "")
+                told += self.settle(session, ENDED)
                 session = None
         if session is None:
             session = Session(None, "", None, now.utc, now.utc, memory.charger, start=start)
@@ -1740,24 +1702,23 @@ class Router:
     def _route_of_session(self, said: Content, now: Instant, told: list[Decision]) -> Route:
         """Return whose a session is; a new one's owner is found by its badge, which may come late (2.x)."""
         session = self._session_of(said, now, told)
-        route = Route(session.owner, "its transaction", session)
         if session.owner:
-            return route
+            return Route(session.owner, "its transaction", session)
         reasons = {
             "it carries no badge": said.facts.role is Role.START,
             "it needs no authorization": value_at(said.payload, said.facts.badge_type) == "NoAuthorization",
             "it charges without a badge": value_at(said.payload, said.facts.state) == "Charging",
             "it ends without a badge": said.is_stop,
         }
-        why = next((why for why, holds in reasons.items() if holds), "")
-        settled = self._by_badge(said, session.connector, now) or (Route(Peer.PRIMARY, why) if why else None)
-        if settled:
-            told += self.settle(session, settled, said.badge or "")
-            route = settled._replace(session=session)
-        return route
+        without = next((Route(Peer.PRIMARY, why) for why, holds in reasons.items() if holds), None)
+        if route := self._by_badge(said, session.connector, now) or without:
+            told += self.settle(session, route, said.badge or "")
+        return (route or Route(None, "nobody's yet"))._replace(session=session)
 
-    def settle(self, session: Session, route: Route, badge: str) -> list[Decision]:
-        """Give a session its owner, and the owner what was stored for it."""
+    def settle(self, session: Session, route: Route, badge: str = "") -> list[Decision]:
+        """Give a session that has none its owner, and the owner what was stored for it."""
+        if session.owner:
+            return []
         session.owner, session.badge, session.is_rejected = route.owner, badge, route.is_rejected
         session.server = "" if route.is_rejected else self.address(route.owner)
         self.memory.drop_claims(lambda claim: claim is route.claim)
@@ -1781,14 +1742,15 @@ class Router:
         session, mark, is_reading = route.session, said.mark, said.facts.role is Role.METER
         if session and mark and (answered := self._repeated(message, mark, session)):
             return answered
-        triggers = self.memory.triggers
+        memory, name, triggers = self.memory, message.message_id, self.memory.triggers
         askers = {peer for peer in triggers if now.seconds < triggers[peer] and said.is_triggered}
         if is_reading and route is STATION and askers == {Peer.SECONDARY}:
             route = Route(Peer.SECONDARY, "secondary asked for it")
         is_primarys_alone = is_reading and route.owner is Peer.SECONDARY and askers == {Peer.PRIMARY}
-        call = Call(Kind.PASSING, message.action, message.message_id, message.text, said, route.owner)
-        call.charger, call.version, call.since = self.memory.charger, self.version, now.utc
-        call.session, call.reply_to, call.why = session, message.message_id, route.why
+        kind, action, dropped = Kind.PASSING, message.action, None
+        call = Call(message.text, route.owner, kind=kind, action=action, message_id=name, content=said)
+        call.charger, call.version, call.since = memory.charger, self.version, now.utc
+        call.session, call.reply_to, call.why = session, name, route.why
         if not (route.is_rejected or is_primarys_alone):
             call.server = session.server if session else self.address(route.owner)
         is_primarys = route.owner is Peer.PRIMARY and not route.refused
@@ -1796,16 +1758,15 @@ class Router:
             call.kind = Kind.RELAYED
         elif session or said.facts.role is Role.STOP:
             call.kind = Kind.STORED
-            if self.memory.is_full and oldest_reading(self.memory.stored) is None:
+            if (dropped := memory.make_room(session)) is None:
                 return [Told("too much waits for its server; no more is taken", dropped=TOO_MANY)]
         decisions = self._noted(session, said, message.text, now) if session else []
         if askers or route is STATION or route.owner is not Peer.PRIMARY:
             decisions += self._copies(message, said, route, askers)
         if session and mark:
             self.waiting[session, mark] = call
-        if call.kind is Kind.RELAYED:
-            return [*decisions, call]
-        return decisions + self._answered_here(call, route, now)
+        answered = [call] if call.kind is Kind.RELAYED else self._answered_here(call, route, now)
+        return decisions + answered + (dropped or [])
 
     def _repeated(self, message: Message, mark: str, session: Session) -> list[Decision]:
         """Answer what was answered before, or let it join what waits for its answer; [] = it is new."""
@@ -1814,7 +1775,7 @@ class Router:
             return [Told(f"a repeated {message.action} joins the one that waits for its answer")]
         if mark not in session.answers:
             return []
-        if not session.is_told:
+        if not session.is_told:  # Else a disk that fails need not hold up the answer.
             session.is_told = True
             self.memory.note(session)
         text = result_text(message.message_id, session.answers[mark])
@@ -1823,8 +1784,7 @@ class Router:
     def _answered_here(self, call: Call, route: Route, now: Instant) -> list[Decision]:
         """Give a Call the proxy's own answer, and its server the Call."""
         said, session, memory = call.content, call.session, self.memory
-        call.message_id = new_message_id()
-        call.text = patch(call.text, (1,), call.message_id)
+        call.rename()
         if session and said.facts.role is Role.START and session.transaction_id is None:
             memory.add(session, self.new_transaction_id(session.owner))
         refused = session.refused if session and session.is_refused else route.refused
@@ -1837,16 +1797,14 @@ class Router:
         if session:
             memory.note(session)
             if said.mark:
-                put_newest(session.answers, said.mark, call.own_answer, MAX_ANSWERS)
+                put_newest(session.answers, said.mark, call.own_answer)
         decisions: list[Decision] = [call] if goes else []
         if refused and call.kind is Kind.STORED:
             memory.refuse(call, refused)
             decisions = [Told(f"{call.action} is kept and not sent: its session is refused: {refused}")]
         elif call.kind is Kind.STORED and (goes or route.owner is None):
-            for _ in memory.store(call):
-                what = "stored Calls wait; for each new one the oldest meter values are dropped"
-                full = f"{len(memory.stored)} {what}: {memory.dropped} so far"
-                decisions.append(Told(full, dropped=TOO_MANY))
+            memory.stored[call] = None
+            memory.note(call)
         return decisions if call.is_awaited else [*decisions, own_answer(call, route.why)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
@@ -1859,17 +1817,16 @@ class Router:
     def _noted(self, session: Session, said: Content, text: str, now: Instant) -> list[Decision]:
         """Keep what people want to know of a session: its times and readings."""
         is_start, later = said.facts.role is Role.START, self.memory.later
-        session.touched = now.utc
-        is_new = not (is_start or session.is_used) and bool(said.transactions)
-        session.is_used = session.is_used or is_new
-        is_due = is_new or now.utc - session.saved >= READING_SECONDS or len(text) > MAX_SELF_DESCRIPTION
+        is_first = not (is_start or session.is_used) and bool(said.transactions)
+        session.is_used = session.is_used or is_first
+        is_due = is_first or now.utc - session.touched >= READING_SECONDS or len(text) > MAX_SELF_DESCRIPTION
         if said.is_reading and not is_due:
-            later[session] = partial(self._reckon, session, text)
+            later[session] = lambda: reckon(session, content_of(self.vocabulary.charger, parse(text)))
             return []
         if session in later:
             later.pop(session)()
         reckon(session, said)
-        session.saved = now.utc
+        session.touched = now.utc
         if said.is_start:
             session.started_at, told = session.started_at or said.timestamp, utc_of(said.timestamp)
             if told and FIRST_DAY <= told <= now.utc + DAY:  # Else its clock is not set.
@@ -1881,13 +1838,8 @@ class Router:
         session.stopped_at, session.reason = said.timestamp, short(value_at(said.payload, said.facts.reason))
         session.stop = said.stop
         self.memory.end(session, now.utc)
-        is_other = session.server_id not in (None, session.transaction_id)
-        there = f" (there: {session.server_id})" if is_other else ""
-        what = f"session {session.transaction_id} of {self.config.name(session.owner)}{there} ends"
+        what = f"session {session.transaction_id} of {self.config.name(session.owner)} ends"
         return [Told(f"{what} on connector {session.connector}", session.badge)]
-
-    def _reckon(self, session: Session, text: str) -> None:
-        reckon(session, content_of(self.vocabulary.charger, parse(text)))
 
     def _copies(self, message: Message, said: Content, route: Route, askers: set[Peer]) -> list[Decision]:
         """Return what the other server sees of a Call: a message of its own, without a transaction."""
@@ -1903,8 +1855,7 @@ class Router:
             is_named = said.facts.role is Role.BOOT or action in config.secondary_copies
             wanting = {Peer.SECONDARY} if is_named and route is STATION else set()
             payload = value_text(message.text, (3,)) if wanting else ""
-        peers = wanting - {route.owner} if payload else set()
-        return [own_call(action, payload, peer) for peer in peers]
+        return [own_call(action, payload, peer) for peer in wanting - {route.owner} if payload]
 
     # What time and lost connections do.
 
@@ -1930,9 +1881,9 @@ class Router:
             if session.ended is None and now.utc - session.touched > SILENT_SECONDS:
                 told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
                 memory.end(session, now.utc)
-                told += [] if session.owner else self.settle(session, ENDED, "")
+                told += self.settle(session, ENDED)
             elif session.ended is not None and now.utc - session.ended > SESSION_SECONDS:
-                told += [] if session.owner else self.settle(session, ENDED, "")
+                told += self.settle(session, ENDED)
                 del memory.sessions[session.key]
         return told
 
@@ -1947,9 +1898,9 @@ class ServerCall:
     text: str  # As the charger gets it.
     wire_id: MessageId  # As the charger knows it.
     reply_to: MessageId | None  # The server's id that waits; None = nobody waits any more.
-    report: int | str  # What the charger's report on it is found by (Memory.asked).
     since: float  # Monotonic seconds; when it came, and then, when it was sent.
     claim: Claim | None = None
+    report: int | str = ""  # What the charger's report on it is found by (Memory.asked).
 
 
 class Commands:
@@ -1959,25 +1910,22 @@ class Commands:
         self.router = router
         self.memory = router.memory
         self.call_timeout = call_timeout  # Seconds.
-        self.waiting: list[ServerCall] = []  # Unsent, by time of arrival; MAX_COMMANDS of each server.
-        self.sent: dict[str, ServerCall] = {}  # What the charger may still answer, by wire id; MAX_SENT.
+        self.waiting: list[ServerCall] = []  # Unsent, by time of arrival; MAX_FEW of each server.
+        self.sent: dict[str, ServerCall] = {}  # What the charger may still answer, by wire id; MAX_FEW.
         self.outstanding: ServerCall | None = None  # The one of them that is not given up.
         self.last_served = Peer.SECONDARY  # Whose Call the charger got last; the other comes first.
 
     def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of a server."""
         said, message_id = content_of(self.router.vocabulary.server, message), message.message_id
-        report = message.action if said.request is None else said.request
-        call = ServerCall(
-            peer, message.action, said, message.text, message_id, message_id, report, now.seconds
-        )
+        call = ServerCall(peer, message.action, said, message.text, message_id, message_id, now.seconds)
         if why := self._forbidden(message, peer) or self._translated(call):
             rejection = rejection_of(said.facts, message.payload)
             error = error_text(message_id, "SecurityError", why)  # Not every schema has a Rejected.
             text = result_text(message_id, rejection) if rejection else error
             return [ToPeer(peer, text, f"refused: {why}", outcome="refused")]
         sizes = [len(other.text) for other in self.waiting if other.peer is peer]
-        if len(sizes) >= MAX_COMMANDS or sum(sizes) > MAX_COMMANDS_TEXT:
+        if len(sizes) >= MAX_FEW or sum(sizes) > MAX_COMMANDS_TEXT:
             return self._given_up(call, "too many Calls wait for the charger already")
         if str(message_id) in {*self.sent, *(str(other.wire_id) for other in self.waiting)}:
             call.wire_id = new_message_id()
@@ -2001,21 +1949,19 @@ class Commands:
 
     def _translated(self, call: ServerCall) -> str:
         """Translate the transaction that a Call names; return why it must not reach the charger, or ""."""
-        said, facts = call.content, call.content.facts
-        value = value_at(said.payload, facts.transaction)
-        named = usable_id(value, facts.is_16)
-        session = self.memory.known_as(call.peer, self.router.address(call.peer), value)
+        said, path, memory = call.content, call.content.facts.transaction, self.memory
+        value = value_at(said.payload, path)
+        named = usable_id(value, said.facts.is_16)
+        session = memory.known_as(call.peer, self.router.address(call.peer), value)
         if session and session.transaction_id is not None:
             if named != session.transaction_id:
-                call.text = patch(call.text, (3, *facts.transaction), session.transaction_id)
+                call.text = patch(call.text, (3, *path), session.transaction_id)
             return ""
-        other = self.memory.sessions.get(named) if named is not None else None
-        if other and other.owner is not None:
-            return f"transaction {named} is not one of {call.peer.value}"
-        # What names nothing passes, but for a stop.
-        is_odd = named is not None or (facts.transaction != () and facts.role is Role.COMMAND)
-        is_unknown = call.peer is Peer.SECONDARY and is_odd
-        return f"nobody knows a transaction {str(value)[:40]} of secondary" if is_unknown else ""
+        other = memory.sessions.get(named or "")
+        # What names nothing passes, but for a guest's stop.
+        is_odd = named is not None or (path != () and said.facts.role is Role.COMMAND)
+        is_foreign = (other and other.owner) or (call.peer is Peer.SECONDARY and is_odd)
+        return f"transaction {str(value)[:40]} is not one of {call.peer.value}" if is_foreign else ""
 
     def _next(self, now: Instant) -> list[Decision]:
         """Send the next Call if the charger has none to answer; the servers take turns."""
@@ -2025,32 +1971,27 @@ class Commands:
         call = next(others, self.waiting[0])
         self.waiting.remove(call)
         self.outstanding, self.last_served, call.since = call, call.peer, now.seconds
-        put_newest(self.sent, str(call.wire_id), call, MAX_SENT)
-        self._note_sent(call, now)
-        rows = (self.memory,) if call.claim else ()  # The session may outlive the proxy.
-        return [ToPeer(Peer.CHARGER, call.text, f"{call.peer.value} calls {call.action}", rows)]
-
-    def _note_sent(self, call: ServerCall, now: Instant) -> None:
-        """Take note of what the charger may say about a Call, from now on."""
-        memory, said, peer = self.memory, call.content, call.peer
-        put_newest(memory.asked, call.report, peer, MAX_ASKED)
+        put_newest(self.sent, str(call.wire_id), call)
+        # From now on the charger may say something about it.
+        memory, said, facts, peer = self.memory, call.content, call.content.facts, call.peer
+        call.report = call.action if said.request is None else said.request
+        put_newest(memory.asked, call.report, peer)
         wanted = said.payload.get("requestedMessage")
-        if said.facts.role is Role.TRIGGER and wanted in ("MeterValues", "TransactionEvent"):
+        if facts.role is Role.TRIGGER and wanted in ("MeterValues", "TransactionEvent"):
             memory.triggers[peer] = now.seconds + TRIGGER_SECONDS
-        if said.facts.role not in (Role.REMOTE_START, Role.RESERVE) or said.badge is None:
-            return
-        badge, connector, until = normalized(said.badge), said.connector or None, now.utc + CLAIM_SECONDS
-        if said.facts.role is Role.RESERVE:
-            until = utc_of(said.payload.get("expiryDate", said.payload.get("expiryDateTime"))) or until
-        reservation = integer(value_at(said.payload, said.facts.reservation))
-        remote_start = integer(value_at(said.payload, said.facts.remote_start))
-        server = self.router.address(peer)
-        call.claim = Claim(peer, server, badge, connector, until, reservation, remote_start)
-        memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
-        memory.claims = [*memory.claims, call.claim][-MAX_CLAIMS:]
-        memory.note(memory)
-
-    # Answers of the charger (rule 5).
+        if facts.role in (Role.REMOTE_START, Role.RESERVE) and said.badge is not None:
+            badge, connector, until = normalized(said.badge), said.connector or None, None
+            if facts.role is Role.RESERVE:
+                until = utc_of(said.payload.get("expiryDate", said.payload.get("expiryDateTime")))
+            reservation = integer(value_at(said.payload, facts.reservation))
+            remote_start = integer(value_at(said.payload, facts.remote_start))
+            server, until = self.router.address(peer), until or now.utc + CLAIM_SECONDS
+            call.claim = Claim(peer, server, badge, connector, until, reservation, remote_start)
+            memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
+            memory.claims = [*memory.claims, call.claim][-MAX_FEW:]
+            memory.note(memory)
+        rows = (memory,) if call.claim else ()  # The session may outlive the proxy.
+        return [ToPeer(Peer.CHARGER, call.text, f"{peer.value} calls {call.action}", rows)]
 
     def charger_answer(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on the charger's answer to a Call of a server."""
@@ -2062,8 +2003,7 @@ class Commands:
             return [*decisions, Told("an answer to a Call", dropped=NOBODY_WAITS), *self._next(now)]
         if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
-            asker = self.router.config.name(call.peer)
-            decisions.append(Told(f"{asker} asked for {call.action}: {outcome}"))
+            decisions.append(Told(f"{self.router.config.name(call.peer)} asked for {call.action}: {outcome}"))
         text = under_id(message, call.reply_to)
         done = "result" if message.type is MessageType.CALLRESULT else "error"
         answer = ToPeer(call.peer, text, "the charger answers", outcome=done)
@@ -2082,8 +2022,7 @@ class Commands:
             memory.drop_claims(lambda other: (other.peer, other.reservation) == key)
         elif claim and claim in memory.claims:
             claim.transaction = short(message.payload.get("transactionId"))
-            session = memory.sessions.get(claim.transaction)
-            if session and session.owner is None:
+            if session := memory.sessions.get(claim.transaction):
                 route = Route(call.peer, "its remote start", claim=claim)
                 return self.router.settle(session, route, said.badge or "")
         return []
@@ -2091,7 +2030,6 @@ class Commands:
     # What time and lost connections do.
 
     def _given_up(self, call: ServerCall, why: str) -> list[Decision]:
-        """Tell its server that a Call will not be answered."""
         if call.reply_to is None:
             return []
         text, call.reply_to = error_text(call.reply_to, "GenericError", why), None
@@ -2148,12 +2086,12 @@ class Answers:
 
     def answered(self, call: Call, message: Message, now: Instant) -> list[Decision]:
         """Decide on a server's answer to a Call, late or not; only who still waits hears of it."""
-        session, said, words = call.session, call.content, self.words_of(message)
-        is_start, badge, told = said.facts.role is Role.START, said.badge if words else None, list[Decision]()
-        if badge is not None:
+        session, said, words, told = call.session, call.content, self.words_of(message), list[Decision]()
+        if words and said.badge is not None:
             whose = self.router.config.name(call.peer)
-            told.append(Told(f"{whose} answers {call.action} with {words}", badge))
+            told.append(Told(f"{whose} answers {call.action} with {words}", said.badge))
         # Of a start that was sent twice the charger goes by the answer that came first.
+        is_start = said.facts.role is Role.START
         is_again = is_start and session is not None and session.server_id is not None
         if session and not is_again and said.facts.role is not Role.METER:
             self._learn(session, call, message, words, now)
@@ -2176,8 +2114,8 @@ class Answers:
             if is_start:
                 session.is_told, session.is_used = True, session.is_used or bool(words)
                 self.memory.note(session)
+            # The charger must not know of a session whose owner a restart would forget.
             rows = (session,) if said.is_start or said.badge is not None else ()
-        # The charger must not know of a session whose owner a restart would forget.
         return [*told, ToPeer(Peer.CHARGER, text, "its server answers", rows)]
 
     def _told(self, session: Session, message: Message, text: str) -> str:
@@ -2187,7 +2125,6 @@ class Answers:
         return text if is_known else patch(text, (2, "transactionId"), session.key)
 
     def _learn(self, session: Session, call: Call, message: Message, words: str, now: Instant) -> None:
-        """Note what its owner says to a Call of a session."""
         said, memory, is_16 = call.content, self.memory, call.content.facts.role is Role.START
         if not said.is_reading:
             memory.note(session)
@@ -2207,7 +2144,7 @@ class Answers:
             session.delivered = now.utc
         payload = value_text(self._told(session, message, message.text), (2,))
         if said.mark and not (is_16 and session.is_told) and len(payload) <= MAX_SELF_DESCRIPTION:
-            put_newest(session.answers, said.mark, payload, MAX_ANSWERS)
+            put_newest(session.answers, said.mark, payload)
 
     def given(self, call: Call) -> str:
         """Return the proxy's own answer to a Call, for the charger, which waits no more then."""
@@ -2220,17 +2157,13 @@ class Answers:
         return text  # "": its charger is gone; a repeat is answered again.
 
     def delivered(self, call: Call, message: Message, now: Instant) -> str:
-        """Take the answer to a stored Call: forget it, or try it again, or keep it as refused.
-
-        Return the server's words for a Call that is tried again or refused; "" = it is delivered.
-        """
+        """Forget a stored Call, or try it again, or keep it as refused: return the words against it."""
         memory, session, words = self.memory, call.session, self.words_of(message)
         is_error = message.type is MessageType.CALLERROR
         if is_error and not call.content.is_reading and call.tries < len(RETRY_SECONDS):
             call.not_before, call.sent = now.seconds + RETRY_SECONDS[call.tries], None
             call.tries += 1
-            call.message_id = new_message_id()  # SteVe refuses ids that it has seen on the connection.
-            call.text = patch(call.text, (1,), call.message_id)
+            call.rename()
             memory.note(call)
             return words
         named = session.server_id if session else None  # 0 stands for no id at all.
@@ -2273,14 +2206,11 @@ OWED = """SELECT (SELECT count(*) FROM calls WHERE refused IS NULL)
 UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
 MISSHAPEN = (MessageError, ValueError, LookupError, TypeError, AttributeError)  # Of rows of another making.
 
-# Tables and columns are those of the dataclasses.
+# Tables and columns, and how each column is read, are those of the dataclasses.
 TABLES: dict[type, str] = {Memory: "chargers", Session: "sessions", Call: "calls"}
-COLUMNS = {kind: [f.name for f in fields(kind) if f.metadata.get("kept", True)] for kind in TABLES}
+COLUMNS = {k: {f.name: re.split(r"\W", str(f.type))[0] for f in fields(k) if not f.kw_only} for k in TABLES}
 SCHEMA = [
-    *(
-        f"CREATE TABLE {TABLES[kind]} (number INTEGER PRIMARY KEY, {', '.join(COLUMNS[kind])})"
-        for kind in TABLES
-    ),
+    *(f"CREATE TABLE {TABLES[k]} (number INTEGER PRIMARY KEY, {', '.join(COLUMNS[k])})" for k in TABLES),
     "CREATE INDEX sessions_by_begin ON sessions (begun)",
     "CREATE INDEX calls_by_session ON calls (session)",
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -2316,8 +2246,7 @@ def to_column(value: Any) -> Any:
 
 def of_row(kind: type, row: Any) -> dict[str, Any]:
     """Return the values of a dataclass that a row holds. Raises one of MISSHAPEN."""
-    types = {column.name: re.split(r"\W", str(column.type))[0] for column in fields(kind)}
-    return {name: READERS.get(types[name], lambda value: value)(row[name]) for name in COLUMNS[kind]}
+    return {name: READERS.get(of, lambda value: value)(row[name]) for name, of in COLUMNS[kind].items()}
 
 
 def prepare(database: sqlite3.Connection, path: Path | None) -> None:
@@ -2364,6 +2293,7 @@ class Journal:
         self.failure = ""  # Why the last save failed; "" = it did not.
         self.begun = 0.0  # Monotonic seconds; when the last save began, of those that fail the first.
         self.complain_at = self.purge_at = 0.0  # Monotonic seconds.
+        self.number = self.on_disk = 0  # The newest row's, and of those that the disk may know.
         self.writer = ThreadPoolExecutor(1, "journal")
         self.database = sqlite3.connect(path or ":memory:", timeout=LOCK_SECONDS, check_same_thread=False)
         self.database.row_factory = sqlite3.Row
@@ -2398,31 +2328,29 @@ class Journal:
         return cls.open(path, clock)
 
     def _load(self, utc: float) -> None:
-        read, sessions, numbers = self.database.execute, dict[int, Session](), [0]
+        read, sessions = self.database.execute, dict[int, Session]()
         for row in read("SELECT * FROM chargers ORDER BY number"):
-            memory = Memory(
-                number=row["number"], changed=self.pending, later=self.later, **of_row(Memory, row)
-            )
-            self.memories[memory.charger] = memory
+            memory = Memory(**of_row(Memory, row), changed=self.pending, later=self.later)
+            memory.number, self.memories[memory.charger] = row["number"], memory
             for claim in memory.claims:  # None outlives a clock that was set back.
-                if claim.reservation is None:
-                    claim.until = min(claim.until, utc + CLAIM_SECONDS)
+                until = utc + CLAIM_SECONDS if claim.reservation is None else math.inf
+                claim.until = min(claim.until, until)
         for row in read(KNOWN_SESSIONS, [utc - SESSION_SECONDS]):
             session = sessions[row["number"]] = Session(number=row["number"], **of_row(Session, row))
             self.memory(session.charger).sessions[session.key] = session
         for row in read("SELECT * FROM calls ORDER BY number"):
             message, said = parse(row["text"]), of_row(Call, row)
             content = content_of(VOCABULARIES[row["version"]].charger, message)
-            call = Call(Kind.STORED, message.action, message.message_id, content=content, **said)
-            call.number, call.session = row["number"], sessions.get(row["session"])
+            said |= {"session": sessions.get(row["session"]), "number": row["number"], "content": content}
+            call = Call(**said, kind=Kind.STORED, action=message.action, message_id=message.message_id)
             memory = self.memory(call.charger)
             if call.refused:
                 memory.refused.append(call)
             else:
-                memory.stored[call], memory.stored_text = None, memory.stored_text + len(call.text)
+                memory.stored[call] = None
         for table in TABLES.values():
-            numbers += read(f"SELECT ifnull(max(number), 0) FROM {table}").fetchone()
-        self.numbers = itertools.count(1 + max(numbers))  # Of rows that are new.
+            (number,) = read(f"SELECT ifnull(max(number), 0) FROM {table}").fetchone()
+            self.number = self.on_disk = max(self.number, number)
         for memory in self.memories.values():
             memory.retry(utc)
 
@@ -2479,23 +2407,20 @@ class Journal:
         if self.writing or self.is_closed:
             return
         self.begun = self.begun if self.failure else self.clock().seconds
-        new = [row for row in self.pending if not row.number]
-        for row in new:
-            row.number = next(self.numbers)
+        statements = list[tuple[str, list[Any]]]()
+        for row in [row for row in self.pending if not 0 < row.number <= self.on_disk]:
             if not self.pending[row]:
                 del self.pending[row]  # It has come and gone since the last save.
+            elif not row.number:
+                row.number = self.number = self.number + 1
         self.writing.update(self.pending)
         self.pending.clear()
-        statements = [self._statement(row, is_there) for row, is_there in self.writing.items()]
-        saved = partial(self._saved, new)
-        self._run(partial(self._write, statements), saved) if statements else saved("")
-
-    def _statement(self, row: Row, is_there: bool) -> tuple[str, list[Any]]:
-        table, columns = TABLES[type(row)], COLUMNS[type(row)]
-        if not is_there:
-            return f"DELETE FROM {table} WHERE number = ?", [row.number]
-        values = [row.number, *(to_column(getattr(row, name)) for name in columns)]
-        return f"INSERT OR REPLACE INTO {table} VALUES (?{', ?' * len(columns)})", values
+        for row, is_there in self.writing.items():
+            table, columns = TABLES[type(row)], COLUMNS[type(row)] if is_there else {}
+            values = [row.number, *(to_column(getattr(row, name)) for name in columns)]
+            insert = f"INSERT OR REPLACE INTO {table} VALUES (?{', ?' * len(columns)})"
+            statements.append((insert if is_there else f"DELETE FROM {table} WHERE number = ?", values))
+        self._run(partial(self._write, statements), self._saved) if statements else self._saved("")
 
     def _run(self, job: Callable[[], str], then: Callable[[str], None]) -> None:
         """Let the thread do a job, and the loop then what follows."""
@@ -2512,13 +2437,12 @@ class Journal:
             return str(error)
         return ""
 
-    def _saved(self, new: list[Row], error: str) -> None:
+    def _saved(self, error: str) -> None:
         if error:  # It is merged back, for the next save: what has changed since then counts.
-            for row in new:
-                row.number = 0
             self.pending.update(self.writing | self.pending)
         elif self.failure:
             log.info("state file %s can be written again; what waited for it goes on", self.path)
+        self.on_disk = self.on_disk if error else self.number
         self.writing.clear()
         self._tell(error)
 
@@ -2544,8 +2468,7 @@ class Journal:
             if not self.later:
                 break
         rows = partial(self.database.execute, query, values)
-        job = asyncio.get_running_loop().run_in_executor(self.writer, lambda: list(map(dict, rows())))
-        return await job
+        return await asyncio.get_running_loop().run_in_executor(self.writer, lambda: list(map(dict, rows())))
 
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
@@ -3124,7 +3047,7 @@ class Outbox:
         self.server = server
         self.name = f"{relay.charger_id}: {relay.config.name(peer)}"
         self.version = relay.version  # That the link speaks, or the next one is to speak.
-        self.own: list[Call] = []  # The proxy's: boot, statuses, Heartbeat; they go first. MAX_STATUSES.
+        self.own: list[Call] = []  # The proxy's: boot, statuses, Heartbeat; they go first. MAX_FEW.
         self.live: list[Call] = []  # Relayed and passing ones; MAX_LIVE.
         self.stored: list[Call] = []  # Those that this connection may carry; MAX_STORED.
         self.leaving: Call | None = None  # The stored one that was answered last, until the disk knows.

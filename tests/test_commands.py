@@ -48,7 +48,7 @@ On a connection that only delivers, there is nobody to ask.
     charger starts 1, charger leaves, secondary calls 1 ClearCache
     => secondary: Start 1:error; charger: 1:Accepted
 Beyond the bound for each server a Call is answered at once.
-    limit is MAX_COMMANDS 1, primary calls 1 A, primary calls 2 B, primary calls 3 C, secondary calls 4 D
+    limit is MAX_FEW 1, primary calls 1 A, primary calls 2 B, primary calls 3 C, secondary calls 4 D
     => charger: A; primary: 3:error; secondary:
 A command is told: who resets the charger, or starts it remotely, belongs into the story of the day.
     secondary calls 1 Reset, charger answers Reset Rejected, primary calls 2 RemoteStartTransaction,

@@ -173,14 +173,14 @@ Of too many sessions the oldest go,
     secondary takes, charger stops e -1 SECO1, charger stops f -1 SECO3, primary takes, secondary takes
     => sessions: 2; secondary: Start Start Start Stop:-1 Stop:9
 of claims, too,
-    limit is MAX_CLAIMS 2, secondary claims A, secondary claims B, secondary claims C => claims: b c
+    limit is MAX_FEW 2, secondary claims A, secondary claims B, secondary claims C => claims: b c
 of what a server has asked for,
-    limit is MAX_ASKED 2, secondary asks GetLog requestId=1, secondary asks GetLog requestId=2,
+    limit is MAX_FEW 2, secondary asks GetLog requestId=1, secondary asks GetLog requestId=2,
     secondary asks GetLog requestId=3, charger sends a LogStatusNotification requestId=1, look,
     charger sends b LogStatusNotification requestId=2
     => primary: LogStatusNotification|; secondary: |LogStatusNotification
 and of statuses that of the connector that was silent for longest.
-    limit is MAX_STATUSES 2, charger is Available, charger is Charging 2, charger is Finishing,
+    limit is MAX_FEW 2, charger is Available, charger is Charging 2, charger is Finishing,
     charger is Preparing 3, secondary takes, look, secondary leaves, secondary returns, secondary takes
     => secondary: Status:Available Status:Charging
     Status:Finishing Status:Preparing|Status:Finishing Status:Preparing

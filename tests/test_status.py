@@ -235,8 +235,10 @@ async def test_one_finds_a_charger_and_asks_for_more_sessions() -> None:
             booked(proxy, f"HOME-{number % 110}")
         booked(proxy, "Z-IN-USE", ended=None)
         booked(proxy, "Z-OWES").owner = None
-        call = p.Call(p.Kind.STORED, "StopTransaction", "x", "[]", p.NOTHING, since=time.time())
-        proxy.journal.memories["Z-OWES"].store(call)
+        call = p.Call(
+            "[]", since=time.time(), kind=p.Kind.STORED, action="", message_id="x", content=p.NOTHING
+        )
+        proxy.journal.memories["Z-OWES"].stored[call] = None
         news = await shown(status)
         cards = [card["id"] for card in news["chargers"]]
         assert (len(cards), cards[:3], len(news["sessions"])) == (100, ["Z-OWES", "Z-IN-USE", "HOME-0"], 10)
@@ -365,9 +367,8 @@ async def test_the_state_of_a_session_in_a_word() -> None:
         for changes, _ in STATES:
             session = booked(proxy, **changes)
         assert [row["state"] for row in await ledger(status)] == [state for _, state in STATES]
-        call = p.Call(
-            p.Kind.STORED, "StopTransaction", "x", "[]", p.NOTHING, session=session, since=time.time()
-        )
+        call = p.own_call("StopTransaction", "{}")
+        call.session, call.since = session, time.time()
         proxy.journal.memory("CP1").refuse(call, "CallError Y")
         assert (await ledger(status))[-1]["words"] == "CallError Y; its server has the stop"
         assert "It is tried again once a day." in str((await shown(status))["trouble"])
