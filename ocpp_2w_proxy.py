@@ -4107,7 +4107,8 @@ def raised_file_limit() -> int:
 #
 # The second port, for people and programs: a page that asks for its numbers, the ledger of sessions, a
 # report to print, health, metrics. It looks and changes nothing; what it shows comes from outside, and is
-# always text. Every number of a session comes from one ledger: Memory's open ones over those on disk.
+# always text. Every number of a session comes from one ledger, the database: whoever looks has saved first
+# what has happened.
 # ---------------------------------------------------------------------------------------------------------
 
 MOST_CHARGERS, MOST_SESSIONS, MOST_TROUBLES, MOST_EVENTS = 100, 200, 30, 100  # That a page shows.
@@ -4780,7 +4781,10 @@ class Status:
         for session, why in list(refused.items())[-MOST_TROUBLES:]:
             server = self.proxy.config.charger(session.charger).name(session.owner)
             what = f"{server} refuses the session of badge {self.shown(session.badge)} at {session.charger}"
-            what += f" of {(energy_of(session) or 0) / 1000:.2f} kWh: {self.clean(why)}."
+            has = (
+                "" if not session.stop else f"; it {'has' if session.delivered else 'does not have'} the stop"
+            )
+            what += f" of {(energy_of(session) or 0) / 1000:.2f} kWh: {self.clean(why)}{has}."
             again = " It is tried again once a day." if CALL_ERROR in why else ""
             todo = f"Ask who runs {server} to accept this badge and charger; the ledger has the session."
             yield {"what": what, "todo": todo + again}

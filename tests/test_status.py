@@ -371,7 +371,9 @@ async def test_the_state_of_a_session_in_a_word() -> None:
         call.session, call.since = session, time.time()
         proxy.journal.memory("CP1").refuse(call, "CallError Y")
         assert (await ledger(status))[-1]["words"] == "CallError Y; its server has the stop"
-        assert "It is tried again once a day." in str((await shown(status))["trouble"])
+        trouble = str((await shown(status))["trouble"])
+        assert "CallError Y; it has the stop." in trouble
+        assert "It is tried again once a day." in trouble
 
 
 # The report.
