@@ -14,8 +14,7 @@ The five rules (OCPP-J: a Call is type 2, a CallResult 3, a CallError 4)
 
     | # | from      | what   | goes to                                                                    |
     |---|-----------|--------|----------------------------------------------------------------------------|
-    | 1 | charger   | Call   | its owner: by transaction, remote start, badge, connector, request; else   |
-    |   |           |        | the primary                                                                |
+    | 1 | charger   | Call   | its owner: by transaction, claim, badge, connector, request; or primary    |
     | 2 | primary   | answer | the charger                                                                |
     | 3 | secondary | answer | nobody: the proxy has answered (or the charger, with `forward`)            |
     | 4 | servers   | Call   | the charger, one at a time, its message id noted                           |
@@ -31,8 +30,7 @@ Who lives for how long
     Memory   one charger         sessions, claims, stored Calls; in the Journal, whatever else dies
     Status   the process         looks at all of this on a second port, and changes none of it
 
-Each section uses only those above it. Text passes as it came; the proxy changes a message only where an id
-has to be translated, and then nothing else in it.
+Each section uses only those above it. Text passes as it came, but for ids that have to be translated.
 """
 
 from __future__ import annotations
@@ -87,16 +85,14 @@ except ImportError:  # Windows.
 import websockets
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHandshake
 from websockets.frames import Frame, Opcode, apply_mask  # type: ignore[attr-defined]
 from websockets.http11 import Request, Response
-from websockets.protocol import CONNECTING, OPEN, SEND_EOF, Side
+from websockets.protocol import OPEN, SEND_EOF, Side
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 __version__ = "2.0.0"
-
 log = logging.getLogger("proxy")
 
 
@@ -122,7 +118,6 @@ SERVERS = (Peer.PRIMARY, Peer.SECONDARY)
 
 LOCAL = "local"  # As a server's address: the proxy itself is the server.
 VERSIONS = ("ocpp2.1", "ocpp2.0.1", "ocpp1.6")
-CHARGER_SECTION = "charger "
 CHARGER_ID = "1 to 48 of ASCII letters, digits, *-_=:+|@. and blanks, without quotes"
 DAY = 86400.0
 BLANKS = "".join(map(chr, range(33)))  # Some readers append control characters to a badge.
@@ -154,11 +149,10 @@ def escaped(text: str) -> str:
 
 def is_ip_address(host: str) -> bool:
     """Whether it is an address in figures, not a name."""
-    try:
+    with suppress(ValueError):
         ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
 def is_loopback(host: str) -> bool:
@@ -171,7 +165,7 @@ def is_charger_id(text: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9*\-_=:+|@. ]{1,48}", text)) and text not in (".", "..")
 
 
-# Readers of one value each, and those who make them. They raise ValueError with what was expected.
+# Readers of one value each, which stands behind what they expect. They raise ValueError with that.
 
 
 def words(value: str) -> tuple[str, ...]:
@@ -187,58 +181,42 @@ def address(value: str) -> str:
     """Read a server's address; return it without trailing slashes."""
     if value.lower() in ("", LOCAL):
         return value.lower()
-    try:
-        uri = parse_uri(value if value.split() == [value] else "")
-    except (ValueError, InvalidHandshake, websockets.InvalidURI):
-        raise ValueError(f"expected ws://HOST[:PORT]/PATH, wss://HOST[:PORT]/PATH or {LOCAL}") from None
-    if "@" in urllib.parse.urlsplit(value).netloc:
-        raise ValueError("credentials do not belong in the address: use the keys *_user and *_password")
-    if uri.query:
-        raise ValueError("expected an address without a query: the charger's id is appended to it")
-    return value.rstrip("/")
+    with suppress(ValueError, websockets.InvalidURI):
+        uri = parse_uri(value)
+        if value.split() == [value] and not uri.query and uri.username is None:
+            return value.rstrip("/")
+    what = f"expected ws://HOST[:PORT]/PATH, wss://HOST[:PORT]/PATH or {LOCAL}"
+    raise ValueError(f"{what}, without a query, and without a login: that goes into *_user and *_password")
 
 
-def identity(value: str) -> str:
-    if value and not is_charger_id(value):
-        raise ValueError(f"expected {CHARGER_ID}")
-    return value
+def choice(choices: tuple[str, ...], value: str) -> str:
+    for word in choices:
+        if word.lower() == value.lower():
+            return word
+    raise ValueError(f"expected {' or '.join(choices)}")
 
 
-def choice(*choices: str) -> Callable[[str], str]:
-    def read(value: str) -> str:
-        for word in choices:
-            if word.lower() == value.lower():
-                return word
-        *others, last = choices
-        raise ValueError(f"expected {', '.join(others)}{' or ' if others else ''}{last}")
-
-    return read
+def some_of(choices: tuple[str, ...], value: str) -> tuple[str, ...]:
+    return tuple(choice(choices, word) for word in words(value))
 
 
-def some_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
-    return lambda value: tuple(map(choice(*choices), words(value)))
+def number(kind: type[float], low: float, high: float, value: str) -> float:
+    with suppress(ValueError):
+        if low <= kind(value) <= high:
+            return kind(value)
+    what = "seconds" if kind is float else "a whole number"
+    raise ValueError(f"expected {what} from {low:g} to {high:.0f}")
 
 
-def number(low: float, high: float, kind: type[float] = float) -> Callable[[str], float]:
-    what, pattern = (
-        ("seconds", r"\d{1,10}(\.\d{1,6})?( ?s)?") if kind is float else ("a whole number", r"\d{1,10}")
-    )
-
-    def read(value: str) -> float:
-        digits = value.removesuffix("s")
-        if not re.fullmatch(pattern, value, re.ASCII) or not low <= float(digits) <= high:
-            raise ValueError(f"expected {what} from {low:g} to {high:.0f}")
-        return kind(digits)
-
-    return read
+def readable(path: str) -> str:
+    if path and not (Path(path).is_file() and os.access(path, os.R_OK)):
+        raise ValueError("it cannot be read; expected a file")
+    return path
 
 
-def key(default: str, read: Callable[[str], Any] = str, file: str = "") -> Any:
-    """Declare a key of the ini: its default as it would be written, and its reader.
-
-    `file` is the path, relative to the ini, of one that must be there ("read") or need not ("made").
-    """
-    return field(metadata={"default": default, "read": read, "file": file})
+def key(default: str, read: Callable[..., Any] = str, *bounds: Any) -> Any:
+    """Declare a key of the ini: its default as it would be written, its reader, and what that expects."""
+    return field(metadata={"default": default, "read": partial(read, *bounds)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,13 +225,13 @@ class ServerConfig:
 
     url: str  # ws:// or wss:// without a trailing slash, or LOCAL; the keys `server`, `secondary_server`.
     name: str = key("")  # What page, log and report call it.
-    id: str = key("", identity)  # Replaces the charger's id towards this server; "" = the charger's own.
+    id: str = key("")  # Replaces the charger's id towards this server; "" = the charger's own.
     user: str = key("")  # Basic login; "" = the id, if there is a password.
     password: str = key("")
-    auth: str = key("none", choice("forward", "none"))  # "forward": it is shown the charger's Authorization.
-    ca: str = key("", file="read")  # What this server is verified against; "" = the system's.
-    cert: str = key("", file="read")  # The proxy's client certificate.
-    key: str = key("", file="read")  # Its key; "" = in the same file.
+    auth: str = key("none", choice, ("forward", "none"))  # "forward": gets the charger's Authorization.
+    ca: str = key("", readable)  # What this server is verified against; "" = the system's.
+    cert: str = key("", readable)  # The proxy's client certificate.
+    key: str = key("", readable)  # Its key; "" = in the same file.
 
     @property
     def is_local(self) -> bool:
@@ -267,40 +245,27 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class BadgeLists:
-    """The lists `primary_rfid` and `secondary_rfid`, normalized."""
-
-    owners: dict[str, Peer]  # By badge or shell pattern.
-    patterns: tuple[str, ...]  # The shell patterns, the longest first.
-    lines: Mapping[str, int] = field(compare=False)  # Where each stands in the ini.
-
-    def find(self, badge: str) -> Peer | None:
-        """Return the server that has the badge on its list."""
-        return self.owners.get(self.entry(badge))
-
-    def entry(self, badge: str) -> str:
-        """Return the entry of the lists that speaks for the badge; "" = none."""
-        name = normalized(badge)
-        matching = (pattern for pattern in self.patterns if fnmatchcase(name, pattern))
-        return name if name in self.owners else next(matching, "")
-
-
-@dataclass(frozen=True, slots=True)
 class ChargerConfig:
     """What `[ext-server]` and the charger's own section say for one charger."""
 
     primary: ServerConfig
     secondary: ServerConfig | None
-    badges: BadgeLists
-    lines: Mapping[str, int] = field(compare=False)  # Where each key stands in the ini.
+    badges: dict[str, Peer]  # By normalized badge or shell pattern, the longest first: whose list it is on.
+    lines: Mapping[str, int] = field(compare=False)  # Where each key and each badge stands in the ini.
     password: str  # What the charger itself has to show; "" = nothing. Only in [charger ID], or in [host].
-    unknown_rfid: str = key("primary", choice("primary", "secondary", "reject"))
-    secondary_replies: str = key("ignore", choice("ignore", "forward"))
+    unknown_rfid: str = key("primary", choice, ("primary", "secondary", "reject"))
+    secondary_replies: str = key("ignore", choice, ("ignore", "forward"))
     secondary_copies: tuple[str, ...] = key("StatusNotification", words)
-    primary_copies: tuple[str, ...] = key("", some_of("MeterValues"))  # Of the secondary's sessions.
+    primary_copies: tuple[str, ...] = key("", some_of, ("MeterValues",))  # Of the secondary's sessions.
     secondary_refuse: tuple[str, ...] = key("", words)
-    primary_grace: float = key("15", number(0, 3600))  # Seconds.
-    versions: tuple[str, ...] = key(", ".join(VERSIONS), some_of(*VERSIONS))
+    primary_grace: float = key("15", number, float, 0, 3600)  # Seconds.
+    versions: tuple[str, ...] = key(", ".join(VERSIONS), some_of, VERSIONS)
+
+    def entry(self, badge: str) -> str:
+        """Return the entry of the lists that speaks for the badge; "" = none."""
+        name = normalized(badge)
+        matching = (entry for entry in self.badges if not entry.isalnum() and fnmatchcase(name, entry))
+        return name if name in self.badges else next(matching, "")
 
     def server(self, peer: Peer) -> ServerConfig | None:
         """Return one of the two servers."""
@@ -317,19 +282,19 @@ class HostConfig:
     """The section `[host]`: what chargers meet. Times in seconds."""
 
     addr: str = key("0.0.0.0")
-    port: int = key("8321", number(0, 65535, int))
-    cert_chain: str = key("", file="read")
-    cert_key: str = key("", file="read")  # "" = in the same file.
-    client_ca: str = key("", file="read")
+    port: int = key("8321", number, int, 0, 65535)
+    cert_chain: str = key("", readable)
+    cert_key: str = key("", readable)  # "" = in the same file.
+    client_ca: str = key("", readable)
     password: str = key("")
     chargers: tuple[str, ...] = key("*", patterns)
-    watchdog_stale: float = key("500", number(1, 7 * DAY))
-    watchdog_interval: float = key("10", number(0.1, DAY))
-    ping_interval: float = key("30", number(0.1, DAY))
-    ping_timeout: float = key("60", number(0.1, DAY))
-    call_timeout: float = key("30", number(0.1, DAY))
-    max_size: int = key("1048576", number(1024, 2**26, int))  # Bytes.
-    state: str = key("ocpp-2w-proxy.db", file="made")
+    watchdog_stale: float = key("500", number, float, 1, 7 * DAY)
+    watchdog_interval: float = key("10", number, float, 0.1, DAY)
+    ping_interval: float = key("30", number, float, 0.1, DAY)
+    ping_timeout: float = key("60", number, float, 0.1, DAY)
+    call_timeout: float = key("30", number, float, 0.1, DAY)
+    max_size: int = key("1048576", number, int, 1024, 2**26)  # Bytes.
+    state: str = key("ocpp-2w-proxy.db", os.fspath)
 
     def admits(self, charger_id: str) -> bool:
         """Whether a charger of this id may connect."""
@@ -341,16 +306,8 @@ class StatusConfig:
     """The section `[status]`: the second port."""
 
     addr: str = key("127.0.0.1")
-    port: int = key("8322", number(0, 65535, int))
+    port: int = key("8322", number, int, 0, 65535)
     password: str = key("")
-
-
-@dataclass(frozen=True, slots=True)
-class LogConfig:
-    """The section `[logging]`; any other logger may be named in it, too."""
-
-    rfid: str = key("masked", choice("masked", "full"))  # How badges are logged.
-    proxy: str = key("INFO", choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,25 +327,32 @@ class Config:
         return self.chargers.get(charger_id, self.default)
 
 
-OTHER_DEFAULTS = {"primary_auth": {"default": "forward"}}  # Than those of the other server.
+Keys = dict[str, Mapping[str, Any]]  # By name, what `key` has declared.
+Section = dict[str, list[tuple[int, str]]]  # By key: each line of its value, with its number.
 
 
-def keys_of(kind: type, prefix: str = "") -> dict[str, Mapping[str, Any]]:
+def keys_of(kind: type, prefix: str = "") -> Keys:
     """Return the keys of the ini that a dataclass declares."""
-    declared = {prefix + each.name: each.metadata for each in fields(kind) if "read" in each.metadata}
-    return {name: {**facts, **OTHER_DEFAULTS.get(name, {})} for name, facts in declared.items()}
+    return {prefix + each.name: each.metadata for each in fields(kind) if each.metadata}
 
 
 URL, RFID = key("", address).metadata, key("", words).metadata
-SECTIONS = {"logging": keys_of(LogConfig), "host": keys_of(HostConfig)}
-SECTIONS["ext-server"] = {"server": URL, "secondary_server": URL} | keys_of(ChargerConfig)
-for _peer in SERVERS:
-    SECTIONS["ext-server"] |= {f"{_peer.value}_rfid": RFID} | keys_of(ServerConfig, f"{_peer.value}_")
-SECTIONS["status"] = keys_of(StatusConfig)
+LEVEL = key("INFO", choice, ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")).metadata  # Of any logger.
+SERVER_KEYS = keys_of(ServerConfig, "primary_") | keys_of(ServerConfig, "secondary_")
+SERVER_KEYS |= {"primary_auth": key("forward", choice, ("forward", "none")).metadata}
+LISTS = {"server": URL, "secondary_server": URL, "primary_rfid": RFID, "secondary_rfid": RFID}
+SECTIONS: dict[str, Keys] = {
+    "logging": {"proxy": LEVEL, "rfid": key("masked", choice, ("masked", "full")).metadata},
+    "host": keys_of(HostConfig),
+    "ext-server": LISTS | SERVER_KEYS | keys_of(ChargerConfig),
+    "status": keys_of(StatusConfig),
+}
 CHARGER_KEYS = SECTIONS["ext-server"] | {"password": key("").metadata}
 
 
-Section = dict[str, list[tuple[int, str]]]  # By key: each line of its value, with its number.
+def made_of(kind: Callable[..., Any], values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return a dataclass of those of the values that are named as its fields, behind the prefix."""
+    return kind(**{each.name: values[prefix + each.name] for each in fields(kind)})  # type: ignore[arg-type]
 
 
 class Ini:
@@ -399,7 +363,6 @@ class Ini:
         self.environment = environment
         self.concern = concern  # Says of an Action whether it is about a "session", or "unknown".
         self.sections: dict[str, Section] = {}
-        self.lines: dict[str, int] = {}  # Where each section begins.
         self.warnings: list[str] = []
 
     def _error(self, line: int, what: str) -> ConfigError:
@@ -408,42 +371,34 @@ class Ini:
     def _parse(self, text: str) -> None:
         section = name = ""
         for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip() or line.lstrip().startswith((";", "#")):
+            value = line.strip()
+            if not value or value.startswith((";", "#")):
                 continue
-            value = line
             if line.startswith("["):
-                section, name = self._open(line.strip(), number), ""
+                section, name = " ".join(value[1:-1].split()), ""
+                kind, _, charger_id = section.partition(" ")
+                is_known = section in SECTIONS or (kind == "charger" and is_charger_id(charger_id))
+                if not (is_known and value.endswith("]")):
+                    expected = f"[{'], ['.join(SECTIONS)}] or [charger ID], its ID being {CHARGER_ID}"
+                    raise self._error(number, f"unknown section {value!a}; expected {expected}")
+                self.sections.setdefault(section, {})
                 continue
             if line[0] not in " \t":
                 name, value = self._key(section, line, number)
                 self.sections[section][name] = []
             elif not name:
                 raise self._error(number, "an indented line continues a value, and no value stands above it")
-            self.sections[section][name].append((number, self._substituted(value, number)))
-
-    def _open(self, line: str, number: int) -> str:
-        name = " ".join(line[1:-1].split())
-        if not line.endswith("]") or not (name in SECTIONS or name.startswith(CHARGER_SECTION)):
-            known = ", ".join(f"[{known}]" for known in SECTIONS)
-            raise self._error(number, f"unknown section {line!a}; expected {known} or [charger ID]")
-        if name in self.sections:
-            raise self._error(number, f"section [{name}] stands twice, first at line {self.lines[name]}")
-        if name.startswith(CHARGER_SECTION) and not is_charger_id(name.removeprefix(CHARGER_SECTION)):
-            raise self._error(number, f"{line!a} names no charger id; expected {CHARGER_ID}")
-        self.sections[name], self.lines[name] = {}, number
-        return name
+            self.sections[section][name].append((number, self._substituted(value.strip(), number)))
 
     def _key(self, section: str, line: str, number: int) -> tuple[str, str]:
         """Split a line into a key and its value; of what is neither, show no more than the first word."""
         name, equals, value = line.partition("=")
         word = ascii("".join(re.findall(r"\A[\w.]*", line)))  # Behind it there may be a password.
-        if not equals:
-            raise self._error(number, f"{word}: expected `key = value`, [section] or a comment")
-        if not section:
-            raise self._error(number, "a key before the first section; expected [logging], [host], ...")
+        if not equals or not section:
+            raise self._error(number, f"{word}: expected a [section], and in it `key = value` or a comment")
         name = name.strip() if section == "logging" else name.strip().lower()
-        keys = CHARGER_KEYS if section.startswith(CHARGER_SECTION) else SECTIONS[section]
-        if name not in keys and (section != "logging" or not name):
+        keys = SECTIONS.get(section, CHARGER_KEYS)
+        if name not in keys and section != "logging":
             near = difflib.get_close_matches(name, keys, 1)
             expected = f"did you mean {near[0]}?" if near else f"expected {', '.join(keys)}"
             raise self._error(number, f"unknown key {word} in [{section}]; {expected}")
@@ -464,126 +419,110 @@ class Ini:
                 raise self._error(number, f"environment variable {match[1]!a} is not set")
             return self.environment[match[1]]
 
-        return re.sub(r"\$\$\{|\$\{([^}]*)\}|\$\{", value_of, text.strip())
+        return re.sub(r"\$\$\{|\$\{([^}]*)\}|\$\{", value_of, text)
 
-    def _value(self, section: Section, name: str, declared: Mapping[str, Any]) -> Any:
-        lines = section.get(name, [(1, "")])
-        line, value = lines[0][0], "\n".join(text for _, text in lines).strip() or declared["default"]
-        try:
-            result = declared["read"](value)
-        except ValueError as error:
-            is_secret = name.endswith("password") or "@" in value or "?" in value
-            raise self._error(line, f"{name}{'' if is_secret else f' {value!a}'}: {error}") from None
-        if not declared["file"] or value in ("", "none"):
-            return result
-        path = self.path.parent / value
-        if declared["file"] == "read" and not (path.is_file() and os.access(path, os.R_OK)):
-            raise self._error(line, f"{name}: {str(path)!a} cannot be read; expected a file")
-        return str(path)
+    def _values(self, section: Section, keys: Keys) -> dict[str, Any]:
+        """Return the values of a section, also those that it leaves to their defaults."""
+        values = dict[str, Any]()
+        for name, declared in keys.items():
+            read = declared["read"]
+            value = "\n".join(text for _, text in section.get(name, [])).strip() or declared["default"]
+            if read.func in (os.fspath, readable) and value not in ("", "none"):  # Paths.
+                value = str(self.path.parent / value)
+            try:
+                values[name] = read(value)
+            except ValueError as error:
+                is_secret = name.endswith("password") or "@" in value or "?" in value
+                self._refuse(section, name, True, f"{'is unfit' if is_secret else ascii(value)}: {error}")
+        return values
 
-    def _values(self, section: Section, kind: type, prefix: str = "") -> dict[str, Any]:
-        keys = keys_of(kind, prefix).items()
-        return {name.removeprefix(prefix): self._value(section, name, declared) for name, declared in keys}
+    def _place(self, section: Section, name: str) -> str:
+        return f"{self.path}:{section[name][0][0] if name in section else 1}: {name}"
+
+    def _refuse(self, section: Section, name: str, is_mistake: object, what: str) -> None:
+        if is_mistake:
+            raise ConfigError(f"{self._place(section, name)} {what}")
+
+    def _doubt(self, section: Section, name: str, is_doubtful: object, what: str) -> None:
+        if is_doubtful:
+            self.warnings.append(f"{self._place(section, name)} {what}")
 
     def load(self, text: str) -> Config:
         """Return what the text says, checked. Raises ConfigError."""
         self._parse(text)
-        sections = self.sections
-        logs, general = sections.get("logging", {}), sections.get("ext-server", {})
-        self.host = host = HostConfig(**self._values(sections.get("host", {}), HostConfig))
-        status = StatusConfig(**self._values(sections.get("status", {}), StatusConfig))
-        for name in ("cert_key", "client_ca"):
-            self._refuse("host", name, bool(getattr(host, name)) and not host.cert_chain, "needs cert_chain")
-        is_open = status.port and not status.password and not is_loopback(status.addr)
-        self._refuse("status", "addr", is_open, f"{status.addr!a} is not loopback: [status] needs a password")
-        names, level = {"proxy", *logs} - {"rfid"}, SECTIONS["logging"]["proxy"]
-        levels = {name: self._value(logs, name, level) for name in names}
-        chargers = {}
-        for name in [name for name in sections if name.startswith(CHARGER_SECTION)]:
-            charger_id = name.removeprefix(CHARGER_SECTION)
-            if not host.admits(charger_id):
-                doubt = f"[{name}] is not among `chargers` in [host], so that it may not connect"
-                self.warnings.append(f"{self.path}:{self.lines[name]}: {doubt}")
-            chargers[charger_id] = self._charger({**general, **sections[name]})
-        is_full = self._value(logs, "rfid", SECTIONS["logging"]["rfid"]) == "full"
+        logs, host, general, status = (self.sections.get(name, {}) for name in SECTIONS)
+        levels = self._values(logs, dict.fromkeys(logs, LEVEL) | SECTIONS["logging"])
+        is_full = levels.pop("rfid") == "full"
+        self.host: HostConfig = made_of(HostConfig, self._values(host, SECTIONS["host"]))
+        is_idle = self.host.client_ca and not self.host.cert_chain
+        self._refuse(host, "client_ca", is_idle, "needs cert_chain: without TLS nobody shows a certificate")
+        second = made_of(StatusConfig, self._values(status, SECTIONS["status"]))
+        is_open = second.port and not second.password and not is_loopback(second.addr)
+        self._refuse(status, "addr", is_open, f"{second.addr!a} is not loopback: [status] needs a password")
+        own = {name: section for name, section in self.sections.items() if name not in SECTIONS}
+        chargers = {name.partition(" ")[2]: self._charger(general | section) for name, section in own.items()}
         default, doubts = self._charger(general), tuple(dict.fromkeys(self.warnings))
-        return Config(levels, is_full, host, status, default, chargers, doubts)
-
-    def _refuse(self, section: str | Section, name: str, is_mistake: object, what: str) -> None:
-        entries = self.sections.get(section, {}) if isinstance(section, str) else section
-        if is_mistake:
-            line = entries[name][0][0] if name in entries else self.lines.get("ext-server", 1)
-            raise self._error(line, f"{name} {what}")
+        return Config(levels, is_full, self.host, second, default, chargers, doubts)
 
     def _charger(self, section: Section) -> ChargerConfig:
-        servers = {peer: self._server(section, peer) for peer in SERVERS}
-        primary = servers[Peer.PRIMARY]
+        values = self._values(section, CHARGER_KEYS)
+        lines = {name: at[0][0] for name, at in section.items()}
+        values["password"] = values["password"] or self.host.password
         missing = f"is missing in [ext-server]; expected an address or {LOCAL}"
-        self._refuse(section, "server", primary is None, missing)
-        assert primary is not None
-        password = self._value(section, "password", CHARGER_KEYS["password"]) or self.host.password
-        lines, badges = {name: at[0][0] for name, at in section.items()}, self._badges(section)
-        own = self._values(section, ChargerConfig)
-        config = ChargerConfig(primary, servers[Peer.SECONDARY], badges, lines, password, **own)
-        for action in sorted(config.secondary_copies):
-            why = "it can carry a badge or a transaction, which concern one server only"
-            is_sessions = self.concern(action) == "session"
-            self._refuse(section, "secondary_copies", is_sessions, f"{action!a} cannot be copied: {why}")
-        self.warnings += (
-            f"{self.path}:{lines.get(name, 1)}: {doubt}" for name, doubt in self._doubts(config)
-        )
+        self._refuse(section, "server", not values["server"], missing)
+        for peer, name in zip(SERVERS, ("server", "secondary_server"), strict=True):
+            prefix, url = f"{peer.value}_", values[name]
+            uri = parse_uri(url if url not in ("", LOCAL) else "ws://elsewhere")
+            is_own = uri.port == self.host.port and (is_loopback(uri.host) or uri.host == self.host.addr)
+            self._refuse(section, name, is_own, f"is the proxy's own address; expected another, or {LOCAL}")
+            values |= {f"{prefix}url": url, f"{prefix}name": values[f"{prefix}name"] or peer.value}
+            values[peer.value] = made_of(ServerConfig, values, prefix) if url else None
+        values |= {"lines": lines, "badges": self._badges(section, lines)}
+        config: ChargerConfig = made_of(ChargerConfig, values)
+        self._check(config, section)
         return config
 
-    def _server(self, section: Section, peer: Peer) -> ServerConfig | None:
-        name = "server" if peer is Peer.PRIMARY else "secondary_server"
-        url, values = self._value(section, name, URL), self._values(section, ServerConfig, f"{peer.value}_")
-        server = ServerConfig(url, **(values | {"name": values["name"] or peer.value}))
-        self._refuse(section, f"{peer.value}_key", server.key and not server.cert, f"needs {peer.value}_cert")
-        if url not in ("", LOCAL) and (uri := parse_uri(url)).port == self.host.port:
-            is_own = is_loopback(uri.host) or uri.host == self.host.addr
-            self._refuse(section, name, is_own, f"is the proxy's own address; expected another, or {LOCAL}")
-        return server if url else None
+    def _check(self, config: ChargerConfig, section: Section) -> None:
+        for action in config.secondary_copies:
+            what = f"{action!a} cannot be copied: it may be about a badge or transaction, or nobody knows it"
+            self._refuse(section, "secondary_copies", self.concern(action) != "station", what)
+        for action in config.secondary_refuse:
+            what = f"names an unknown Action: {action!a}"
+            self._doubt(section, "secondary_refuse", self.concern(action) == "unknown", what)
+        primary, is_checked = config.primary, config.password or self.host.client_ca
+        is_open = primary.is_local or primary.user or primary.password
+        what = "lets nobody check who connects: set `password` or `client_ca`, or listen on 127.0.0.1 alone"
+        self._doubt(section, "server", is_open and not (is_checked or is_loopback(self.host.addr)), what)
+        is_alone = not config.secondary and Peer.SECONDARY in config.badges.values()
+        what = "stands without secondary_server: its badges are the primary's"
+        self._doubt(section, "secondary_rfid", is_alone, what)
+        is_free = config.unknown_rfid == "secondary" and config.secondary_replies == "ignore"
+        what = "is secondary, without secondary_replies = forward: any card charges"
+        self._doubt(section, "unknown_rfid", is_free, what)
 
-    def _badges(self, section: Section) -> BadgeLists:
-        owners, lines = dict[str, Peer](), dict[str, int]()
+    def _badges(self, section: Section, lines: dict[str, int]) -> dict[str, Peer]:
+        """Return whose list each badge is on; note where."""
+        owners = dict[str, Peer]()
         for peer in SERVERS:
             pieces = section.get(f"{peer.value}_rfid", [])
             for number, badge in ((number, word) for number, text in pieces for word in words(text)):
                 name = normalized(badge)
                 where = f"badge {badge!a} stands in line {lines.get(name)}, too"
-                if owners.setdefault(name, peer) is not peer:
+                if owners.get(name, peer) is not peer:
                     raise self._error(number, f"{where}: on primary_rfid and on secondary_rfid")
-                if name in lines:
+                if name in owners:
                     self.warnings.append(f"{self.path}:{number}: {where}: it counts once")
-                lines.setdefault(name, number)
-        several = sorted((entry for entry in owners if re.search(r"[*?[]", entry)), key=len, reverse=True)
-        return BadgeLists(owners, tuple(several), lines)
-
-    def _doubts(self, config: ChargerConfig) -> Iterator[tuple[str, str]]:
-        """Yield what is doubtful but no mistake: a key, and what is to be said of it."""
-        is_checked = config.password or self.host.client_ca or is_loopback(self.host.addr)
-        if not is_checked and (config.primary.is_local or config.primary.user or config.primary.password):
-            what = "nobody checks who connects: set `password` or `client_ca`, or listen on 127.0.0.1 alone"
-            yield "server", what
-        if not config.secondary and Peer.SECONDARY in config.badges.owners.values():
-            yield "secondary_rfid", "secondary_rfid without secondary_server: these badges go to the primary"
-        if config.unknown_rfid == "secondary" and config.secondary_replies == "ignore":
-            what = "unknown_rfid = secondary without secondary_replies = forward: any card charges"
-            yield "unknown_rfid", what
-        for name in ("secondary_copies", "secondary_refuse"):
-            unknown = [word for word in sorted(getattr(config, name)) if self.concern(word) == "unknown"]
-            if unknown:
-                yield name, f"{name}: unknown Action {', '.join(map(ascii, unknown))}"
+                owners[name], lines[name] = peer, number
+        return {name: owners[name] for name in sorted(owners, key=len, reverse=True)}
 
 
 def load_config(path: Path, environment: Mapping[str, str], concern: Callable[[str], str]) -> Config:
     """Read the ini at `path`. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", "it is not UTF-8 text")
+        raise ConfigError(f"{path}: cannot be read: {why}") from None
     return Ini(path, environment, concern).load(text)
 
 
@@ -1662,7 +1601,7 @@ class Router:
 
     def route_of_badge(self, badge: str) -> Route:
         """Return whose a badge is, by the ini alone."""
-        peer, unknown = self.config.badges.find(badge), self.config.unknown_rfid
+        peer, unknown = self.config.badges.get(self.config.entry(badge)), self.config.unknown_rfid
         if peer and self.address(peer):
             return Route(peer, f"its badge is on {peer.value}_rfid")
         owner = Peer.SECONDARY if unknown == "secondary" and self.config.secondary else Peer.PRIMARY
@@ -2500,114 +2439,75 @@ DIAL_SECONDS = 8.0  # From the decision to dial a server to its 101; less than a
 NEXT_ADDRESS_SECONDS = 2.0  # For one of a server's addresses, before the next is tried.
 HANDSHAKE_SECONDS = 10.0  # From a charger's TCP connection to its complete request.
 CLOSE_SECONDS = 3.0  # From a Close frame or a refusal to the end of the TCP connection, then it is cut.
-PROBE_SECONDS = 5.0  # For the Pong of a charger whose place a newcomer wants.
+PROBE_SECONDS = 5.0  # For a sign of life of a charger whose place a newcomer wants.
 MAX_EARLY_BYTES = 2**16  # Before there is somebody to hear them; a handshake must not be longer.
 MAX_FRAGMENTS = 4096  # Of one message, empty ones, too; the Sans-I/O layer itself sets no limit.
 MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread, beside one message, before it is cut off.
 MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is forgotten.
 MAX_LOOK_UPS = 500  # Of names, at a time, each in a thread: one that hangs delays no other.
 MAX_DIALS = {Peer.PRIMARY: 150, Peer.SECONDARY: 50}  # At a time: secondaries that hang delay no charger.
-# For a peer whose machine is gone without a word; where the system knows them.
-SOCKET_OPTIONS = {
-    "TCP_USER_TIMEOUT": 60_000,  # Milliseconds until what is not acknowledged ends the connection.
-    "TCP_KEEPIDLE": 60,  # Seconds of silence until the system asks whether the peer is there,
-    "TCP_KEEPINTVL": 15,  # between two questions,
-    "TCP_KEEPCNT": 4,  # and how many.
-}
+UNACKNOWLEDGED_MS = 60_000  # Then the system, where it can, ends the connection to a machine that is gone.
 # One buffer for all links: it is read out in the same callback that filled it. A view, because asyncio's TLS
 # fills slices of it, and slices of a bytearray are copies.
 RECEIVE_BUFFER = memoryview(bytearray(2**16))
-# Not a logger of the library's own, whose DEBUG lines would show credentials.
-LIBRARY_LOG = logging.getLogger("proxy.websockets")
-LIBRARY_LOG.setLevel(logging.WARNING)
-
-# Frames (RFC 6455 5.2).
-
-TEXT_FRAME = 0x80 | Opcode.TEXT  # The first byte of a frame that holds a whole text.
+# No level of the ini reaches it: its DEBUG lines would show credentials.
+LIBRARY_LOG = logging.Logger("websockets", logging.WARNING)
+LIBRARY_LOG.parent = log
+Protocol = ServerProtocol | ClientProtocol
+uri_of = lru_cache(256)(parse_uri)  # Each server of the ini is dialled again and again.
+TEXT_FRAME = 0x80 | Opcode.TEXT  # The first byte of a frame that holds a whole text (RFC 6455 5.2).
 IS_MASKED = 0x80  # A bit of the second byte; its others are the length,
 LENGTH_16, LENGTH_64 = 126, 127  # or say that the length stands behind it, in 16 or 64 bits.
 
-
-def frame_in(data: memoryview | bytearray, at: int) -> tuple[int, int] | None:
-    """Return where the payload of the frame at `at` begins and ends; None while its head is not complete."""
-    size = len(data) - at
-    if size < 2:
-        return None
-    second = data[at + 1]
-    length, start = second & ~IS_MASKED, 2
-    if length >= LENGTH_16:
-        start = 4 if length == LENGTH_16 else 10
-        length = int.from_bytes(data[at + 2 : at + start], "big")
-    start += 4 if second & IS_MASKED else 0
-    return (at + start, at + start + length) if size >= start else None
-
-
-def text_frame(data: bytes, is_masked: bool) -> bytes:
-    """Return the frame of a text."""
-    length, bit = len(data), is_masked * IS_MASKED
-    if length < LENGTH_16:
-        head = bytes((TEXT_FRAME, bit | length))
-    elif length < 2**16:
-        head = bytes((TEXT_FRAME, bit | LENGTH_16, length >> 8, length & 0xFF))
-    else:
-        head = bytes((TEXT_FRAME, bit | LENGTH_64)) + length.to_bytes(8, "big")
-    if not is_masked:
-        return head + data
-    mask = random.randbytes(4)  # Whose text it is never sees one, so cannot guess the next (RFC 6455 10.3).
-    return head + mask + apply_mask(data, mask)
+ONE_VERSION = "all must speak one version, named as in versions = ocpp1.6"
+# What to change in the ini, by the status of a server's refusal or the class of what went wrong.
+ADVICE: dict[object, str] = {
+    **dict.fromkeys((401, 403), "check {peer}_user and {peer}_password, or {peer}_auth"),
+    404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
+    **dict.fromkeys((101, 400), "it may not speak {version}: " + ONE_VERSION),
+    **dict.fromkeys((301, 302, 303, 307, 308), "nobody is followed: put its new address into the ini"),
+    ssl.SSLCertVerificationError: "set {peer}_ca to its certificate, or check the name in its address",
+}
+NO_TLS = "it does not answer with TLS; perhaps that port speaks no TLS: ws://"
+# What went wrong with a connection, for people; by its class, or OpenSSL's reason.
+IN_WORDS: dict[object, str] = {
+    TimeoutError: f"no answer within {DIAL_SECONDS:g} s",
+    ConnectionRefusedError: "nobody listens there",
+    **dict.fromkeys((socket.gaierror, UnicodeError), "its name is not known ({})"),
+    **dict.fromkeys(("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", ConnectionResetError), NO_TLS),
+}
 
 
 class DialError(Exception):
     """A server cannot be reached or does not want this connection, or a visitor sends no handshake."""
 
-    def __init__(self, what: str, response: Response | None = None, cause: Exception | None = None) -> None:
-        super().__init__(what or f"the connection was closed ({type(cause).__name__})")
-        self.is_certificate_unfit = isinstance(cause, ssl.SSLCertVerificationError)
-        self.status = response.status_code if response else None
+    def __init__(self, cause: str | Exception, response: Response | None = None) -> None:
+        what = IN_WORDS.get(getattr(cause, "reason", type(cause)), "{}").format(cause)
+        super().__init__(escaped(what) or f"the connection was closed ({type(cause).__name__})")
+        self.status = response.status_code if response else None  # Of an answer in HTTP.
         self.headers = response.headers if response else Headers()
+        self.known = ADVICE.get(self.status or type(cause), "")  # What to change; "" = not known.
+
+    def advice(self, peer: Peer, otherwise: str, version: str = "any version") -> str:
+        """Return what a person can do about it, after an offer of this version."""
+        return (self.known or otherwise).format(peer=peer.value, version=version)
 
 
-# What to change in the ini when a server refuses the proxy's handshake.
-ADVICE = {
-    401: "check {peer}_user and {peer}_password, or {peer}_auth",
-    403: "check {peer}_user and {peer}_password, or {peer}_auth",
-    404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
-    400: "see versions: it may not speak {version}, which it was offered",
-    101: "check versions: the server does not speak this one",
-    **dict.fromkeys((301, 302, 303, 307, 308), "nobody is followed: put its new address into the ini"),
-}
-CERTIFICATE_ADVICE = "set {peer}_ca to the server's certificate, or check the name in its address"
+class Complaints(dict[str, tuple[float, int]]):
+    """Log lines that peers could cause as often as they like: one a minute about each subject.
 
+    By subject: monotonic seconds of its last line, and how many were held back since; MAX_SUBJECTS.
+    """
 
-def advice_for(error: DialError, peer: Peer, otherwise: str, version: str = "any version") -> str:
-    """Return what a person can do about a dial that failed, with an offer of this version."""
-    advice = CERTIFICATE_ADVICE if error.is_certificate_unfit else ADVICE.get(error.status or 0, otherwise)
-    return advice.format(peer=peer.value, version=version)
-
-
-class Complaints:
-    """Log lines that peers could cause as often as they like: one a minute about each subject."""
-
-    def __init__(self) -> None:
-        # By subject: monotonic seconds of its last line, and how many were held back since; MAX_SUBJECTS.
-        self.told: dict[str, tuple[float, int]] = {}
-
-    def say(self, level: int, subject: str, text: str, *values: object) -> None:
+    def say(self, level: int, subject: str, text: str, *values: object, **more: Any) -> None:
         """Log the text, unless the subject had its line within COMPLAINT_SECONDS; then count it."""
-        if (count := self.due(subject)) is not None:
-            more = f" ({count} more like it since the last such line)" if count else ""
-            log.log(level, text + more, *values)
-
-    def due(self, subject: str) -> int | None:
-        """Return how many lines of a subject were held back, if it may have one now; else None."""
         now = time.monotonic()
-        last, held_back = self.told.pop(subject, (-math.inf, 0))
+        last, held_back = self.pop(subject, (-math.inf, 0))
         is_due = now >= last + COMPLAINT_SECONDS
-        put_newest(self.told, subject, (now, 0) if is_due else (last, held_back + 1), MAX_SUBJECTS)
-        return held_back if is_due else None
-
-
-Protocol = ServerProtocol | ClientProtocol
+        put_newest(self, subject, (now, 0) if is_due else (last, held_back + 1), MAX_SUBJECTS)
+        if is_due:
+            count = f" ({held_back} more like it since the last such line)" if held_back else ""
+            log.log(level, text + count, *values, **more)
 
 
 class Link(asyncio.BufferedProtocol):
@@ -2620,13 +2520,12 @@ class Link(asyncio.BufferedProtocol):
         self.on_connected = on_connected
         self.loop = asyncio.get_running_loop()
         self.handshake: asyncio.Future[Request | Response] = self.loop.create_future()
-        self.transport: asyncio.Transport | None = None  # Set by connection_made.
+        self.transport: asyncio.Transport | None = None  # While there is a connection.
         # Set by attach: who takes a text, which is never empty. Frames that come before wait in `rest`.
         self.on_text: Callable[[Link, str], None] | None = None
         self.on_closed: Callable[[Link], None] | None = None  # Called once.
         self.rest = bytearray()  # What has come in and is no whole frame yet; one frame, or `early`.
         self.early = 0  # Bytes that came before `attach`; MAX_EARLY_BYTES.
-        self.is_starting_tls = False  # What is sent now would go out in the clear.
         self.fragments: list[bytes] = []  # Of the message that comes in; MAX_FRAGMENTS, max_size.
         self.arrived = time.monotonic()  # Of the TCP connection.
         self.opened = 0.0  # Monotonic seconds of the handshake's end; 0 = it has not ended.
@@ -2634,9 +2533,7 @@ class Link(asyncio.BufferedProtocol):
         self.seen = self.arrived  # Monotonic seconds of the last bytes that came in.
         self.ping_at = 0.0  # Monotonic seconds of the next Ping.
         self.has_ponged = False
-        self.pong: asyncio.Future[None] | None = None  # Of somebody who waits for the next Pong.
         self.ended: asyncio.Future[None] = self.loop.create_future()  # Done when nothing more will come.
-        self.cutter: asyncio.TimerHandle | None = None  # Cuts a connection whose closing takes too long.
         self.cut_because = ""  # Why the proxy itself has cut it.
 
     # What its user does with it.
@@ -2644,14 +2541,10 @@ class Link(asyncio.BufferedProtocol):
     @property
     def closed_by(self) -> str:
         """Say with which code and reason the connection was closed, for a log line."""
-        sent, received = self.protocol.close_sent, self.protocol.close_rcvd
-        if self.cut_because:
-            return self.cut_because
-        if sent and not self.protocol.close_rcvd_then_sent:
-            return f"closed by the proxy, code {sent.code} {sent.reason!a}"
-        if received is None:
-            return str(self.protocol.parser_exc or "connection lost")
-        return f"code {received.code} {received.reason!a}" if received.reason else f"code {received.code}"
+        protocol = self.protocol
+        if protocol.close_sent and not (protocol.close_rcvd_then_sent or self.cut_because):
+            return f"closed by the proxy: {protocol.close_sent}"
+        return self.cut_because or str(protocol.close_rcvd or protocol.parser_exc or "connection lost")
 
     def attach(self, on_text: Callable[[Link, str], None], on_closed: Callable[[Link], None]) -> None:
         """Let somebody hear what has come in and what will come in."""
@@ -2661,10 +2554,22 @@ class Link(asyncio.BufferedProtocol):
 
     def send(self, text: str) -> None:
         """Send a text, if the connection is open."""
-        if self.is_open and self.transport:
-            if self.protocol.writes:
-                self.flush()  # What the library had to say before it, as a Pong.
-            self.transport.write(text_frame(text.encode(), self.is_client))
+        if self.transport is None or not self.is_open:
+            return
+        if self.protocol.writes:
+            self.flush()  # What the library had to say before it, as a Pong.
+        data = text.encode()
+        length, bit = len(data), self.is_client * IS_MASKED
+        if length < LENGTH_16:
+            head = bytes((TEXT_FRAME, bit | length))
+        elif length < 2**16:
+            head = bytes((TEXT_FRAME, bit | LENGTH_16, length >> 8, length & 0xFF))
+        else:
+            head = bytes((TEXT_FRAME, bit | LENGTH_64)) + length.to_bytes(8, "big")
+        if self.is_client:  # Whose text it is never sees a mask, so cannot guess the next (RFC 6455 10.3).
+            mask = random.randbytes(4)
+            head, data = head + mask, apply_mask(data, mask)
+        self.transport.write(head + data)
 
     def keep_alive(self, now: float, interval: float) -> None:
         """Send a Ping if it is time for one."""
@@ -2674,11 +2579,13 @@ class Link(asyncio.BufferedProtocol):
             self.flush()
 
     async def probe(self, seconds: float) -> bool:
-        """Return whether the peer answers a Ping within so many seconds."""
-        self.pong = pong = self.loop.create_future()
+        """Return whether anything comes from the peer within so many seconds of a Ping."""
+        seen = self.seen
         self.keep_alive(self.ping_at, seconds)
-        await asyncio.wait([pong, self.ended], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return pong.done() and not self.ended.done()
+        for _ in range(50):
+            if self.seen == seen and not self.ended.done():
+                await asyncio.sleep(seconds / 50)
+        return self.seen > seen and not self.ended.done()
 
     def close(self, code: int, reason: str = "") -> None:
         """Close the connection; it is cut if that takes more than CLOSE_SECONDS."""
@@ -2687,8 +2594,6 @@ class Link(asyncio.BufferedProtocol):
             self.flush()
             if self.on_text is None:  # To see the peer close it, too.
                 self.attach(lambda *_: None, lambda _: None)
-        elif self.protocol.state is CONNECTING:
-            self.abort()
 
     def abort(self, because: str = "") -> None:
         """Cut the connection."""
@@ -2701,14 +2606,12 @@ class Link(asyncio.BufferedProtocol):
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Speak TLS from here on, as a server. Raises OSError."""
         assert self.transport is not None
-        limit, self.is_starting_tls = HANDSHAKE_SECONDS, True
-        transport = await self.loop.start_tls(
-            self.transport, self, context, server_side=True, ssl_handshake_timeout=limit
-        )
-        self.is_starting_tls = False
+        transport = await self.loop.start_tls(self.transport, self, context, server_side=True)
         if transport is None:
             raise OSError("the connection was closed")
-        self._adopt(transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(MAX_WRITE_BUFFER + self.max_size)
+        self.flush()
 
     def respond(self, response: Response, subprotocol: str | None = None) -> bool:
         """Answer a charger's handshake; return whether the connection is open now."""
@@ -2726,19 +2629,14 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._adopt(transport)
-        # Let the system end the connection of a peer whose machine does not answer any more.
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in SOCKET_OPTIONS.items():
-            if hasattr(socket, name):
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        if self.on_connected:
-            self.on_connected(self)
-
-    def _adopt(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(MAX_WRITE_BUFFER + self.max_size)
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+        if self.on_connected:
+            self.on_connected(self)
 
     def pause_writing(self) -> None:
         self.abort("it does not read what it is sent")
@@ -2752,18 +2650,26 @@ class Link(asyncio.BufferedProtocol):
         if self.rest or self.on_text is None:
             self.rest += data
             data = self.rest
-            self.early += 0 if self.on_text else nbytes
-        self._take(data) if self.on_text else self._take_handshake()
+        if self.on_text:
+            self._take(data)
+            return
+        self.early += nbytes
+        # A handshake is read line by line, and nothing that stands behind it.
+        while self.rest and not self.handshake.done():
+            end = self.rest.find(b"\n") + 1 or len(self.rest)
+            self._feed(self.rest[:end])
+            del self.rest[:end]
+        if self.early > MAX_EARLY_BYTES:
+            self.abort(f"it sends more than {MAX_EARLY_BYTES} bytes before it is answered")
 
     def eof_received(self) -> None:
-        self._end_of_input()
+        if self.on_text or not self.handshake.done():  # Else frames wait for somebody who will not come.
+            self._feed(b"")
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self._end_of_input()
-        self.is_open = False
+        self.transport, self.is_open = None, False
+        self.eof_received()
         self.ended.set_result(None)
-        if self.cutter:
-            self.cutter.cancel()
         if self.on_closed:
             self.on_closed(self)
 
@@ -2772,13 +2678,17 @@ class Link(asyncio.BufferedProtocol):
     def _take(self, data: memoryview | bytearray) -> None:
         """Take what has come in, by whole frames; what is none yet stays in `rest`."""
         at, size = 0, len(data)
-        while at < size and (bounds := frame_in(data, at)):
-            start, end = bounds
-            is_short = end - start <= self.max_size
-            if end > size and is_short:
+        while at + 2 <= size:
+            is_masked = data[at + 1] >= IS_MASKED
+            length, start = data[at + 1] & ~IS_MASKED, at + 2
+            if length >= LENGTH_16:
+                start += 2 if length == LENGTH_16 else 8
+                length = int.from_bytes(data[at + 2 : start], "big")
+            start += 4 if is_masked else 0
+            end, is_short = start + length, length <= self.max_size
+            if start > size or (end > size and is_short):
                 break  # A longer one is refused by its head.
             is_lone = is_short and data[at] == TEXT_FRAME and not self.fragments
-            is_masked = data[at + 1] >= IS_MASKED
             if is_lone and is_masked is not self.is_client and self.is_open:
                 text = data[start:end]
                 self._text(apply_mask(text, data[start - 4 : start]) if is_masked else text)  # type: ignore[arg-type]
@@ -2790,31 +2700,10 @@ class Link(asyncio.BufferedProtocol):
         elif self.rest:
             self.rest = bytearray()
 
-    def _take_handshake(self) -> None:
-        """Let the library read a handshake line by line, and nothing that stands behind it."""
-        while self.rest and not self.handshake.done():
-            end = self.rest.find(b"\n") + 1 or len(self.rest)
-            self._feed(self.rest[:end])
-            del self.rest[:end]
-        if self.early > MAX_EARLY_BYTES:
-            self.abort(f"it sends more than {MAX_EARLY_BYTES} bytes before it is answered")
-
-    def _feed(self, data: memoryview | bytearray) -> None:
-        """Let the library read, and do what it makes of it."""
-        if not self.protocol.reader.eof:
-            self.protocol.receive_data(data)  # type: ignore[arg-type]
-        self._process()
-
-    def _end_of_input(self) -> None:
-        """Let the library know that nothing more will come."""
-        if self.on_text is None and self.handshake.done():
-            return  # Its frames wait for somebody who will not come.
-        if not self.protocol.reader.eof:
-            self.protocol.receive_eof()
-        self._process()
-
-    def _process(self) -> None:
-        error = None
+    def _feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Let the library read, or know that nothing more will come, and do what it makes of it."""
+        response = None
+        self.protocol.receive_data(data) if data else self.protocol.receive_eof()  # type: ignore[arg-type]
         for event in self.protocol.events_received():
             if isinstance(event, Frame):
                 self._frame(event)
@@ -2822,36 +2711,34 @@ class Link(asyncio.BufferedProtocol):
                 self.opened = time.monotonic() if self.is_client else 0.0
                 self.handshake.set_result(event)
             elif isinstance(event, Response):
-                what = f"HTTP {event.status_code} {escaped(event.reason_phrase[:80])}"
-                if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-                    what = f"an unfit handshake: {escaped(str(self.protocol.handshake_exc))}"
-                error = DialError(what, event)
+                response = event
         if self.protocol.handshake_exc is not None and not self.handshake.done():
-            self.handshake.set_exception(error or DialError(self.cut_because or self._what_came_instead()))
+            self.handshake.set_exception(self._unfit(response))
             self.handshake.exception()  # Nobody may be waiting any more.
         self.flush()
 
-    def _what_came_instead(self) -> str:
-        """Say what a peer has sent that is no HTTP."""
-        if isinstance(self.protocol, ClientProtocol) and not self.protocol.uri.secure:
-            if (self.rest or self.protocol.reader.buffer).startswith(b"\x15\x03"):  # An alert.
-                return "that port speaks TLS: wss://"
-            if self.seen == self.arrived:  # As OpenSSL does.
-                return "it hangs up without a word; perhaps that port speaks TLS: wss://"
-        return f"no HTTP: {self.protocol.handshake_exc}"
+    def _unfit(self, response: Response | None) -> DialError:
+        """Say what came in place of a handshake."""
+        protocol, what = self.protocol, self.cut_because or f"no HTTP: {self.protocol.handshake_exc}"
+        if response and response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            what = f"an unfit handshake: {protocol.handshake_exc}"
+        elif response:
+            what = f"HTTP {response.status_code} {response.reason_phrase[:80]}"
+        elif isinstance(protocol, ClientProtocol) and not protocol.uri.secure:
+            is_alert = (self.rest or protocol.reader.buffer).startswith(b"\x15\x03")
+            if is_alert or not self.early:  # OpenSSL hangs up without a word.
+                what = "it hangs up on HTTP; perhaps that port speaks TLS: wss://"
+        return DialError(what, response)
 
     def _frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.PONG:
             self.has_ponged = True
-            if self.pong and not self.pong.done():
-                self.pong.set_result(None)
         elif frame.opcode is Opcode.BINARY:
-            self._fail(1003, "OCPP-J is text")
+            self.protocol.fail(1003, "OCPP-J is text")
         elif frame.opcode in (Opcode.TEXT, Opcode.CONT):
             self.fragments.append(bytes(frame.data))
             if len(self.fragments) > MAX_FRAGMENTS:
-                self.fragments = []
-                self._fail(1009, f"more than {MAX_FRAGMENTS} fragments")
+                self.protocol.fail(1009, f"more than {MAX_FRAGMENTS} fragments")
             elif frame.fin:
                 data, self.fragments = b"".join(self.fragments), []
                 self._text(data)
@@ -2860,28 +2747,22 @@ class Link(asyncio.BufferedProtocol):
         try:
             text = str(data, "utf-8")
         except UnicodeDecodeError:
-            self._fail(1007, "text is not UTF-8")
+            self.protocol.fail(1007, "text is not UTF-8")
+            self.flush()
             return
         if self.on_text and text and not text.isspace():  # Some chargers send empty texts to keep alive.
             self.on_text(self, text)
 
-    def _fail(self, code: int, reason: str) -> None:
-        if self.protocol.state is OPEN:
-            self.protocol.fail(code, reason)
-            self.flush()
-
     def flush(self) -> None:
         """Write what the library has to say."""
-        chunks, self.is_open = self.protocol.data_to_send(), self.protocol.state is OPEN
-        if self.transport is None or self.transport.is_closing():
-            return
-        if chunks and self.is_starting_tls:  # Its first bytes may come before `start_tls` returns.
-            self.abort("its handshake is unfit")
-            return
+        if self.transport is None or self.transport.get_protocol() is not self:
+            return  # TLS is starting: it would go out in the clear.
+        chunks, was_open = self.protocol.data_to_send(), self.is_open
+        self.is_open = self.protocol.state is OPEN
         if data := b"".join(chunks):
             self.transport.write(data)
-        if self.cutter is None and (SEND_EOF in chunks or self.protocol.close_expected()):
-            self.cutter = self.loop.call_later(CLOSE_SECONDS, self.abort)
+        if SEND_EOF in chunks or (was_open and not self.is_open):
+            self.loop.call_later(CLOSE_SECONDS, self.abort)
         if SEND_EOF in chunks:
             self.transport.close()
 
@@ -2904,55 +2785,38 @@ class Credentials(NamedTuple):
     user_agent: str | None = None
 
 
-uri_of = lru_cache(256)(parse_uri)  # Each server of the ini is dialled again and again.
-
-
-def for_people(error: Exception, url: str) -> str:
-    """Say in a person's words what went wrong with a connection."""
-    reason, words = getattr(error, "reason", None), str(error)
-    if isinstance(error, TimeoutError):
-        return f"no answer within {DIAL_SECONDS:g} s"
-    if isinstance(error, ConnectionRefusedError):
-        return "nobody listens there"
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return f"its name is not known ({words})"
-    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-        return "that port speaks no TLS: ws://"
-    if isinstance(error, ConnectionResetError) and url.startswith("wss:"):
-        return "it hangs up on TLS; perhaps that port speaks none: ws://"
-    return words
+@lru_cache(256)
+def context_of(ca: str, cert: str, key: str) -> ssl.SSLContext:
+    """Return the TLS side of all connections to a server, of its keys in the ini."""
+    context = ssl.create_default_context(cafile=ca or None)
+    if cert:
+        context.load_cert_chain(cert, key or None)
+    return context
 
 
 class Dialer:
-    """Opens links to servers: a bounded number at a time, with one SSL context for all links of a server."""
+    """Opens links to servers: a bounded number at a time."""
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size  # Bytes of a message.
         self.places = {peer: asyncio.Semaphore(most) for peer, most in MAX_DIALS.items()}
-        self.contexts: dict[tuple[str, str, str], ssl.SSLContext] = {}  # One for each server of the ini.
         self.look_ups = ThreadPoolExecutor(MAX_LOOK_UPS, "look-up")  # Of names.
 
     async def dial(
-        self,
-        peer: Peer,
-        server: ServerConfig,
-        charger_id: str,
-        offers: Iterable[str],
-        credentials: Credentials,
+        self, peer: Peer, server: ServerConfig, charger_id: str, offers: Iterable[str], shown: Credentials
     ) -> Link:
         """Return an open link that waits for its user. Raises DialError."""
         name, base = server.id or charger_id, uri_of(server.url)
-        uri = replace(base, path=f"{base.path.rstrip('/')}/{urllib.parse.quote(name, safe='')}")
+        path = f"{base.path.rstrip('/')}/{urllib.parse.quote(name, safe='')}"
+        user = (server.user or name) if server.user or server.password else None
+        uri = replace(base, path=path, username=user, password=server.password)
         subprotocols = [Subprotocol(offer) for offer in offers]
         protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=self.max_size, logger=LIBRARY_LOG)
         link, request = Link(protocol), protocol.connect()
-        if credentials.user_agent:
-            request.headers["User-Agent"] = credentials.user_agent
-        if server.user or server.password:
-            login = base64.b64encode(f"{server.user or name}:{server.password}".encode()).decode()
-            request.headers["Authorization"] = f"Basic {login}"
-        elif server.auth == "forward" and credentials.authorization:
-            request.headers["Authorization"] = credentials.authorization
+        if shown.user_agent:
+            request.headers["User-Agent"] = shown.user_agent
+        if shown.authorization and server.needs_charger_login:
+            request.headers["Authorization"] = shown.authorization
         with ExitStack() as to_undo:
             to_undo.callback(link.abort)
             try:
@@ -2962,15 +2826,15 @@ class Dialer:
                     link.flush()
                     await link.handshake
             except (OSError, UnicodeError) as error:
-                raise DialError(for_people(error, server.url), cause=error) from None
+                raise DialError(error) from None
             to_undo.pop_all()
         return link
 
     async def _connect(self, link: Link, server: ServerConfig) -> None:
         """Connect to the first of the server's addresses that answers. Raises OSError or UnicodeError."""
-        uri, create = uri_of(server.url), asyncio.get_running_loop().create_connection
-        tls = {"ssl": self.context(server), "server_hostname": uri.host} if uri.secure else {}
-        connect: Callable[..., Any] = partial(create, lambda: link, **tls)
+        uri, files = uri_of(server.url), (server.ca, server.cert, server.key)
+        tls = {"ssl": context_of(*files), "server_hostname": uri.host} if uri.secure else {}
+        connect: Callable[..., Any] = partial(link.loop.create_connection, lambda: link, **tls)
         *others, last = await self.addresses(uri.host, uri.port)
         for place in others:
             with suppress(OSError):  # As if it were not there; what the last one says is told.
@@ -2986,15 +2850,6 @@ class Dialer:
         job = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         found = await asyncio.get_running_loop().run_in_executor(self.look_ups, job)
         return [(str(place[0]), int(place[1])) for *_, place in found]
-
-    def context(self, server: ServerConfig) -> ssl.SSLContext:
-        """Return the TLS side of connections to a server."""
-        key = (server.ca, server.cert, server.key)
-        if key not in self.contexts:
-            context = self.contexts[key] = ssl.create_default_context(cafile=server.ca or None)
-            if server.cert:
-                context.load_cert_chain(server.cert, server.key or None)
-        return self.contexts[key]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -3337,7 +3192,7 @@ class Outbox:
                 self.other_version_at = relay.now().seconds + VERSION_SECONDS
             if self.trouble != str(error):
                 self.trouble = str(error)
-                advice = advice_for(error, self.peer, "it is dialled again", version)
+                advice = error.advice(self.peer, "it is dialled again", version)
                 log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
             link = None
         self.dialing = None
@@ -3806,7 +3661,7 @@ def refusal_of(visitor: Visitor, error: DialError) -> RefusedError:
     """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
     status, passed_on = error.status or 503, ("WWW-Authenticate", "Retry-After")
     if not 400 <= status < 500:
-        advice = advice_for(error, Peer.PRIMARY, "it may come again")
+        advice = error.advice(Peer.PRIMARY, "it may come again")
         return RefusedError(503, "primary cannot be reached", RETRY_AFTER, f": {error}; {advice}")
     if status == 400:  # How many refuse a subprotocol.
         advice = f"it was offered {' and '.join(visitor.offers) or 'no version'}: see versions"
@@ -3882,13 +3737,13 @@ class Proxy:
         failure = self.journal.failure
         return f"the state file cannot be written: {failure}" if failure else ""
 
-    def loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Tell what asyncio could not do; it would tell of each connection that it cannot accept."""
         error, is_over = context.get("exception"), "_start_serving" in str(context.get("handle"))
         if isinstance(error, OSError) and "accept" in context.get("message", ""):
             self.complaints.say(logging.WARNING, "accept", "connections have to wait: %s", error)
-        elif not is_over and self.complaints.due(f"{type(error).__name__} {error}") is not None:
-            loop.default_exception_handler(context)
+        elif not is_over:
+            self.complaints.say(logging.ERROR, f"{type(error)} {error}", "%s", context, exc_info=error)
 
     # Admission: a charger is let in if its primary lets it in.
 
@@ -4817,8 +4672,6 @@ class Status:
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE = 0, 1, 2
 MAX_LOG_LINE = 2_000  # Characters.
 DEMO_SECONDS = 14.0
-EXPIRY_DAYS = 30  # A certificate that is valid for less is worth a warning.
-ONE_VERSION = "both servers must speak one version: name it, as in versions = ocpp1.6"
 
 
 class Redactor(logging.Formatter):
@@ -4833,9 +4686,8 @@ class Redactor(logging.Formatter):
         re.VERBOSE,
     )
     TOLD_BADGE = re.compile(r"(; badge )(.*)$", re.DOTALL)
-    SECRETS = ("password", "authorizationkey", "simpin")
+    SECRET = re.compile(r"password|authorizationkey|simpin|\\u00[4-7]", re.IGNORECASE)  # Or in disguise.
     URL_LOGIN = re.compile(r"\\?/\\?/[^\s\"]*@")  # JSON may write each slash with a backslash.
-    ESCAPE = re.compile(r"\\u00([0-7][0-9a-f])", re.IGNORECASE)
     HEADER_LOGIN = re.compile(r"\b(basic|bearer)\s+[^\s,\"]+", re.IGNORECASE)
 
     full_badges = False
@@ -4848,9 +4700,8 @@ class Redactor(logging.Formatter):
 
     def clean(self, text: str) -> str:
         """Return the text as it may be logged."""
-        lower = self.ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).lower()
         start = text.find("{") if "{" in text else text.find("[")
-        if start >= 0 and any(secret in lower for secret in self.SECRETS):
+        if start >= 0 and self.SECRET.search(text):
             text = text[:start] + "{hidden: it may hold a password}"
         text = self.URL_LOGIN.sub("//hidden@", text[: 2 * MAX_LOG_LINE])
         text = self.HEADER_LOGIN.sub(r"\1 hidden", text)
@@ -4870,8 +4721,7 @@ def set_up_logging(config: Config) -> None:
     logging.getLogger().handlers[0].setFormatter(REDACTOR)
     REDACTOR.full_badges = config.full_badges
     for name, level in config.levels.items():
-        shows_credentials = "websockets" in name and level == "DEBUG"
-        logging.getLogger(name).setLevel("INFO" if shows_credentials else level)
+        logging.getLogger(name).setLevel(level)
     for warning in config.warnings:
         log.warning("%s", warning)
 
@@ -4885,19 +4735,16 @@ async def serve(config: Config) -> int:
         journal = None if host.state == "none" else Journal.open(Path(host.state), current_instant)
         proxy = Proxy(config, journal)
         await proxy.start()
-    except StateError as error:
-        print(error, file=sys.stderr)
-        return EXIT_MISTAKE
-    except OSError as error:
-        print(f"cannot listen on {host.addr}:{host.port}: {error}", file=sys.stderr)
+    except (StateError, OSError) as error:
+        what = f"cannot listen on {host.addr}:{host.port}: " if isinstance(error, OSError) else ""
+        print(f"{what}{error}", file=sys.stderr)
         return EXIT_MISTAKE
     loop.set_exception_handler(proxy.loop_failed)
     for number in (signal.SIGTERM, signal.SIGINT):
         with suppress(NotImplementedError):  # Windows; there, Ctrl-C cancels this task.
             loop.add_signal_handler(number, stopped.set)
-    scheme, secondary = "wss" if host.cert_chain else "ws", config.default.secondary
-    log.info("ocpp-2w-proxy %s listens on %s://%s:%d/", __version__, scheme, host.addr, proxy.port)
-    log.info("primary %s, secondary %s", config.default.primary.url, secondary.url if secondary else "none")
+    place = f"{'wss' if host.cert_chain else 'ws'}://{host.addr}:{proxy.port}/"
+    log.info("ocpp-2w-proxy %s listens on %s", __version__, place)
     status = Status(proxy, REDACTOR.clean)
     await status.start()
     with suppress(asyncio.CancelledError):
@@ -4920,7 +4767,7 @@ async def check(config: Config, path: Path, charger_id: str, badge: str | None) 
     if charger_id and not (is_charger_id(charger_id) and config.host.admits(charger_id)):
         print(f"the proxy refuses {charger_id!a}: it is no charger id, or not among `chargers` in [host]")
         return EXIT_FAILED
-    charger, dialer, is_fine = config.charger(charger_id), Dialer(config.host.max_size), True
+    charger, dialer, code = config.charger(charger_id), Dialer(config.host.max_size), EXIT_OK
     if badge is not None:
         print(whose_badge(charger, path, badge))
     versions = charger.versions
@@ -4931,12 +4778,11 @@ async def check(config: Config, path: Path, charger_id: str, badge: str | None) 
             continue
         chosen, answer = await checked(dialer, peer, server, charger_id, versions)
         print(f"{server.name}: {server.url}: {answer}")
-        for line in await way_to(dialer, peer, server):
-            print(f"    {line}")
-        is_fine, versions = is_fine and chosen is not None, (chosen,) if chosen else versions
+        await tell_way(dialer, server)
+        code, versions = EXIT_FAILED if chosen is None else code, (chosen,) if chosen else versions
     if not charger_id:
         print("To check the login of one charger, name it: --check CHARGER_ID")
-    return EXIT_OK if is_fine else EXIT_FAILED
+    return code
 
 
 async def checked(
@@ -4951,50 +4797,41 @@ async def checked(
             return "", f"answers; it wants the charger's own login, which only the charger has ({error})"
         if error.status == HTTPStatus.NOT_FOUND and not charger_id:
             return "", f"answers; it does not know a charger {name!r}, which is fine ({error})"
-        if error.status == HTTPStatus.BAD_REQUEST:  # How many refuse a subprotocol.
-            return None, f"{error}; it may not speak {wanted}; {ONE_VERSION}"
         otherwise = "check the address, and that it can be reached from here"
-        return None, f"{error}; {advice_for(error, peer, otherwise)}"
+        return None, f"{error}; {error.advice(peer, otherwise, wanted)}"
     version = link.protocol.subprotocol
     link.close(1000)
     await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
     if version is None and "ocpp1.6" not in versions:
-        return None, f"does not speak {wanted}; {ONE_VERSION}"
+        return None, f"does not speak {wanted}: {ONE_VERSION}"
     spoken = version or "without a subprotocol: taken as ocpp1.6"
     return version or "ocpp1.6", f"accepts {server.id or name!r} ({spoken})"
 
 
-async def way_to(dialer: Dialer, peer: Peer, server: ServerConfig) -> list[str]:
-    """Say where a server's name leads, and how long its certificate is valid."""
-    uri, lines = uri_of(server.url), list[str]()
-    try:
+async def tell_way(dialer: Dialer, server: ServerConfig) -> None:
+    """Print where a server's name leads, and how long its certificate is valid."""
+    uri = uri_of(server.url)
+    with suppress(OSError, UnicodeError):  # The dial has told of it.
         async with asyncio.timeout(DIAL_SECONDS):
-            addresses = ", ".join(
-                dict.fromkeys(host for host, _ in await dialer.addresses(uri.host, uri.port))
-            )
-            lines += [] if is_ip_address(uri.host) else [f"DNS: {uri.host} is {addresses}"]
-            if not uri.secure:
-                return lines
-            _, writer = await asyncio.open_connection(uri.host, uri.port, ssl=dialer.context(server))
-    except (OSError, UnicodeError) as error:
-        failure = DialError(for_people(error, server.url), cause=error)
-        what = "TLS" if lines or is_ip_address(uri.host) else "DNS"
-        return [*lines, f"{what}: {failure}; {advice_for(failure, peer, 'check the name in the address')}"]
-    end = ssl.cert_time_to_seconds(writer.get_extra_info("peercert")["notAfter"])
-    writer.close()
-    left = (end - time.time()) / DAY
-    soon = f": only {left:.0f} days" if left < EXPIRY_DAYS else ""
-    return [*lines, f"TLS: its certificate is valid until {Instant(0.0, end).text}{soon}"]
+            found = dict.fromkeys(host for host, _ in await dialer.addresses(uri.host, uri.port))
+            if list(found) != [uri.host]:
+                print(f"    DNS: {uri.host} is {', '.join(found)}")
+            if uri.secure:
+                context = context_of(server.ca, server.cert, server.key)
+                _, writer = await asyncio.open_connection(uri.host, uri.port, ssl=context)
+                end = ssl.cert_time_to_seconds(writer.get_extra_info("peercert")["notAfter"])
+                writer.close()
+                print(f"    TLS: its certificate is valid until {Instant(0.0, end).text}")
 
 
 def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
     """Say which server a badge goes to, and by which line of the ini."""
-    router, lines = Router(charger, Memory(), "ocpp1.6"), charger.badges.lines
+    router, lines = Router(charger, Memory(), "ocpp1.6"), charger.lines
     route = router.route_of_badge(badge)
-    entry = "" if route.is_unlisted else charger.badges.entry(badge)
-    line = lines[entry] if entry else charger.lines.get("unknown_rfid")
+    entry = "" if route.is_unlisted else charger.entry(badge)
+    line = lines.get(entry or "unknown_rfid")
     where = "by default" if line is None else f"{path}:{line}" + (f" ({entry})" if entry else "")
-    near = [] if entry else difflib.get_close_matches(normalized(badge), lines, 1, 0.8)
+    near = [] if entry else difflib.get_close_matches(normalized(badge), charger.badges, 1, 0.8)
     miss = f"; {near[0]} in line {lines[near[0]]} is nearly the same" if near else ""
     return f"badge {badge}: {router.whose(route)}: {route.why}, {where}{miss}"
 
@@ -5002,27 +4839,19 @@ def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
 # --demo
 
 DEMO_TIME = "2026-01-01T00:00:00Z"
-DEMO_INI = """
-[host]
-addr = 127.0.0.1
-port = 0
-[ext-server]
-server = ws://127.0.0.1:{}/ocpp
-primary_rfid = 04A1B2C3
-secondary_server = ws://127.0.0.1:{}/ocpp
-secondary_rfid = 04D5E6F7
-"""
+DEMO_BADGES = {Peer.PRIMARY: "04A1B2C3", Peer.SECONDARY: "04D5E6F7"}
+DEMO_INI = "[host]\naddr = 127.0.0.1\nport = 0\n[ext-server]\n"
 
 
-async def demo_server(name: str, ended: asyncio.Event, connection: websockets.ServerConnection) -> None:
+async def demo_server(peer: Peer, ended: asyncio.Event, connection: websockets.ServerConnection) -> None:
     """Accept everything, and tell what comes."""
     async for text in connection:
         message = parse(str(text))
         said = content_of(CHARGER_16, message)
         answer = said.answer("Accepted", DEMO_TIME, 1 if said.is_start else None)
-        print(f"    {name} gets {message.action} {dump(message.payload)}, answers {answer}")
+        print(f"    {peer.value} gets {message.action} {dump(message.payload)}, answers {answer}")
         await connection.send(result_text(message.message_id, answer))
-        if said.is_stop and name == "secondary":
+        if said.is_stop and peer is Peer.SECONDARY:
             ended.set()
 
 
@@ -5037,8 +4866,8 @@ async def demo_charger(connection: websockets.ClientConnection) -> None:
         return answer
 
     await call("BootNotification", chargePointVendor="Demo", chargePointModel="One")
-    for badge, owner in (("04A1B2C3", "primary"), ("04D5E6F7", "secondary")):
-        print(f"\n--- a session with badge {badge}, which is on {owner}_rfid ---")
+    for peer, badge in DEMO_BADGES.items():
+        print(f"\n--- a session with badge {badge}, which is on {peer.value}_rfid ---")
         start = {"connectorId": 1, "idTag": badge, "meterStart": 100, "timestamp": DEMO_TIME}
         number = (await call("StartTransaction", **start))["transactionId"]
         sample = [{"timestamp": DEMO_TIME, "sampledValue": [{"value": "150"}]}]
@@ -5049,19 +4878,17 @@ async def demo_charger(connection: websockets.ClientConnection) -> None:
 async def demo() -> int:
     """Play one session per badge through a proxy between two servers, all of them here."""
     print("Two servers, a proxy and a charger, on free ports of this machine.\n")
-    ended, offers, ports = asyncio.Event(), [Subprotocol("ocpp1.6")], []
+    ended, offers, ini = asyncio.Event(), [Subprotocol("ocpp1.6")], DEMO_INI
     async with asyncio.timeout(DEMO_SECONDS), AsyncExitStack() as stack:
-        for peer in SERVERS:
-            talk = partial(demo_server, peer.value, ended)
-            server = await stack.enter_async_context(
-                websockets.serve(talk, "127.0.0.1", 0, subprotocols=offers)
-            )
-            ports.append(next(iter(server.sockets)).getsockname()[1])
-        proxy = Proxy(Ini(Path("demo.ini"), {}, concern_of).load(DEMO_INI.format(*ports)))
+        for peer, badge in DEMO_BADGES.items():
+            serving = websockets.serve(partial(demo_server, peer, ended), "127.0.0.1", 0, subprotocols=offers)
+            port = next(iter((await stack.enter_async_context(serving)).sockets)).getsockname()[1]
+            name = "server" if peer is Peer.PRIMARY else "secondary_server"
+            ini += f"{name} = ws://127.0.0.1:{port}/ocpp\n{peer.value}_rfid = {badge}\n"
+        proxy = Proxy(Ini(Path("demo.ini"), {}, concern_of).load(ini))
         await proxy.start()
-        async with websockets.connect(
-            f"ws://127.0.0.1:{proxy.port}/DEMO-1", subprotocols=offers
-        ) as connection:
+        place = f"ws://127.0.0.1:{proxy.port}/DEMO-1"
+        async with websockets.connect(place, subprotocols=offers) as connection:
             await demo_charger(connection)
             await ended.wait()
         await proxy.stop()
@@ -5069,36 +4896,24 @@ async def demo() -> int:
     return EXIT_OK
 
 
-def arguments() -> argparse.Namespace:
-    what = "One EV charger, two OCPP servers: the badge decides which of them a session belongs to."
-    parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--version", action="version", version=f"ocpp-2w-proxy {__version__}")
-    default = Path("ocpp-2w-proxy.ini")
-    parser.add_argument("--config", metavar="FILE", default=default, type=Path, help="default: %(default)s")
-    commands = parser.add_mutually_exclusive_group()
-    what = "check the configuration, and dial both servers as this charger would"
-    commands.add_argument("--check", metavar="CHARGER_ID", nargs="?", const="", help=what)
-    commands.add_argument("--demo", action="store_true", help="play two sessions between built-in peers")
-    parser.add_argument("--badge", metavar="TAG", help="with --check: say which server gets this badge")
-    options = parser.parse_args()
-    if options.badge is not None and options.check is None:
-        parser.error("--badge goes with --check")
-    return options
-
-
 def main() -> int:
     """Run the command; return its exit code."""
-    options = arguments()
+    parser = argparse.ArgumentParser(description="One charger, two OCPP servers: badges decide.")
+    parser.add_argument("--version", action="version", version=f"ocpp-2w-proxy {__version__}")
+    parser.add_argument("--config", metavar="FILE", default="ocpp-2w-proxy.ini", type=Path, help="the ini")
+    what = "check the ini, and dial both servers as this charger would"
+    parser.add_argument("--check", metavar="CHARGER_ID", nargs="?", const="", help=what)
+    parser.add_argument("--badge", metavar="TAG", help="check, and say which server gets this badge")
+    parser.add_argument("--demo", action="store_true", help="play two sessions between built-in peers")
+    options = parser.parse_args()
     if options.demo:
         return asyncio.run(demo())
     try:
         config = load_config(options.config, os.environ, concern_of)
         server_context(config.host)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_MISTAKE
-    except OSError as error:
-        print(f"{options.config}: cert_chain, cert_key or client_ca cannot be used: {error}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        what = f"{options.config}: cert_chain, cert_key or client_ca cannot be used: "
+        print(f"{what if isinstance(error, OSError) else ''}{error}", file=sys.stderr)
         return EXIT_MISTAKE
     set_up_logging(config)
     # Looking for cycles among what lives as long as its chargers finds hardly anything, and stops everybody:
@@ -5106,8 +4921,8 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(20_000, 50, 50)
     with suppress(KeyboardInterrupt):
-        if options.check is not None:
-            return asyncio.run(check(config, options.config, options.check, options.badge))
+        if options.check is not None or options.badge is not None:
+            return asyncio.run(check(config, options.config, options.check or "", options.badge))
         return asyncio.run(serve(config))
     return EXIT_OK
 

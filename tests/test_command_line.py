@@ -29,8 +29,7 @@ def servers(primary: FakeServer, more: str = "") -> str:
     ("arguments", "ini", "code", "words"),
     [
         (["--version"], "", 0, f"ocpp-2w-proxy {p.__version__}\n"),
-        (["--demo", "--check"], "", 2, "not allowed with"),
-        (["--badge", "04AA"], "", 2, "--badge goes with --check"),
+        (["--badge", "04AA"], "", 2, "ocpp-2w-proxy.ini: cannot be read: No such file or directory\n"),
         (["--config", "none.ini"], "", 2, "none.ini: cannot be read: No such file or directory\n"),
         ([], LOCAL.replace("0\n", "eight\n"), 2, "ocpp-2w-proxy.ini:3: port 'eight': expected a whole "),
         ([], LOCAL.replace("port = 0", "cert_chain = no.pem"), 2, "ocpp-2w-proxy.ini: cert_chain, "),
@@ -146,7 +145,7 @@ async def test_check_says_what_each_server_answers(tmp_path: Path) -> None:
         ("CP1", 404, "", 1, "HTTP 404 Not Found; check the address, and that the server knows this charger"),
         ("", 404, "", 0, "name it: --check CHARGER_ID"),
         ("CP1", 302, "", 1, "nobody is followed: put its new address into the ini"),
-        ("CP1", 400, "versions = ocpp2.1", 1, "it may not speak ocpp2.1; both servers must speak one"),
+        ("CP1", 400, "versions = ocpp2.1", 1, "it may not speak ocpp2.1: all must speak one version"),
         ("CP 7/x", 404, "", 1, "the proxy refuses 'CP 7/x'"),
         ("OTHER", 404, "[host]\nchargers = CP*", 1, "the proxy refuses 'OTHER'"),
     ],
@@ -183,7 +182,7 @@ async def test_check_says_where_a_name_leads(tmp_path: Path) -> None:
         code, said = await check(tmp_path, f"{here}secondary_server = ws://no-such-host.invalid/\n", "CP1")
         assert code == 1
         assert re.search(r"^    DNS: localhost is .*127\.0\.0\.1", said, re.MULTILINE)
-        assert re.search(r"^    DNS: (?!localhost is ).*Errno", said, re.MULTILINE)
+        assert "its name is not known ([Errno" in said
         code, said = await check(tmp_path, f"{here}secondary_server = {gone.url}\n", "CP1")
         assert code == 1
         assert "nobody listens there; check the address, and that it can be reached from here" in said

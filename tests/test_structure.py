@@ -32,18 +32,18 @@ BANNERS = [
 ]
 PURE = ["Messages", "Vocabulary", "Routing"]
 MOST_LINES = {
-    "head": 115,
-    "Configuration": 475,
+    "head": 110,
+    "Configuration": 418,
     "Messages": 180,
     "Vocabulary": 440,
-    "Routing": 1057,
-    "Journal": 316,
-    "Link": 510,
-    "Outbox": 439,
-    "Relay": 297,
-    "Proxy": 419,
-    "Status": 752,
-    "Command line": 310,
+    "Routing": 990,
+    "Journal": 306,
+    "Link": 426,
+    "Outbox": 430,
+    "Relay": 286,
+    "Proxy": 389,
+    "Status": 705,
+    "Command line": 270,
 }
 INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}
 

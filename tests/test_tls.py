@@ -271,9 +271,9 @@ WRONG: list[tuple[str, bytes | None, str]] = [
     ("ws://localhost:1", None, "nobody listens there"),  # also where several addresses have been tried.
     ("ws://no-such-host.invalid", None, "its name is not known"),
     ("ws://127.0.0.1:{port}", b"\x15\x03\x03\x00\x02\x02\x0a", "that port speaks TLS: wss://"),  # Java.
-    ("ws://127.0.0.1:{port}", b"", "it hangs up without a word; perhaps that port speaks TLS: wss://"),
+    ("ws://127.0.0.1:{port}", b"", "it hangs up on HTTP; perhaps that port speaks TLS: wss://"),
     ("wss://127.0.0.1:{port}", b"HTTP/1.1 400 Bad Request\r\n\r\n", "that port speaks no TLS: ws://"),
-    ("wss://127.0.0.1:{port}", b"", "it hangs up on TLS; perhaps that port speaks none: ws://"),
+    ("wss://127.0.0.1:{port}", b"", "perhaps that port speaks no TLS: ws://"),
     ("ws://127.0.0.1:{port}", b"SSH-2.0\r\n", "no HTTP"),
     ("ws://127.0.0.1:{port}", b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "an unfit handshake"),
     ("ws://127.0.0.1:{port}", b"HTTP/1.1 404 Not Fou", "no HTTP"),
@@ -302,15 +302,14 @@ async def test_what_is_wrong_with_a_server_is_told_in_words(
 # What `--check` says of a certificate.
 
 
-@pytest.mark.parametrize("days", [5, 100])
-async def test_check_says_how_long_a_certificate_is_valid(ca: Authorities, tmp_path: Path, days: int) -> None:
+async def test_check_says_how_long_a_certificate_is_valid(ca: Authorities, tmp_path: Path) -> None:
     """So that one that ends soon is renewed in time; and which key mends one that cannot be trusted."""
-    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days, hours=1)
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=5)
     async with server(context=ca.home.listening(not_after=end)) as primary:
         code, said = await wires.check(tmp_path, servers(primary, more=f"primary_ca = {ca.home.file}"), "CP1")
         line = f"^    TLS: its certificate is valid until {end:%Y-%m-%dT%H:%M:%S}Z"
         assert code == 0
-        assert re.search(line + (": only 5 days$" if days == 5 else "$"), said, re.MULTILINE)
+        assert re.search(line + "$", said, re.MULTILINE)
         code, said = await wires.check(tmp_path, servers(primary), "CP1")
         assert code == 1
         assert re.search(r"certificate verify failed.*; set primary_ca", said)

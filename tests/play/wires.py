@@ -178,7 +178,7 @@ def as_logged(text: str, is_full: bool = False) -> str:
 
 
 def subjects(proxy: p.Proxy) -> int:
-    return len(proxy.complaints.told)
+    return len(proxy.complaints)
 
 
 # The command.
