@@ -147,6 +147,7 @@ def escaped(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+@lru_cache(256)  # Mostly of the hosts of the ini: each is asked for with every dial.
 def is_ip_address(host: str) -> bool:
     """Whether it is an address in figures, not a name."""
     with suppress(ValueError):
@@ -2654,9 +2655,10 @@ class Link(asyncio.BufferedProtocol):
             self._take(data)
             return
         self.early += nbytes
-        # A handshake is read line by line, and nothing that stands behind it.
+        # A handshake is read at once or line by line, and nothing that stands behind it.
         while self.rest and not self.handshake.done():
-            end = self.rest.find(b"\n") + 1 or len(self.rest)
+            blank = self.rest.find(b"\r\n\r\n") + 4
+            end = blank if blank > 3 else self.rest.find(b"\n") + 1 or len(self.rest)
             self._feed(self.rest[:end])
             del self.rest[:end]
         if self.early > MAX_EARLY_BYTES:
