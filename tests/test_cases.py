@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 
 import ocpp_2w_proxy as p
-from tests.play.kills import Play, event, reads, stops
+from tests.play.kills import Play
 from tests.play.peers import accepting, charger, eventually, house
 from tests.play.plays import INI, Stage
-from tests.play.script import goes_as_told, plays_of
+from tests.play.script import Script, goes_as_told, plays
+from tests.play.wires import Log, Patch
 
 V16, V201 = "ocpp1.6", "ocpp2.0.1"
 ACCEPTED = {"status": "Accepted"}
 TRIGGERED = 'meterValue=[{"sampledValue":[{"value":"1","context":"Trigger"}]}]'
 
-CASES_16 = f"""
+test_a_case_of_1_6 = plays(f"""
+Who hears what of it.
+
 3 Without a clock a start is another one once the id of the first was used, and the power was cut.
     charger sends s StartTransaction connectorId=1 idTag=SECO1 meterStart=0, charger reads m,
     secondary takes, charger returns, charger boots, charger is Available, secondary takes,
@@ -61,8 +64,17 @@ A charger that waits for an answer is closed when the disk fails for longer than
     closed: charger:1012 primary:1001
 and one that waits for nothing stays.
     disk full, 14 s, charger beats h, 20 s => charger: h; closed:
-"""
-CASES_201 = """
+29 Copied readings are all that the primary sees of the secondary's session, and its answers go nowhere.
+    proxy with primary_copies=MeterValues, charger shows a, charger starts 1, secondary takes,
+    charger reads m, primary accepts, charger reads n, primary fails, charger stops e transactionData=[],
+    secondary takes => primary: Meter Meter; secondary: Authorize Start Meter:7 Meter:7 Stop:7;
+    charger: a:Accepted 1:Accepted m n e
+""")
+
+test_a_case_of_2_0_1 = plays(
+    """
+Who hears what of it.
+
 1 A station that counts from one again after a power cut has a new session; the one before has no stop.
     charger tells 0 Started SECO1 T timestamp=t1, charger tells 1 Updated - T timestamp=t2, secondary takes,
     charger returns, charger boots, charger tells 0 Started PRIM1 T timestamp=t3,
@@ -96,53 +108,39 @@ An Authorize with a certificate waits for the secondary: only the server can che
     secondary refuses => secondary: Authorize||Authorize|; charger: |a:Accepted||b:Blocked; primary: |||
 Where nobody checks it within ten seconds it is not accepted; a late answer goes nowhere.
     charger sends a Authorize idToken={"idToken":"SECO1"} certificate=x, 9 s, look, 2 s, secondary accepts
-    => charger: |a:Invalid
-"""
-BOTH_VERSIONS = """
+    => charger: |a:NoCertificateAvailable
+While the secondary is away, five seconds are enough.
+    secondary leaves, charger sends a Authorize idToken={"idToken":"SECO1"} certificate=x, 4 s, look, 2 s
+    => charger: |a:NoCertificateAvailable
+""",
+    versions=[V201],
+)
+
+test_a_case_of_both_versions = plays(
+    """
+Who hears what of it.
+
 6c So is the one of an update of the firmware.
     secondary calls g UpdateFirmware requestId=5, charger sends r FirmwareStatusNotification requestId=5,
     charger answers g => secondary: FirmwareStatusNotification g; primary: ; charger: UpdateFirmware r
 16 A transaction that a serializer has left null names nothing, so that the profile passes.
     secondary calls x SetChargingProfile csChargingProfiles={"transactionId":null}
     chargingProfile={"transactionId":null}, charger answers x => charger: SetChargingProfile; secondary: x
-"""
-
-
-@pytest.mark.parametrize(
-    ("version", "steps", "heard"),
-    [
-        pytest.param(version, *play.values, id=f"{play.id} {version}")
-        for text, versions in ((CASES_16, [V16]), (CASES_201, [V201]), (BOTH_VERSIONS, [V16, V201]))
-        for play in plays_of(text)
-        for version in versions
-    ],
+""",
+    versions=[V16, V201],
 )
-def test_a_case(play: Play, version: str, steps: str, heard: dict[str, str]) -> None:
-    """Who hears what of it."""
-    goes_as_told(play(version=version), steps, heard)
 
 
-def test_a_queue_that_is_sent_in_one_go_arrives_in_order_and_is_answered() -> None:
+def test_a_queue_that_is_sent_in_one_go_arrives_in_order_and_is_answered(play: Play) -> None:
     """4: 122 messages without waiting for answers; those behind the start do not know its id."""
-    stage = Stage()
-    stage.starts("PRIM1", "q0")
-    for number in range(1, 121):
-        reads(stage, -1, f"q{number}", n=number)
-    stops(stage, -1, "q121")
-    heard = []
-    while calls := stage.primary.hears():
-        for _, message_id, action, payload in calls:
-            heard.append((action, payload.get("transactionId"), payload.get("n")))
-            stage.primary.answers(message_id, transactionId=7, idTagInfo=ACCEPTED)
-    readings = [("MeterValues", 7, number) for number in range(1, 121)]
-    assert heard == [("StartTransaction", None, None), *readings, ("StopTransaction", 7, None)]
-    assert [answer[:2] for answer in stage.charger.hears()] == [[3, f"q{number}"] for number in range(122)]
-    assert stage.secondary.hears() == []
+    readings = ", ".join(f"charger reads m{number} n={number}" for number in range(120))
+    steps = f"charger starts 1 PRIM1, {readings}, charger stops e, look, primary takes"
+    heard = {"primary": f"Start|{' '.join(f'Meter:7/{number}' for number in range(120))} Stop:7"}
+    heard["charger"] = f"|1:Accepted {' '.join(f'm{number}' for number in range(120))} e"
+    goes_as_told(play(), steps, heard | {"secondary": "|"})
 
 
-async def test_a_session_of_2_0_1_is_delivered_after_its_charger_was_set_to_1_6(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_session_of_2_0_1_is_delivered_after_its_charger_was_set_to_1_6(caplog: Log) -> None:
     """6: over a connection of its own version, while the charger is there; then the secondary has 1.6."""
     async with house() as (proxy, primary, secondary):
         await secondary.stop()
@@ -161,26 +159,12 @@ async def test_a_session_of_2_0_1_is_delivered_after_its_charger_was_set_to_1_6(
         assert "TransactionEvent" not in primary.heard.actions()
 
 
-def test_a_badge_after_hours_of_readings_keeps_the_start_and_the_newest_of_them() -> None:
+def test_a_badge_after_hours_of_readings_keeps_the_start_and_the_newest_of_them(play: Play) -> None:
     """7: plugged in at 18:00, the tariff starts at 01:00: at most 100 events wait for the badge."""
-    stage = Stage(version=V201)
-    for number in range(421):
-        event(stage, number, "Updated" if number else "Started")
-    event(stage, 421, badge="SECO1")
-    assert [payload["seqNo"] for _, payload in stage.delivers()] == [0, *range(322, 422)]
-    assert stage.primary.hears() == []
-
-
-def test_a_certificate_that_nobody_can_check_is_answered_after_five_seconds() -> None:
-    """While the secondary is away; the driver hears that there is none."""
-    stage = Stage(version=V201)
-    stage.secondary.lost()
-    stage.charger.calls("a", "Authorize", idToken={"idToken": "SECO1"}, certificate="-----BEGIN")
-    stage.passes(4)
-    assert stage.charger.hears() == []
-    stage.passes(2)
-    answer = {"idTokenInfo": {"status": "Invalid"}, "certificateStatus": "NoCertificateAvailable"}
-    assert stage.charger.hears() == [[3, "a", answer]]
+    readings = ", ".join(f"charger tells {number}" for number in range(1, 421))
+    steps = f"charger tells 0 Started, {readings}, charger tells 421 Updated SECO1, secondary takes"
+    kept = " ".join(f"Event:{number}" for number in (0, *range(322, 422)))
+    goes_as_told(play(version=V201), steps, {"secondary": kept, "primary": ""})
 
 
 def test_a_long_inventory_arrives_in_order_at_a_server_that_is_slower_than_the_charger() -> None:
@@ -224,23 +208,7 @@ def test_an_answer_goes_back_under_the_number_that_was_sent(
     assert stage.charger.hears() == [[3, 43, {"idTagInfo": ACCEPTED}]]
 
 
-def test_forward_answers_for_a_silent_secondary_within_the_call_timeout(play: Play) -> None:
-    """18: it gets the start once, and the stop under its own id as soon as it has told it."""
-    stage = play("secondary_replies = forward", ini="[host]\ncall_timeout = 1\n" + INI)
-    steps = "charger starts 1, look, 2 s, charger stops e, look, 30 s, secondary takes"
-    goes_as_told(stage, steps, {"charger": "|1:Accepted e|", "secondary": "Start||Stop:7"})
-
-
 # The home energy manager.
-
-
-def test_copied_readings_of_1_6_are_all_that_the_primary_sees_of_the_secondarys_session(play: Play) -> None:
-    """29: they bear no transaction id, and whatever the primary answers goes nowhere."""
-    steps = "charger shows a, charger starts 1, secondary takes, charger reads m, primary accepts, "
-    steps += "charger reads n, primary fails, charger stops e transactionData=[], secondary takes"
-    heard = {"primary": "Meter Meter", "secondary": "Authorize Start Meter:7 Meter:7 Stop:7"}
-    heard["charger"] = "a:Accepted 1:Accepted m n e"
-    goes_as_told(play("primary_copies = MeterValues"), steps, heard)
 
 
 def test_copied_readings_of_2_0_1_are_meter_values_of_the_evse() -> None:
@@ -254,7 +222,9 @@ def test_copied_readings_of_2_0_1_are_meter_values_of_the_evse() -> None:
         said |= {} if number else {"evse": {"id": 2}, "idToken": {"idToken": "SECO1"}}
         stage.charger.calls(f"e{number}", "TransactionEvent", **said)
         assert [answer[:2] for answer in stage.charger.hears()] == [[3, f"e{number}"]]
-        assert stage.delivers() == [("TransactionEvent", said)]
+        message_id, action, heard = stage.secondary.hears_call()
+        assert (action, heard) == ("TransactionEvent", said)
+        stage.secondary.answers(message_id)
         copies = stage.primary.hears()
         wanted = [["MeterValues", {"evseId": 2, "meterValue": [{"n": number}]}]] if kind else []
         assert [copy[2:] for copy in copies] == wanted
@@ -287,8 +257,7 @@ def test_a_signed_reading_reaches_its_owner_byte_for_byte(version: str, tail: st
         number = stage.secondary_session(server_id=7)
         meter = '{"timestamp":"t", "sampledValue":[{"value":' + OCMF + ',"format":"SignedData"}]}'
     else:
-        event(stage, 0, "Started", "SECO1")
-        stage.delivers()
+        Script(stage).plays("charger tells 0 Started SECO1, secondary takes")
         meter = '{"sampledValue":[{"value":1.10,"signedMeterValue":{"signedMeterData":' + OCMF + "}}]}"
         number, tail = "T", tail + '"meterValue":[ METER ]}]'
     tail = tail.replace("METER", meter)
@@ -298,9 +267,7 @@ def test_a_signed_reading_reaches_its_owner_byte_for_byte(version: str, tail: st
     assert [meter in copy for copy in stage.primary.texts] == [True] * copies
 
 
-async def test_what_call_errors_refused_is_tried_once_more_after_a_day(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_call_errors_refused_is_tried_once_more_after_a_day(monkeypatch: Patch) -> None:
     """With the rest of its session, and with nobody's help."""
     monkeypatch.setattr(p, "RETRY_SECONDS", (0.0, 0.0))
     # A relay that waits for nothing wakes for its Pings only, and finds then what is to be tried.

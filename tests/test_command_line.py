@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 import ocpp_2w_proxy as p
@@ -86,7 +84,8 @@ async def test_a_signal_ends_it_with_code_0_whatever_the_peers_do(
 
 
 ELSEWHERE = """
-import asyncio, runpy, socket, sys
+import asyncio, runpy, signal, socket, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Which a shell's background job ignores.
 def refuse(*_):
     raise NotImplementedError
 asyncio.SelectorEventLoop.add_signal_handler = refuse
@@ -117,8 +116,6 @@ async def test_the_shipped_ini_serves_any_charger(tmp_path: Path) -> None:
         port = await port_of(process)
         async with charger_at(port) as cp:
             assert (await cp.boots())["status"] == "Accepted"
-        with pytest.raises(InvalidStatus):
-            await connect(f"ws://127.0.0.1:{port}/")
 
 
 # --check

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import ocpp_2w_proxy as p
-from tests.play.kills import Play, event
 from tests.play.plays import Stage
-from tests.play.script import goes_as_told, plays
+from tests.play.script import plays
 
 REJECTED = {"status": "Rejected"}
 
@@ -60,30 +58,17 @@ So is a verdict against a badge, of the primary, which the charger hears, and of
     told CP1: secondary answers Authorize with status Blocked: 1; told SECO1234567: 0
 An answer is passed on once.
     primary calls 1 ClearCache, charger answers ClearCache, charger answers ClearCache => primary: 1
+`call_timeout` runs from a Call's sending, though nothing else is due, whenever the next Ping is.
+    proxy with [host] ping_interval=3600, 40 s, primary calls a A, primary calls b B, 7 s, charger answers a,
+    29 s, look, 2 s => primary: a|b:error
+What is on `secondary_refuse` is Rejected, or a CallError by its schema; the primary may do what it likes.
+    proxy with secondary_refuse=Reset,SendLocalList,SetVariables, secondary calls x Reset,
+    secondary calls y SendLocalList, secondary calls z SetVariables, primary calls 1 Reset
+    => secondary: x:Rejected y:error z:error; charger: Reset
+A server that is connected in another version, to take what is left of it, cannot reach the charger.
+    secondary leaves, charger starts 1, charger stops e, charger returns ocpp2.0.1, 2 s, secondary comes,
+    look, secondary calls r Reset => charger: 1:Accepted e|; secondary: Start|r:error
 """)
-
-
-def test_a_call_is_given_up_in_time_though_nothing_else_is_due(play: Play) -> None:
-    """`call_timeout` runs from its sending, whenever the next Ping is due."""
-    steps = "40 s, primary calls a A, primary calls b B, 7 s, charger answers a, 29 s, look, 2 s"
-    goes_as_told(play("[host]\nping_interval = 3600"), steps, {"primary": "a|b:error"})
-
-
-def test_a_server_that_is_connected_in_another_version_cannot_reach_the_charger() -> None:
-    """It is there to take what is left of that version; its Calls would mean nothing to the charger."""
-    stage = Stage(version="ocpp2.0.1")
-    event(stage, 0, "Started", "SECO1")
-    event(stage, 1, "Ended")
-    stage.secondary.lost()
-    stage.charger_connects("ocpp1.6")
-    stage.charger.hears()
-    stage.outbox(p.Peer.SECONDARY).dial()
-    stage.secondary = stage.connects(p.Peer.SECONDARY)
-    assert stage.outbox(p.Peer.SECONDARY).version == "ocpp2.0.1"
-    stage.secondary.hears()
-    stage.secondary.calls("r", "Reset", type="Immediate")
-    assert [message[:3] for message in stage.secondary.hears()] == [[4, "r", "GenericError"]]
-    assert stage.charger.hears() == []
 
 
 # Who may name whose transaction.

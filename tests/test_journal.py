@@ -8,9 +8,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections import Counter
 from contextlib import AsyncExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,11 +17,11 @@ import pytest
 
 import ocpp_2w_proxy as p
 from tests.play import kills
-from tests.play.kills import Play, full_disk, killed, reads, save
+from tests.play.kills import Play, killed, reads, save
 from tests.play.peers import PATIENCE, charger, eventually, house, running, server
-from tests.play.plays import Stage, StageJournal, StageLink
-from tests.play.script import goes_as_told, plays, plays_of
-from tests.play.wires import LOCAL, LOCAL_SERVER, charger_at, command, line_with, port_of, run
+from tests.play.plays import Stage, StageJournal
+from tests.play.script import goes_as_told, plays
+from tests.play.wires import LOCAL, LOCAL_SERVER, Log, Patch, charger_at, command, line_with, port_of, run
 
 
 def asked(path: Path, sql: str) -> Any:
@@ -89,7 +87,7 @@ async def test_without_a_state_file_one_warning_is_given(tmp_path: Path) -> None
 # What cannot be read.
 
 
-def set_aside(path: Path, caplog: pytest.LogCaptureFixture) -> Path:
+def set_aside(path: Path, caplog: Log) -> Path:
     """Open a journal; return where its file was set aside, told of with one ERROR, and a new one begun."""
     journal = StageJournal.open(path, lambda: p.Instant(0.0, 1_800_000_000.0))
     assert journal.memories == {}
@@ -130,9 +128,7 @@ OTHERS = "is the database of another program"
         *(FIRST_EDITION.format(1), FIRST_EDITION.format(2)),
     ],
 )
-def test_what_cannot_be_read_is_set_aside(
-    harm: bytes | int | str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_cannot_be_read_is_set_aside(harm: bytes | int | str, tmp_path: Path, caplog: Log) -> None:
     """Garbage, what was cut off when a disk was full, another schema, a row that tells nothing."""
     path = tmp_path / "state.db"
     if not str(harm).startswith("PRAGMA application_id"):  # In a file of ours.
@@ -170,9 +166,7 @@ def test_what_others_need_is_left_alone(script: str, words: str, tmp_path: Path)
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (before, [path])
 
 
-def test_what_stands_in_sqlites_log_only_is_set_aside_as_well(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_stands_in_sqlites_log_only_is_set_aside_as_well(tmp_path: Path, caplog: Log) -> None:
     """A killed process leaves its last changes there; the new file has nothing of them."""
     stage, path = Stage(state=tmp_path / "running.db"), tmp_path / "state.db"
     stage.starts("SECO1")
@@ -249,90 +243,29 @@ What is refused is told, and what is not sent because of it, which its server ha
     charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, charger stops e
     => told StartTransaction is refused (CallError InternalError) and kept: 1;
     told StopTransaction is kept and not sent: its session is refused: CallError InternalError: 1
-A clock that begins in 1970 removes no session that is young.
-    clock - 20833, charger starts 1, secondary accepts, charger stops e, secondary accepts, clock + 20833,
-    3 times (1 days) => file badge: SECO1
 """)
 
 
-@pytest.mark.parametrize(
-    ("ini", "told"),
-    [("server = local", "primary local ANY 0"), ("server = ws://a\nunknown_rfid = reject", "primary  ANY 1")],
-)
-def test_a_session_that_is_delivered_nowhere_is_told_as_well(play: Play, ini: str, told: str) -> None:
-    """That of the proxy itself, and that of a badge that was rejected."""
-    stage = play(ini=f"[ext-server]\n{ini}\n{{more}}", connect=False)
-    heard = {"file owner server badge is_rejected": told, "stored": ""}
-    heard |= {"file meter_start meter_stop delivered": "100.0 300.0 None"}
-    goes_as_told(stage, "charger returns, charger starts 1 ANY 1 100, charger stops e meterStop=300", heard)
+test_a_clock_that_is_set = plays(
+    """
+A machine without a battery for its clock gets the time from the network; a kill comes later.
 
-
-def test_what_is_known_of_the_charger_outlives_a_kill(play: Play) -> None:
-    """When it was last seen, and the heartbeat interval that it was given."""
-    stage = play()
-    stage.charger.calls("b", "BootNotification", chargePointVendor="V", chargePointModel="M")
-    save(stage)
-    stage.primary.answers("b", status="Accepted", currentTime="t", interval=900)
-    stage.charger.says("[]")
-    stage.relay.watch()
-    stage.charger.lost()
-    killed(stage)
-    assert (stage.memory.heartbeat_interval, stage.memory.seen) == (900, stage.utc + 1000)
-
-
-CLOCKS = """
 A clock that is set ends no session and opens none,
     charger starts 1 PRIM1 2, primary accepts, charger stops d, primary accepts, charger starts 2,
-    secondary accepts, CLOCK, 60 s, proxy killed
+    secondary accepts, 7 s, THEN, 60 s, proxy killed
     => file ended>0: 1|None
 and its owner hears of the end.
-    charger starts 1, secondary accepts, CLOCK, 60 s, proxy killed, charger stops e, secondary takes
+    charger starts 1, secondary accepts, 7 s, THEN, 60 s, proxy killed, charger stops e, secondary takes
     => charger: 1:Accepted e; secondary: Start Stop:7; stored:
 It removes no session that is young.
-    charger starts 1, secondary accepts, charger stops e, secondary accepts, CLOCK, 3 times (1 days)
+    charger starts 1, secondary accepts, charger stops e, secondary accepts, 7 s, THEN, 3 times (1 days)
     => file badge: SECO1
-"""
-
-
-@pytest.mark.parametrize("clock", ["clock + 29", "clock - 30", "clock - 40000", "clock - 30, proxy dies"])
-@pytest.mark.parametrize(("steps", "heard"), plays_of(CLOCKS))
-def test_a_clock_that_is_set(play: Play, clock: str, steps: str, heard: dict[str, str]) -> None:
-    """A machine without a battery for its clock gets the time from the network; a kill comes later."""
-    goes_as_told(play(), steps.replace("CLOCK", f"7 s, {clock}"), heard)
+""",
+    then=["clock + 29", "clock - 30", "clock - 40000", "clock - 30, proxy dies"],
+)
 
 
 # Another charger, another server.
-
-
-def test_a_delivery_without_the_charger_speaks_as_the_charger_did(play: Play) -> None:
-    """With its version and its User-Agent, but never with its login."""
-    stage = play(version="ocpp2.0.1", connect=False)
-    agent = "Charger/1.0 (a firmware that has much to say of itself, and of its modem)"
-    link: Any = StageLink(stage, "charger", stage.version)
-    stage.relay.connect(link, None, stage.version, p.Credentials("Basic c2VjcmV0", agent))
-    save(stage)
-    stage.version = "ocpp1.6"  # What the proxy would take an unknown charger's for.
-    stage.killed()
-    assert stage.relay.version == "ocpp2.0.1"
-    assert stage.relay.credentials == p.Credentials(None, agent)
-
-
-def test_stored_calls_of_another_version_are_delivered_by_the_next_start(play: Play) -> None:
-    """In their own version, which knows nothing of the charger's new boot and statuses: a boot is made up."""
-    stage = play()
-    goes_as_told(stage, "secondary leaves, charger starts 1, charger stops e, charger leaves", {})
-    stage.version = "ocpp2.0.1"
-    steps = 'charger returns, charger sends b BootNotification chargingStation={"model":"M"}, 1 s, '
-    steps += "charger sends s StatusNotification evseId=1 connectorId=1 connectorStatus=Occupied"
-    goes_as_told(stage, steps, {})
-    save(stage)
-    stage.killed()
-    kills.delivers_alone(stage)
-    assert stage.relay.version == "ocpp1.6"
-    stage.secondary_connects(accepts=False)
-    assert stage.answer_boot().keys() == {"chargePointVendor", "chargePointModel"}
-    assert kills.named(stage.delivers()) == [("StartTransaction", None), ("StopTransaction", 71)]
-    assert kills.left(stage) == []
 
 
 test_a_server_that_is_replaced = plays("""
@@ -355,9 +288,10 @@ A stop that no session is known for is bound to the server of its badge.
 A stop never reaches another primary than that of its session.
     charger starts 1 PRIM1, primary accepts, proxy given OTHER_PRIMARY, charger stops e, look,
     proxy given NORMAL, 20 s => primary: Start|Stop:7; charger: 1:Accepted e|
-A session of the proxy itself goes to no server that comes later.
-    proxy given LOCAL_PRIMARY, charger starts 1 PRIM1, proxy given NORMAL, charger stops e
-    => primary: ; charger: 1:Accepted e; stored:
+A session of the proxy itself is told as well, and goes to no server that comes later.
+    proxy given LOCAL_PRIMARY, charger starts 1 PRIM1 1 100, proxy given NORMAL, charger stops e meterStop=300
+    => primary: ; charger: 1:Accepted e; stored: ; file owner server badge is_rejected: primary local PRIM1 0;
+    file meter_start meter_stop delivered: 100.0 300.0 None
 What comes for a refused session meanwhile is refused as well: its server has no id for it.
     charger starts 1, secondary refuses, proxy given OTHER_SECONDARY, charger stops e, proxy given NORMAL
     => secondary: Start; charger: 1:Accepted e; refused: Start Stop
@@ -434,6 +368,10 @@ What waits for its turn at a disk that hangs is not overtaken.
 A kill meanwhile loses nothing that was answered; what was not, the charger sends again.
     charger starts 1, secondary accepts, disk full, charger reads m, charger stops e, 2 s, proxy dies, look,
     charger stops f, secondary takes => charger: 1:Accepted|f; secondary: Start|Stop:7; stored:
+A relay that is made anew keeps the order of what is not on disk yet: a charger with the login comes again.
+    proxy with secondary_auth=forward, secondary leaves, disk full, charger starts 1, charger reads m,
+    charger leaves, 1 s, proxy forgets, disk well, charger returns, secondary returns, secondary takes
+    => secondary: Start Meter:7; stored:
 An answer that names no transaction waits for no disk.
     disk hangs, charger starts 1, charger is Charging, primary accepts => charger: n
 An answer that is cut from too many that wait is given to a repeat.
@@ -465,35 +403,7 @@ def test_a_file_that_is_really_full_goes_on_when_there_is_room(play: Play) -> No
     kills.waits(stage, 1.5)
     assert stage.charger.hears() == [[3, "m", {}]]
     killed(stage)
-    assert kills.named(stage.delivers()) == [("MeterValues", 70)]
-
-
-def test_readings_that_come_and_go_while_the_disk_fails_do_not_fill_the_memory(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What had to go before it was ever on disk is nothing that the disk has to forget."""
-    monkeypatch.setattr(p, "MAX_STORED", 5)
-    stage = play()
-    transaction_id = stage.secondary_session()
-    stage.secondary.lost()
-    save(stage)
-    with full_disk(stage):
-        for number in range(100):
-            reads(stage, transaction_id, f"m{number}", n=number)
-            save(stage)
-        assert len(stage.journal.pending) <= 5 + 2, "and the session and the charger"
-
-
-def test_a_relay_that_is_made_anew_keeps_the_order_of_what_is_not_on_disk_yet(play: Play) -> None:
-    """A charger whose login is needed comes back before the disk has taken its last message."""
-    stage = play("secondary_auth = forward")
-    stage.secondary.lost()
-    stage.starts("SECO1")
-    reads(stage, kills.told_id(stage))
-    stage.charger.lost()
-    stage.passes(0.5)
-    kills.forgotten(stage)
-    assert kills.left(stage) == ["StartTransaction", "MeterValues"]
+    assert stage.secondary.hears_call()[2]["transactionId"] == 70
 
 
 # Who waits for the disk.
@@ -514,31 +424,11 @@ def test_a_waiter_of_the_journal_that_fails_does_not_take_the_others_turn() -> N
     assert turns == ["another"]
 
 
-async def test_who_waits_for_the_next_save_need_not_wait_for_the_watchdog() -> None:
-    """Stored Calls of two chargers are delivered one after the other, without a tick in between."""
-    journal, turns, done = p.Journal(p.current_instant), Counter[str](), asyncio.Event()
-
-    def take_turn(name: str) -> None:
-        turns[name] += 1
-        journal.memory(name).note(journal.memory(name))
-        if turns[name] < 20:
-            journal.wait(takers[name])
-        elif turns.total() == 40:
-            done.set()
-
-    takers = {name: partial(take_turn, name) for name in ("A", "B")}
-    for taker in takers.values():
-        journal.wait(taker)
-    async with asyncio.timeout(PATIENCE):
-        await done.wait()
-    await journal.close()
-
-
 # Bounds.
 
 
 def test_a_charger_that_was_forgotten_for_others_is_known_again_when_it_comes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Its old row is removed before its new one is written, also if the disk fails meanwhile."""
     monkeypatch.setattr(p, "MAX_MEMORIES", 2)
@@ -557,45 +447,37 @@ def test_a_charger_that_was_forgotten_for_others_is_known_again_when_it_comes(
     assert set(StageJournal(now, tmp_path / "state.db").memories) == {"A", "C"}
 
 
-def test_a_charger_with_something_open_is_not_forgotten_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor one that is connected; of the idle ones the oldest goes, so that they do not fill the memory."""
-    monkeypatch.setattr(p, "MAX_MEMORIES", 2)
-    stage = Stage()
-    stage.journal.memory("other")
-    stage.primary_session()
-    for is_in_use in (True, False):
-        stage.memory.is_in_use = is_in_use
-        stage.journal.memory(f"new {is_in_use}")
-        assert list(stage.journal.memories) == ["CP1", f"new {is_in_use}"]
-    stage.memory.is_in_use = stage.journal.memories["new False"].is_in_use = True
-    assert not stage.journal.has_room("one more")
-
-
 # With the thread that writes, and real peers.
 
 
 async def test_what_is_left_is_delivered_by_the_next_run_without_the_charger(tmp_path: Path) -> None:
-    """Then the connection is closed, and nothing is left of the charger but its Memory."""
-    path = tmp_path / "state.db"
+    """In its version, under its User-Agent, without its login; then the connection is closed."""
+    path, agent = tmp_path / "state.db", "Charger/1.0 (a firmware that has much to say of itself)"
     async with server() as secondary:
         ini = f"[ext-server]\nserver = local\nsecondary_server = {secondary.url}\nsecondary_rfid = *\n"
         await secondary.stop()
-        async with running(ini, path) as proxy, charger(proxy) as cp:
-            await cp.boots()
-            await cp.charges("ANY")
+        async with running(ini, path) as proxy:
+            async with charger(proxy) as cp:
+                await cp.boots()
+                await cp.charges("ANY")
+            async with charger(proxy, versions=["ocpp2.0.1"], user_agent_header=agent) as cp:
+                await cp.boots()  # Of this the old version knows nothing: there a boot is made up.
         await secondary.start()
         async with running(ini, path) as proxy:
             await (await secondary.connection()).wait_closed()
             session = ["StartTransaction", "MeterValues", "StopTransaction"]
             assert secondary.heard.actions() == ["BootNotification", *session]
+            assert secondary.heard.messages[0][3]["chargePointVendor"] == "unknown"
             await eventually(lambda: not proxy.relays)
         async with running(ini, path) as proxy:
             assert proxy.relays == {}
-    assert len(secondary.requests) == 1
+    (asks,) = (request.headers for request in secondary.requests)
+    assert (asks["Sec-WebSocket-Protocol"], asks["User-Agent"]) == ("ocpp1.6", agent)
+    assert "Authorization" not in asks
 
 
-async def test_all_chargers_share_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is at one save, everybody's changes gather for the next."""
+async def test_all_chargers_share_one_sync(tmp_path: Path, monkeypatch: Patch) -> None:
+    """While the disk is at one save, all changes gather for the next; the last one is at the end."""
     path, writes, write = tmp_path / "state.db", list[int](), p.Journal._write
 
     def slow_write(journal: p.Journal, statements: list[Any]) -> str:
@@ -603,57 +485,35 @@ async def test_all_chargers_share_one_sync(tmp_path: Path, monkeypatch: pytest.M
         time.sleep(0.02)
         return write(journal, statements)
 
+    monkeypatch.setattr(p.Journal, "tick", lambda _: None)  # Nobody has to wait for the watchdog.
     async with running(LOCAL_SERVER, path) as proxy, AsyncExitStack() as stack:
         fakes = [await stack.enter_async_context(charger(proxy, f"CP{number}")) for number in range(50)]
         monkeypatch.setattr(p.Journal, "_write", slow_write)
-        await asyncio.gather(*(fake.starts("BADGE") for fake in fakes))
-        assert 1 <= len(writes) < len(fakes)
-    await eventually(lambda: asked(path, "SELECT count(*) FROM sessions") == 50)
-
-
-async def test_stopping_saves_what_was_unsaved(tmp_path: Path) -> None:
-    """Also what nobody waited for."""
-    path, told = tmp_path / "state.db", {"errorCode": "NoError", "status": "Faulted"}
-    async with running(LOCAL_SERVER, path) as proxy, charger(proxy) as cp:
-        await cp.calls("s", "StatusNotification", connectorId=3, **told)
-        proxy.journal.tick = lambda: None  # type: ignore[method-assign]  # The watchdog saves nothing.
-        await cp.calls("t", "StatusNotification", connectorId=4, **told)
-    await eventually(lambda: {"3", "4"} <= set(asked(path, "SELECT statuses FROM chargers")))
-
-
-async def test_a_disk_that_hangs_holds_up_no_relayed_traffic(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The loop never waits for it; the stored Call does."""
-    monkeypatch.setattr(p, "SAVE_SECONDS", 0.2)
-    write, is_back = p.Journal._write, threading.Event()
-
-    def hanging(journal: p.Journal, statements: list[Any]) -> str:
-        is_back.wait(PATIENCE)
-        return write(journal, statements)
-
-    async with house(state=tmp_path / "state.db") as (proxy, *_), charger(proxy) as cp:
-        monkeypatch.setattr(p.Journal, "_write", hanging)
-        stored = asyncio.create_task(cp.starts("SECO1", "stored"))
-        await eventually(lambda: bool(proxy.journal.writing))
-        assert await cp.starts("PRIM1", "relayed") == 7
-        assert not stored.done()
-        is_back.set()
-        assert await stored >= p.FIRST_PROXY_ID
+        await asyncio.gather(*(fake.charges("BADGE") for fake in fakes))
+        assert 1 <= len(writes) < 3 * len(fakes)
+        await fakes[0].boots()  # Nobody waits for this one.
+    await eventually(lambda: asked(path, "SELECT count(*) FROM sessions WHERE stop != ''") == 50)
+    assert asked(path, "SELECT count(*) FROM chargers WHERE boot != ''") == 1
 
 
 @pytest.mark.parametrize("words", ["disk I/O error", "the disk is too slow"])
-async def test_stopping_with_a_disk_that_fails_or_hangs_ends_all_the_same(
-    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_disk_that_fails_or_hangs_holds_up_neither_what_is_relayed_nor_the_end(
+    words: str, tmp_path: Path, monkeypatch: Patch, caplog: Log
 ) -> None:
     """An ERROR tells; the charger's stored Call stays unanswered, so that it keeps it."""
     monkeypatch.setattr(p, "LAST_SAVE_SECONDS", 0.1)
+    ends = threading.Event()
+
+    def hangs_or_fails(*_: Any) -> str:
+        if words == "the disk is too slow":
+            ends.wait(PATIENCE)
+        return words
+
     async with house(state=tmp_path / "state.db") as (proxy, *_), charger(proxy) as cp:
-        if words == "disk I/O error":
-            monkeypatch.setattr(p.Journal, "_write", lambda *_: words)
-        else:
-            monkeypatch.setattr(p.Journal, "_run", lambda *_: None)
+        monkeypatch.setattr(p.Journal, "_write", hangs_or_fails)
         await cp.connection.send('[2,"1","StartTransaction",{"connectorId":1,"idTag":"SECO1"}]')
+        await eventually(lambda: bool(proxy.journal.writing or proxy.journal.failure))
         await cp.calls("2", "Heartbeat")
         assert [message[1] for message in cp.heard.messages] == ["2"]
+    ends.set()
     assert f"state.db: the last changes may be lost: {words}" in caplog.text

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
 from tests.play.peers import PATIENCE, charger, deaf, eventually, house, running, server
-from tests.play.wires import LOCAL_SERVER, known, request, smaller, sockets, told, visitor
+from tests.play.wires import LOCAL_SERVER, Log, Patch, known, request, smaller, sockets, told, visitor
 
 EDGES = [60, 125, 126, 127, 1000, 2**16 - 1, 2**16, 2**16 + 1]  # Where a frame's head changes its form.
 
@@ -89,16 +89,6 @@ async def test_a_message_that_never_ends_closes_its_sender(behind: bytes, code: 
         assert await guest.close_code() == code
 
 
-async def test_a_text_just_above_max_size_closes_its_sender() -> None:
-    """1009; one of exactly `max_size` is heard."""
-    async with house(host="max_size = 1024") as (proxy, primary, _), charger(proxy) as cp:
-        await cp.connection.send(call("fit", 1024))
-        await primary.heard.call("DataTransfer")
-        await cp.connection.send(call("unfit", 1025))
-        assert await cp.closed() == 1009
-        assert len(primary.heard.messages) == 1
-
-
 async def test_masks_are_not_used_twice() -> None:
     """Each frame to a server has a mask of its own that nobody can guess (RFC 6455 5.3)."""
     masks, apply_mask = list[bytes](), vars(websockets.frames)["apply_mask"]
@@ -118,9 +108,7 @@ async def test_masks_are_not_used_twice() -> None:
 # Peers that do not read, or are gone.
 
 
-async def test_a_peer_that_does_not_read_its_pongs_is_cut(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_peer_that_does_not_read_its_pongs_is_cut(monkeypatch: Patch, caplog: Log) -> None:
     """They would fill the memory."""
     smaller(monkeypatch, unread=50_000)
     pings = Frame(Opcode.PING, b"x" * 125).serialize(mask=True) * 1000
@@ -146,7 +134,7 @@ async def test_one_long_message_to_a_slow_reader_is_no_reason_to_cut_it() -> Non
             assert len((await cp.heard.call("DataTransfer"))[3]["data"]) == 12_000_000
 
 
-async def test_a_peer_that_says_no_more_and_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_that_says_no_more_and_does_not_read_is_cut(monkeypatch: Patch) -> None:
     """After what a closing may take."""
     smaller(monkeypatch, seconds_to_close=0.1)
     async with running(LOCAL_SERVER) as proxy, visitor(proxy, request()) as guest:
@@ -171,9 +159,7 @@ async def test_the_system_watches_for_dead_machines() -> None:
 # Look-ups. The system's own answers a play's names.
 
 
-async def test_a_look_up_that_hangs_delays_no_other_server_and_not_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_look_up_that_hangs_delays_no_other_server_and_not_the_end(monkeypatch: Patch) -> None:
     """Where nobody is at the first address, the next is tried."""
     look_up, asked, found = socket.getaddrinfo, [], threading.Event()
 

@@ -50,11 +50,6 @@ def outcome(text: str) -> p.Message | p.MessageError:
         return error
 
 
-def as_read(value: Any) -> Any:
-    """Return a value as JSON gives it back."""
-    return json.loads(json.dumps(value))
-
-
 # Parsing.
 
 
@@ -148,7 +143,13 @@ def test_any_message(parts: tuple[Any, ...], spell: Spell) -> None:
     """Every well-formed message is read as what it says, however it is spelt."""
     kind, message_id, *rest = parts
     text = spell(parts)
-    assert p.parse(text) == (kind, message_id, "" if kind is CALLRESULT else rest[0], as_read(rest[-1]), text)
+    assert p.parse(text) == (
+        kind,
+        message_id,
+        "" if kind is CALLRESULT else rest[0],
+        json.loads(json.dumps(rest[-1])),
+        text,
+    )
 
 
 # Patching.

@@ -3,65 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import pytest
 
-import ocpp_2w_proxy as p
 from tests.play.kills import Play, killed, reads, stops
 from tests.play.plays import Stage
-from tests.play.script import goes_as_told, plays_of
+from tests.play.script import plays
 
-PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
 FIRST, LAST = 2_000_000_000, 2**31 - 1
-BOTH = "[ext-server]\nserver = ws://a\nsecondary_server = ws://b\n"
-
-
-def goes_on(_: Stage) -> None:
-    """Nothing happens between two scenes."""
-
-
-either_way = pytest.mark.parametrize("then", [goes_on, killed], ids=["", "killed"])
-Then = Callable[[Stage], None]
 
 
 # The station, and badges.
 
 
 @pytest.mark.parametrize(
-    ("ini", "badge", "heard"),
-    [
-        ("primary_rfid = PRIM*", " prim7 ", "primary"),
-        ("secondary_rfid = SECO*", "seco9", "charger:Accepted secondary"),
-        ("secondary_rfid = 1234", 1234, "charger:Accepted secondary"),
-        ("unknown_rfid = primary", "STRANGER", "primary"),
-        ("unknown_rfid = secondary", "STRANGER", "charger:Accepted secondary"),
-        ("unknown_rfid = reject", "STRANGER", "charger:Invalid"),
-        ("secondary_server =\nsecondary_rfid = SECO*", "SECO1", "primary"),
-        ("secondary_server =\nunknown_rfid = secondary", "STRANGER", "primary"),
-    ],
+    ("badge", "owner"), [(" prim7 ", "primary"), ("seco9", "secondary"), (1234, "secondary")]
 )
-def test_a_badge_is_whose_list_has_it(ini: str, badge: object, heard: str) -> None:
-    """The proxy itself answers what is not the primary's."""
-    both = BOTH.replace("secondary_server = ws://b\n", "") if "secondary_server" in ini else BOTH
-    stage = Stage(ini=f"{both}{ini}\n{{more}}")
+def test_a_badge_is_whose_list_has_it(badge: object, owner: str) -> None:
+    """However it is written; its server hears it as it came."""
+    stage = Stage("[charger CP1]\nsecondary_rfid = SECO*, 1234")
     stage.charger.calls("1", "Authorize", idTag=badge)
-    verdicts = [f"charger:{answer[2]['idTagInfo']['status']}" for answer in stage.charger.hears()]
-    links = (stage.primary, stage.secondary)
-    owners = [link.name for link in links for call in link.hears() if call[3] == {"idTag": badge}]
-    assert " ".join(verdicts + owners) == heard
+    assert getattr(stage, owner).hears_call()[1:] == ("Authorize", {"idTag": badge})
 
 
 # The transaction.
 
 
-@either_way
+@pytest.mark.parametrize("is_killed", [True, False])
 @pytest.mark.parametrize("server_id", [7, 0, -1, -5, FIRST, FIRST + 1, LAST - 1, LAST, 2**31])
-def test_a_session_of_the_primary_stays_with_it(play: Play, then: Then, server_id: int) -> None:
+def test_a_session_of_the_primary_stays_with_it(play: Play, is_killed: bool, server_id: int) -> None:
     """An id that could be mistaken is translated both ways, and a stop badge never changes the owner."""
     stage = play()
     number = stage.primary_session(server_id)
-    then(stage)
+    if is_killed:
+        killed(stage)
     assert (number == server_id) is (server_id == 7)
     assert number == 7 or FIRST <= number <= LAST
     reads(stage, number)
@@ -77,23 +52,12 @@ def test_a_session_of_the_primary_stays_with_it(play: Play, then: Then, server_i
     assert stage.secondary.hears() == []
 
 
-@pytest.mark.parametrize(("bit", "owner"), [(0, PRIMARY), (1, SECONDARY)])
-def test_a_forgotten_id_of_the_proxy_is_kept_and_sent_to_nobody(play: Play, bit: int, owner: p.Peer) -> None:
-    """The owner stands in its lowest bit, and does not know the id; a reading is not even kept."""
-    stage = play()
-    stops(stage, FIRST + bit)
-    reads(stage, FIRST + bit)
-    assert sorted(message[1] for message in stage.charger.hears()) == ["e", "m"]
-    assert stage.primary.hears() == stage.secondary.hears() == []
-    (refusal,) = stage.memory.refused
-    assert (refusal.action, refusal.refused) == ("StopTransaction", "its start is not known here")
-    assert (refusal.peer, refusal.server) == (owner, f"ws://{owner.value}.example")
-    goes_as_told(stage, "1 s", {"file number": ""})
-
-
 # Ids that are not usable.
 
-STOPS = """
+test_a_stop_finds_its_session = plays(
+    """
+By its id; without a usable one, by what is known of the sessions.
+
 An unknown id is never guessed, whatever the badge.
     charger starts 1, secondary accepts, charger stops e 4711 SECO1 => primary: Stop:4711; secondary: Start
 -1 stops the session whose start was never answered, and not the one that has an id (1.6 errata 3.18).
@@ -132,7 +96,8 @@ A start that was refused with id 0 has another for the charger, whose stop ends 
     primary accepts, charger stops f 7 => primary: Start Start Stop:0 Stop:7; charger: 1:Accepted 2:Blocked e
 A start that was rejected is recorded and delivered nowhere; its repeat joins it: no owner has refused it.
     charger starts 1 STRANGER, charger starts 2 STRANGER, proxy killed, charger reads m, charger stops e
-    => charger: 1:Invalid 2:Invalid m e; primary: ; secondary: ; sessions: 1
+    => charger: 1:Invalid 2:Invalid m e; primary: ; secondary: ; sessions: 1; stored: ;
+    file server badge is_rejected meter_stop delivered: STRANGER 1 5.0 None
 A start whose server was lost is found by its stop, although its badge is another's.
     primary claims SECO1, charger starts 1, primary leaves, primary returns, charger stops e 0 SECO1
     => primary: Start Stop:0; secondary:
@@ -184,17 +149,30 @@ and of statuses that of the connector that was silent for longest.
     charger is Preparing 3, secondary takes, look, secondary leaves, secondary returns, secondary takes
     => secondary: Status:Available Status:Charging
     Status:Finishing Status:Preparing|Status:Finishing Status:Preparing
+Only the Actions of `secondary_copies` are copied; what a secondary misses is not made up for.
+    proxy with secondary_copies=SecurityEventNotification, charger is Charging,
+    charger sends e SecurityEventNotification, look, secondary leaves,
+    charger sends f SecurityEventNotification, secondary returns, 60 s
+    => secondary: SecurityEventNotification|Status:Charging
+A local secondary records its sessions, whose badges never reach the primary, and gets no copies.
+    proxy given LOCAL_SECONDARY, charger starts 1, charger is Charging
+    => charger: 1:Accepted; primary: Status:Charging; file badge: SECO1; stored:
+Without a secondary all is the primary's, whatever the lists say.
+    proxy given NO_SECONDARY, charger shows 1, primary takes, charger shows 2 STRANGER
+    => primary: Authorize Authorize; charger: 1:Accepted
 What names no badge by its schema is the station's.
     charger sends a DataTransfer idTag=SECO1 => primary: DataTransfer; secondary: ; charger:
+A forgotten id of the proxy is its owner's, which does not know it: a stop is kept, a reading not even that.
+    charger stops e 2000000000, charger stops f 2000000001,
+    charger sends m MeterValues connectorId=1 transactionId=2000000001
+    => charger: e f m; primary: ; secondary: ; refused: Stop Stop; stored: ;
+    file number: ; refused at: primary secondary;
+    told its start is not known here: 2
 What becomes of a badge on no list is told.
     charger shows a STRANGER => charger: a:Invalid; told Authorize is for rejected: its badge is on no list: 1
-"""
-
-
-@pytest.mark.parametrize(("steps", "heard"), plays_of(STOPS))
-def test_a_stop_finds_its_session(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """By its id; without a usable one, by what is known of the sessions."""
-    goes_as_told(play("unknown_rfid = reject"), steps, heard)
+""",
+    more="unknown_rfid = reject",
+)
 
 
 def test_an_id_that_another_session_bears_is_translated() -> None:
@@ -218,24 +196,3 @@ def test_an_id_in_use_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> Non
     stage = Stage()
     ids = [stage.secondary_session(badge=f"SECO{number}", connector=number) for number in (1, 2)]
     assert ids == [FIRST + 1, FIRST + 3]
-
-
-# Copies.
-
-
-def test_only_the_actions_of_secondary_copies_are_copied(play: Play) -> None:
-    """While the secondary is connected: what it misses is not made up for, but by the last statuses."""
-    steps = "charger is Charging, charger sends e SecurityEventNotification, look, secondary leaves, "
-    steps += "charger sends f SecurityEventNotification, secondary returns, 60 s"
-    stage = play("secondary_copies = SecurityEventNotification")
-    goes_as_told(stage, steps, {"secondary": "SecurityEventNotification|Status:Charging"})
-
-
-# Servers that are the proxy itself, or nobody.
-
-
-def test_a_local_secondary_records_its_sessions_and_gets_no_copies(play: Play) -> None:
-    """The badges of a local secondary never reach the primary."""
-    stage = play(ini=BOTH.replace("ws://b", "local") + "secondary_rfid = SECO*\n{more}")
-    heard = {"charger": "1:Accepted", "primary": "Status:Charging", "file badge": "SECO1", "stored": ""}
-    goes_as_told(stage, "charger starts 1, charger is Charging", heard)

@@ -13,7 +13,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 import ocpp_2w_proxy as p
 from tests.play.peers import PATIENCE, charger
-from tests.test_status import PASSWORD, begins, blocking, booked, reads, stops, watched
+from tests.test_status import PASSWORD, blocking, booked, reads, watched
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = os.environ.get("BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -94,12 +94,12 @@ async def test_a_session_appears_while_it_runs(width: int, is_dark: bool) -> Non
             await shows(page, "chargers", "CP1", "Home connected", "Employer AG connected")
             await cp.calls("c", "StatusNotification", connectorId=1, errorCode="NoError", status="Charging")
             await shows(page, "chargers", "1: Charging")
-            number = await begins(cp, "SECO1234")
+            number = await cp.starts("SECO1234", when="x")
             await shows(page, "chargers", "Employer AG badge ****1234", "connector 1, since")
             await reads(cp, number, 1500)
             for place in ("chargers", "sessions", "months"):
                 await shows(page, place, "1.50 kWh")
-            await stops(cp, number, 2500)
+            await cp.stops("SECO1234", number, 2500)
             await shows(page, "sessions", "delivered", "2.50 kWh")
             await expect(page.locator("#chargers")).not_to_contain_text("kWh")
             await shows(page, "months", "2.50 kWh")
@@ -118,7 +118,7 @@ async def test_trouble_stands_first_with_what_to_do(width: int) -> None:
         secondary.answers = blocking(0)
         async with charger(status.proxy) as cp:
             await cp.boots()
-            await stops(cp, await cp.starts("SECO1234"), 8400)
+            await cp.stops("SECO1234", await cp.starts("SECO1234"), 8400)
             await shows(page, "trouble", "Employer AG refuses the session of badge ****1234", "Ask who runs")
             await cp.calls("a", "Authorize", idTag="04A1B2C3D4")
             await shows(page, "trouble", "04A1B2C3D4", "Copy the number to primary_rfid or secondary_rfid")

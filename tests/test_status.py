@@ -24,7 +24,7 @@ from websockets.exceptions import InvalidStatus
 import ocpp_2w_proxy as p
 from tests.play.peers import PATIENCE, FakeCharger, accepting, charger, eventually, free_port, house
 from tests.play.planted import PASSWORDS, SECONDARY_PASSWORD, told
-from tests.play.wires import LOCAL, command, line_with, login
+from tests.play.wires import LOCAL, Log, Patch, command, line_with, login
 
 PASSWORD = "let-me-look"
 LOGIN = {"Authorization": login("me", PASSWORD)}
@@ -130,25 +130,13 @@ def blocking(number: int) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
     return answers
 
 
-async def begins(cp: FakeCharger, badge: str, meter: int = 0, when: str = "x") -> int:
-    """Let a charger start a session; return the transaction id."""
-    start = {"connectorId": 1, "idTag": badge, "meterStart": meter, "timestamp": when}
-    number: int = (await cp.calls(f"start {badge}", "StartTransaction", **start))["transactionId"]
-    return number
-
-
 async def reads(cp: FakeCharger, number: int, wh: int, when: str = "2026-01-01T00:00:00Z") -> None:
     """Let a charger read its meter."""
     values = [{"timestamp": when, "sampledValue": [{"value": str(wh)}]}]
     await cp.calls(f"{when} {wh}", "MeterValues", connectorId=1, transactionId=number, meterValue=values)
 
 
-async def stops(cp: FakeCharger, number: int, wh: int) -> None:
-    """Let a charger stop a session."""
-    await cp.calls("e", "StopTransaction", transactionId=number, meterStop=wh, timestamp="x")
-
-
-def in_zone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def in_zone(monkeypatch: Patch, name: str) -> None:
     """Let this machine be in a time zone."""
     monkeypatch.setenv("TZ", name)
     time.tzset()
@@ -161,7 +149,7 @@ async def test_an_open_session_has_one_number_everywhere() -> None:
     """Card, sessions, sums, CSV and report tell the live reading, also the one that is not on disk."""
     async with watched() as (status, *_), charger(status.proxy) as cp:
         await cp.boots()
-        number = await begins(cp, "PRIM1234", 1000, p.Instant(0.0, time.time()).text)
+        number = await cp.starts("PRIM1234", meter=1000, when=p.Instant(0.0, time.time()).text)
         await reads(cp, number, 1500)
         await shown(status)
         await reads(cp, number, 3345)
@@ -173,13 +161,13 @@ async def test_an_open_session_has_one_number_everywhere() -> None:
         (row,) = await ledger(status)
         assert (row["wh"], row["badge"], row["transaction_id"]) == ("2345", "PRIM1234", str(number))
         assert "<td>1.000<td>3.345<td>2.345" in (await get(status, "/report")).text
-        await stops(cp, number, 3600)
+        await cp.stops("PRIM1234", number, 3600)
         news = await sees(status, lambda news: news["sessions"][0]["state"] == "delivered")
         assert (news["sessions"][0]["wh"], news["chargers"][0]["sessions"]) == (2600, [])
         await sees(status, lambda news: news["energy"]["months"][0]["primary"] == 2600)
 
 
-async def test_power_goes_by_the_chargers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_power_goes_by_the_chargers_clock(monkeypatch: Patch) -> None:
     """Two readings that came late, one behind the other, tell of the time that they were taken at."""
     monkeypatch.setattr(p, "POWER_SECONDS", 0.0)
     async with watched() as (status, *_), charger(status.proxy) as cp:
@@ -189,11 +177,11 @@ async def test_power_goes_by_the_chargers_clock(monkeypatch: pytest.MonkeyPatch)
             assert (await shown(status))["chargers"][0]["sessions"][0]["kw"] == pytest.approx(kw, abs=0.001)
 
 
-async def test_what_waits_for_its_server_is_a_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_for_its_server_is_a_trouble(monkeypatch: Patch) -> None:
     """Since when, how many messages, after a minute with what is done about it; an alarm can watch it."""
     async with watched() as (status, _, _, secondary), charger(status.proxy) as cp:
         await secondary.stop()
-        await stops(cp, await cp.starts("SECO1"), 9)
+        await cp.stops("SECO1", await cp.starts("SECO1"))
         news = await sees(status, lambda news: news["trouble"])
         assert news["waiting"] == news["chargers"][0]["waiting"] == 2
         assert re.fullmatch(r"since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", news["sessions"][0]["words"])
@@ -219,7 +207,7 @@ async def test_a_blocked_session_says_who_has_its_stop(number: int, state: str, 
         secondary.answers = blocking(number)
         async with charger(status.proxy) as cp:
             await cp.boots()
-            await stops(cp, await cp.starts("SECO1234"), 8400)
+            await cp.stops("SECO1234", await cp.starts("SECO1234"), 8400)
             news = await sees(status, lambda news: news["sessions"][0]["state"] == state)
             (row,) = await ledger(status)
             assert (row["words"], bool(row["delivered"])) == (words, number > 0)
@@ -301,7 +289,7 @@ SOME = (
 )
 
 
-async def test_the_ledger_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_ledger_of_some(monkeypatch: Patch) -> None:
     """By days, badge, owner, charger, however they are spelled; it is read in pieces, and none is lost."""
     in_zone(monkeypatch, "UTC")
     monkeypatch.setattr(p, "AT_ONCE", 2)
@@ -321,7 +309,7 @@ async def test_the_ledger_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_session_stands_on_the_day_of_its_own_start(own: str, day: str) -> None:
     """Where the charger tells one between 2020 and tomorrow, however late it comes; else today."""
     async with watched() as (status, *_), charger(status.proxy) as cp:
-        await begins(cp, "SECO1", when=own)
+        await cp.starts("SECO1", when=own)
         day = day or time.strftime("%Y-%m-%d")
         (row,) = await ledger(status, f"?from={day}&to={day}")
         assert row["start"] == own
@@ -329,7 +317,7 @@ async def test_a_session_stands_on_the_day_of_its_own_start(own: str, day: str) 
         assert "1 sessions" in (await get(status, f"/report?month={day[:7]}")).text
 
 
-async def test_what_cannot_be_told_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_told_is_said_with_what_to_do(monkeypatch: Patch) -> None:
     """400 where the days are none, or too many; 503 while the disk hangs, for which nobody else waits."""
     days, month = "from and to: expected days, as 2026-01-31, or times", "month: expected one, as 2026-01\n"
     async with watched() as (status, proxy, *_):
@@ -379,7 +367,7 @@ async def test_the_state_of_a_session_in_a_word() -> None:
 # The report.
 
 
-async def test_a_report_is_a_month_to_print(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_report_is_a_month_to_print(monkeypatch: Patch) -> None:
     """By owner and badge on A4, each session with both readings, and sums; by the names of the ini."""
     in_zone(monkeypatch, "Europe/Berlin")
     async with watched("primary_name = Home\nsecondary_name = Employer <AG>") as (status, proxy, *_):
@@ -407,7 +395,7 @@ async def test_a_report_is_a_month_to_print(monkeypatch: pytest.MonkeyPatch) -> 
 # Health and metrics.
 
 
-async def test_health_is_200_or_503_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_is_200_or_503_with_the_reason(monkeypatch: Patch) -> None:
     """While the disk fails, and when the listener is gone; the page tells it first. It needs no login."""
     async with watched(status=f"password = {PASSWORD}\n") as (status, proxy, *_):
         assert (await get(status, "/healthz"))[:2] == (200, "ok\n")
@@ -500,9 +488,7 @@ async def test_without_the_password_there_is_nothing_to_see() -> None:
             assert (reply.status, told(str(reply))) == (200, [])
 
 
-async def test_wrong_passwords_are_answered_slowly_and_shut_nobody_out(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_wrong_passwords_are_answered_slowly_and_shut_nobody_out(caplog: Log) -> None:
     """A second later, eight at a time; the log tells of them, and not what they said."""
     caplog.set_level(logging.INFO, "proxy")
     async with watched(status=f"password = {PASSWORD}\n") as (status, *_):

@@ -33,12 +33,12 @@ BANNERS = [
 PURE = ["Messages", "Vocabulary", "Routing"]
 MOST_LINES = {
     "head": 110,
-    "Configuration": 418,
+    "Configuration": 419,
     "Messages": 180,
     "Vocabulary": 440,
     "Routing": 990,
     "Journal": 306,
-    "Link": 426,
+    "Link": 427,
     "Outbox": 430,
     "Relay": 286,
     "Proxy": 389,

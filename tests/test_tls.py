@@ -18,7 +18,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 import ocpp_2w_proxy as p
 from tests.play import wires
 from tests.play.peers import FakeServer, charger, cut, eventually, running, server
-from tests.play.wires import at_the_door, has_traceback, refused, smaller, told, visitor
+from tests.play.wires import Log, Patch, at_the_door, has_traceback, refused, smaller, told, visitor
 
 
 class Authority:
@@ -121,9 +121,7 @@ async def test_a_charger_speaks_wss(ca: Authorities) -> None:
         assert await cp.closed() == 1001
 
 
-async def test_what_is_no_request_behind_the_tls_handshake_is_cut(
-    ca: Authorities, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_is_no_request_behind_the_tls_handshake_is_cut(ca: Authorities, caplog: Log) -> None:
     """Its first bytes may come before asyncio has handed the TLS over; nothing goes out in the clear."""
     async with locked_house(ca.home) as (proxy, _):
         for _ in range(20):
@@ -145,7 +143,7 @@ async def test_what_is_no_request_behind_the_tls_handshake_is_cut(
     ],
 )
 async def test_client_ca_lets_in_those_with_a_certificate_of_it(
-    shown: str | None, advice: str, ca: Authorities, caplog: pytest.LogCaptureFixture
+    shown: str | None, advice: str, ca: Authorities, caplog: Log
 ) -> None:
     """Nobody else reaches the primary; one INFO line says from where it came and what to look at."""
     clients = {"client_ca": ca.work, "the listener's own": ca.home, "nobody's": ca.nobody}
@@ -167,7 +165,7 @@ async def test_client_ca_lets_in_those_with_a_certificate_of_it(
 
 
 async def test_a_charger_that_does_not_trust_the_certificate_is_told_of_once_a_minute(
-    ca: Authorities, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ca: Authorities, caplog: Log, monkeypatch: Patch
 ) -> None:
     """One line for its address, with what to look at; the table of addresses is bounded."""
     smaller(monkeypatch, subjects=3)
@@ -247,7 +245,7 @@ async def test_a_primary_that_cannot_be_trusted_is_away(ca: Authorities, fault: 
 
 
 async def test_the_charger_notices_nothing_of_a_secondary_that_cannot_be_trusted(
-    ca: Authorities, caplog: pytest.LogCaptureFixture
+    ca: Authorities, caplog: Log
 ) -> None:
     """The log says what is wrong; once the employer has renewed the certificate the session is delivered."""
     async with server(context=ca.nobody.listening()) as secondary:
@@ -286,8 +284,8 @@ async def test_what_is_wrong_with_a_server_is_told_in_words(
     url: str,
     words: bytes | None,
     reason: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: Patch,
+    caplog: Log,
 ) -> None:
     """ws:// and wss:// are mixed up, or somebody else is there, or nobody: the charger gets 503."""
     smaller(monkeypatch, seconds_to_accept=0.3 if reason == "no answer within" else 8)

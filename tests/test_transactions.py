@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from tests.play.plays import Stage
+from tests.play.script import Script, plays
 
-import ocpp_2w_proxy as p
-from tests.play.kills import PRIMARY, Play, delivers_alone, event, left, save
-from tests.play.plays import Stage, actions
-from tests.play.script import goes_as_told, plays_of
+test_events = plays(
+    """
+Each transaction is one server's, and whole.
 
-# Whose it is.
-
-EVENTS = """
 Events follow the badge of the first one, whatever badge ends the transaction.
     charger tells 0 Started SECO1, charger tells 1, charger tells 2 Ended PRIM1, secondary takes
     => secondary: Event:0 Event:1 Event:2; primary: ; charger: T0:Accepted T1 T2:Accepted
@@ -168,80 +165,32 @@ A report on transactions is their owner's; on those of both, of none or unknown 
     charger sends 6 NotifyEvent eventData=[{"transactionId":"F"}]
     => primary: Event:A0 Event:D0|NotifyEvent|NotifyEvent||NotifyEvent|NotifyEvent|NotifyEvent;
     secondary: Event:B0 Event:C0|||NotifyEvent|||
-"""
-
-
-@pytest.mark.parametrize("version", ["ocpp2.0.1", "ocpp2.1"])
-@pytest.mark.parametrize(("steps", "heard"), plays_of(EVENTS))
-def test_events(play: Play, version: str, steps: str, heard: dict[str, str]) -> None:
-    """Each transaction is one server's, and whole."""
-    goes_as_told(play(version=version), steps, heard)
-
-
-REJECTED = """
 A badge that is rejected settles a transaction that nobody gets; nobody may stop it.
-    2 times (charger tells 1 Updated STRANGER), charger tells 2 Updated STRANGER,
-    primary calls x RequestStopTransaction transactionId=T, charger tells 3 Ended
-    => charger: T1:Invalid T1:Invalid T2:Invalid T3; primary: x:Rejected; secondary:
+    proxy with unknown_rfid=reject, 2 times (charger tells 1 Updated STRANGER),
+    charger tells 2 Updated STRANGER, primary calls x RequestStopTransaction transactionId=T,
+    charger tells 3 Ended => charger: T1:Invalid T1:Invalid T2:Invalid T3; primary: x:Rejected; secondary:
 Nor does anybody get what was kept of it.
-    charger tells 0 Started, charger tells 1 Updated STRANGER, charger tells 3 Ended
-    => charger: T0 T1:Invalid T3; primary: ; secondary: ; stored:
-"""
-
-
-@pytest.mark.parametrize(("steps", "heard"), plays_of(REJECTED))
-def test_a_rejected_transaction(play: Play, steps: str, heard: dict[str, str]) -> None:
-    """It is recorded here."""
-    goes_as_told(play("unknown_rfid = reject", version="ocpp2.0.1"), steps, heard)
-
-
-def test_events_become_the_primarys_after_a_month_without_the_proxy(play: Play) -> None:
-    """They were answered, so they are delivered, if the proxy can log in: nobody else would dial."""
-    stage = play("primary_user = u", version="ocpp2.0.1")
-    event(stage, 0, "Started")
-    save(stage)
-    stage.time += 31 * p.DAY
-    stage.killed()
-    delivers_alone(stage)
-    stage.passes(10)
-    assert left(stage, PRIMARY) == ["TransactionEvent"]
-    assert "CP1: primary: dial" in stage.relay.tasks.started  # type: ignore[attr-defined]
-    stage.primary_connects()
-    boot = stage.primary.hears_call()
-    stage.primary.answers(boot[0], status="Accepted", currentTime="x", interval=300)
-    assert [boot[1], stage.primary.hears_call()[1]] == ["BootNotification", "TransactionEvent"]
-
-
-# Kept events, and the primary that does not take them.
+    proxy with unknown_rfid=reject, charger tells 0 Started, charger tells 1 Updated STRANGER,
+    charger tells 3 Ended => charger: T0 T1:Invalid T3; primary: ; secondary: ; stored:
+A delivery to the primary without a charger ends, also where that fails to take something,
+    proxy with primary_user=u, charger boots, charger tells 0 Started, charger tells 1 Ended, primary fails,
+    charger leaves, 239 s => closed: primary:1000 secondary:1001; stored: Event
+or leaves it unanswered.
+    proxy with primary_user=u, charger boots, charger tells 0 Started, charger tells 1 Ended, charger leaves,
+    240 s => closed: primary:1000 secondary:1001; stored: Event
+""",
+    versions=["ocpp2.0.1", "ocpp2.1"],
+)
 
 
 def test_a_kept_event_that_an_old_connection_still_holds_lets_no_verdict_pass() -> None:
     """It may never have arrived; the next connection carries it, under its id, once the old one is closed."""
     stage = Stage(version="ocpp2.0.1")
-    event(stage, 0, "Started")
-    event(stage, 1, badge="PRIM1")
-    message_id, _, payload = stage.primary.hears_call()
-    assert payload["seqNo"] == 0
-    old = stage.primary
-    stage.charger_connects()
-    event(stage, 1, badge="PRIM1")
-    stage.passes(31)
-    assert "TransactionEvent" not in actions(stage.primary.hears())
+    script = Script(stage).plays("charger tells 0 Started, charger tells 1 Updated PRIM1")
+    old, ((_, message_id, *_),) = stage.primary, script.due["primary"]
+    script.plays("charger returns, charger tells 1 Updated PRIM1, 31 s")
+    assert script.due["primary"] == []
     old.lost()
-    assert stage.primary.hears_call()[0] == message_id
-    stage.primary.answers(message_id)
-    assert stage.primary.hears_call()[2]["seqNo"] == 1
-
-
-@pytest.mark.parametrize("is_answered", [True, False])
-def test_a_delivery_to_the_primary_without_a_charger_ends(is_answered: bool) -> None:
-    """What it leaves unanswered waits for the charger."""
-    stage = Stage("primary_user = u", version="ocpp2.0.1")
-    event(stage, 0, "Started")
-    event(stage, 1, "Ended")
-    if is_answered:
-        stage.primary.errs(stage.primary.hears_call()[0])
-    stage.charger.lost()
-    link = stage.primary
-    stage.passes(2 * p.DELIVERY_SECONDS)
-    assert link.closed_with is not None
+    script.listen()
+    assert [call[1] for call in script.due["primary"]] == [message_id]
+    assert script.plays("primary accepts").found("primary") == "Event:0 Event:0 Event:1"

@@ -177,15 +177,26 @@ class FakeCharger:
     async def boots(self) -> Any:
         return await self.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel="M")
 
-    async def starts(self, badge: str, message_id: str = "start", connector: int = 1) -> int:
+    async def starts(
+        self,
+        badge: str,
+        message_id: str = "start",
+        connector: int = 1,
+        meter: int = 0,
+        when: str = "2026-01-01T00:00:00Z",
+    ) -> int:
         """Start a session; return the transaction id."""
-        started = {"meterStart": 0, "timestamp": "2026-01-01T00:00:00Z"}
-        start = {"connectorId": connector, "idTag": badge, **started}
+        start = {"connectorId": connector, "idTag": badge, "meterStart": meter, "timestamp": when}
         transaction_id: int = (await self.calls(message_id, "StartTransaction", **start))["transactionId"]
         return transaction_id
 
-    async def stops(self, badge: str, number: int) -> None:
-        told = {"transactionId": number, "idTag": badge, "meterStop": 5, "timestamp": "2026-01-01T01:00:00Z"}
+    async def stops(self, badge: str, number: int, meter: int = 5) -> None:
+        told = {
+            "transactionId": number,
+            "idTag": badge,
+            "meterStop": meter,
+            "timestamp": "2026-01-01T01:00:00Z",
+        }
         await self.calls(f"stop {badge}", "StopTransaction", **told)
 
     async def ends(self, badge: str, number: int, connector: int = 1) -> None:

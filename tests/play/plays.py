@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,7 +186,7 @@ class Stage:
     def outbox(self, peer: p.Peer) -> p.Outbox:
         return self.relay.outboxes[peer]
 
-    def charger_connects(self, version: str | None = None) -> None:
+    def charger_connects(self, version: str = "") -> None:
         version = version or self.version
         primary: Any = None
         charger: Any = StageLink(self, "charger", version)
@@ -215,8 +215,8 @@ class Stage:
         self.primary = self.connects(p.Peer.PRIMARY)
 
     def connects(self, peer: p.Peer) -> StageLink:
-        link: Any = StageLink(self, peer.value, self.version)
         outbox = self.outbox(peer)
+        link: Any = StageLink(self, peer.value, outbox.version)
         outbox.dialing = None
         needs_boot = peer is p.Peer.SECONDARY or bool(self.memory.boot)
         outbox.connected(link, needs_boot=needs_boot)
@@ -242,11 +242,6 @@ class Stage:
             if self.relay.deadline <= self.time:
                 self.relay.tick()
             self.journal.settle()
-
-    def sweeps(self, after: float) -> list[p.Decision]:
-        """Let the router remove what will have expired then."""
-        now = self.now()
-        return self.relay.router.sweep(p.Instant(now.seconds + after, now.utc + after))
 
     def starts(self, badge: str, message_id: str = "s1", connector: int = 1, meter: int = 0) -> None:
         self.charger.calls(
@@ -281,29 +276,3 @@ class Stage:
         self.charger.answers(message_id, status=status)
         link.hears()
         return dict(heard)
-
-    def reserves(self, name: str, badge: str, number: int, seconds: float = 3600, connector: int = 1) -> None:
-        """Let a server reserve a connector (1.6), and the charger accept."""
-        payload: dict[str, Any] = {"connectorId": connector, "idTag": badge, "reservationId": number}
-        self.asks(name, "ReserveNow", expiryDate=p.Instant(0, self.now().utc + seconds).text, **payload)
-
-    def who_hears(self, action: str) -> list[str]:
-        return [link.name for link in (self.primary, self.secondary) if action in actions(link.hears())]
-
-    def delivers(self) -> list[tuple[str, dict[str, Any]]]:
-        """Let the secondary accept everything that waits for it; return Actions and payloads."""
-        delivered: list[tuple[str, dict[str, Any]]] = []
-        while heard := self.secondary.hears():
-            for _, message_id, action, payload in heard:
-                delivered.append((action, payload))
-                answer: dict[str, Any] = {}
-                if action in ("BootNotification", "Heartbeat"):
-                    answer = {"status": "Accepted", "currentTime": "x", "interval": 300}
-                if action == "StartTransaction":
-                    answer = {"transactionId": 70 + len(delivered), "idTagInfo": {"status": "Accepted"}}
-                self.secondary.answers(message_id, **answer)
-        return delivered
-
-
-def actions(heard: Iterable[list[Any]]) -> list[str]:
-    return [message[2] for message in heard if message[0] == 2]

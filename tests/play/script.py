@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from logging.handlers import BufferingHandler
 from typing import Any
@@ -21,8 +21,8 @@ import pytest
 
 import ocpp_2w_proxy as p
 from tests.play import kills
-from tests.play.kills import come_back, full_disk, killed, reads, save, slow_disk, stops, waits
-from tests.play.plays import Stage, StageLink
+from tests.play.kills import come_back, killed, reads, save, stops, waits
+from tests.play.plays import INI, Stage, StageLink
 
 NAMES = {"StartTransaction": "Start", "StopTransaction": "Stop", "MeterValues": "Meter"}
 NAMES |= {"TransactionEvent": "Event", "StatusNotification": "Status", "BootNotification": "Boot"}
@@ -69,7 +69,7 @@ class Script:
                 waits(self.stage, float(who))
             elif verb == "days":  # All at once.
                 self.stage.time += float(who) * p.DAY
-                self.stage.relay.carry_out(self.stage.sweeps(0))
+                self.stage.relay.carry_out(self.stage.relay.router.sweep(self.stage.now()))
                 save(self.stage)
             elif who == "clock":  # Of the wall; such as "clock + 30".
                 self.stage.utc += float(f"{verb}{more[0]}") * p.DAY
@@ -93,6 +93,8 @@ class Script:
             columns = ", ".join(name.split()[1:])
             rows = self.stage.journal.database.execute(f"SELECT {columns} FROM sessions ORDER BY number")
             return "|".join(" ".join(map(str, row)).strip() for row in rows)
+        if name == "refused at":
+            return " ".join(call.peer.value if call.peer else "nobody" for call in memory.refused)
         if name == "claims":
             return " ".join(claim.badge for claim in memory.claims)
         if name == "closed":
@@ -158,8 +160,8 @@ class Script:
     def charger_leaves(self) -> None:
         self.stage.charger.lost()
 
-    def charger_returns(self) -> None:
-        self.stage.charger_connects()
+    def charger_returns(self, version: str = "") -> None:
+        self.stage.charger_connects(version)
         self.due["primary"] = []
 
     # The proxy and its disk.
@@ -169,6 +171,16 @@ class Script:
         killed(self.stage, getattr(kills, ini) if ini else "")
 
     proxy_given = proxy_killed  # One of the inis of tests.play.kills.
+
+    def proxy_with(self, *more: str) -> None:
+        """Started again with these lines in its ini, such as `primary_grace=2`; the others come back."""
+        killed(self.stage, INI.format(more="\n".join(more)))
+
+    def proxy_forgets(self) -> None:
+        """Its Relay, which is idle, and makes another for a charger that comes."""
+        assert self.stage.relay.is_idle
+        self.stage.memory.is_in_use = False
+        self.stage.begin(self.stage.relay.version)
 
     def proxy_dies(self) -> None:
         """Killed as it is, with what the disk has."""
@@ -196,14 +208,17 @@ class Script:
         self.limit.close()
 
     def disk_full(self) -> None:
-        self.disk.enter_context(full_disk(self.stage))
+        fails = patch.object(self.stage.journal, "_write", lambda _: "database or disk is full")
+        self.disk.enter_context(fails)
 
     def disk_hangs(self) -> None:
-        self.finish = self.disk.enter_context(slow_disk(self.stage))
+        self.run, self.jobs = self.stage.journal._run, list[Any]()
+        hangs = patch.object(self.stage.journal, "_run", lambda *job: self.jobs.append(job))
+        self.disk.enter_context(hangs)
 
     def disk_finishes(self) -> None:
         """The save that hangs succeeds; the next one hangs."""
-        self.finish()
+        self.run(*self.jobs.pop(0))
 
     def disk_well(self) -> None:
         self.disk.close()
@@ -270,7 +285,7 @@ class Script:
             if kind == 2 or message_id == "boot":
                 continue
             self.number = payload.get("transactionId", self.number) if kind == 3 else self.number
-            verdict = "error" if kind == 4 else p.verdict_of(payload)
+            verdict = "error" if kind == 4 else payload.get("certificateStatus") or p.verdict_of(payload)
             self.heard["charger"].append(f"{message_id}:{verdict}" if verdict else message_id)
 
     def server_hears(self, link: StageLink, message: list[Any]) -> None:
@@ -309,16 +324,25 @@ def plays_of(text: str) -> list[Any]:
     return found
 
 
-def plays(text: str, more: str = "", before: str = "", **options: Any) -> Callable[..., None]:
+def plays(
+    text: str,
+    more: str = "",
+    before: str = "",
+    then: Iterable[str] = ("",),
+    versions: Iterable[str] = ("ocpp1.6",),
+    **options: Any,
+) -> Callable[..., None]:
     """Return a test of plays with a state file, which stand below a line that says what has to be so.
 
-    `more` stands in the ini, `before` in front of each play; a Stage takes the options.
+    `more` stands in the ini, `before` in front of each play, and one of `then` where a play says THEN.
     """
     about, _, rows = textwrap.dedent(text).strip().partition("\n\n")
 
+    @pytest.mark.parametrize("version", versions)
+    @pytest.mark.parametrize("now", then)
     @pytest.mark.parametrize(("steps", "heard"), plays_of(rows))
-    def test(play: kills.Play, steps: str, heard: dict[str, str]) -> None:
-        goes_as_told(play(more, **options), before + steps, heard)
+    def test(play: kills.Play, version: str, now: str, steps: str, heard: dict[str, str]) -> None:
+        goes_as_told(play(more, version=version, **options), before + steps.replace("THEN", now), heard)
 
     test.__doc__ = about
     return test

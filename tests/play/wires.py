@@ -24,6 +24,8 @@ SCRIPT = str(ROOT / "ocpp_2w_proxy.py")
 LOCAL_SERVER = "[ext-server]\nserver = local\n"
 LOCAL = f"[host]\naddr = 127.0.0.1\nport = 0\n{LOCAL_SERVER}"
 V16 = [Subprotocol("ocpp1.6")]
+Log = pytest.LogCaptureFixture
+Patch = pytest.MonkeyPatch
 
 # The bounds that a play may make smaller, and what the script calls them.
 BOUNDS = {
@@ -40,7 +42,7 @@ BOUNDS = {
 }
 
 
-def smaller(monkeypatch: pytest.MonkeyPatch, **bounds: float) -> None:
+def smaller(monkeypatch: Patch, **bounds: float) -> None:
     """Let these bounds be smaller for a play."""
     for name, value in bounds.items():
         monkeypatch.setattr(p, BOUNDS[name], value)
@@ -161,11 +163,11 @@ def open_connections(fake: Any) -> int:
 # What the log says.
 
 
-def told(caplog: pytest.LogCaptureFixture, *words: str) -> list[str]:
+def told(caplog: Log, *words: str) -> list[str]:
     return [line for line in caplog.messages if all(word in line for word in words)]
 
 
-def has_traceback(caplog: pytest.LogCaptureFixture) -> bool:
+def has_traceback(caplog: Log) -> bool:
     """Whether anything went wrong that nobody had foreseen."""
     return any(record.exc_info for record in caplog.records)
 
