@@ -2601,6 +2601,7 @@ class Link(asyncio.BufferedProtocol):
         self.cut_because, self.is_open = self.cut_because or because, False
         if self.transport:
             self.transport.abort()
+            self.transport = None  # Nothing more is written to it.
 
     # The handshake.
 

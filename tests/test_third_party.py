@@ -1,5 +1,5 @@
 """
-Others' software and others' words: the schemas of the PyPI package `ocpp`, HAProxy, and the corpus.
+Others' software and words: the schemas of the PyPI package `ocpp`, HAProxy, the corpus, any handshake.
 
 The corpus is what the field has sent, odd as it is. Its words for what a peer hears: `as it came`; `under
 another id`; `CallError CODE` and `CallResult` under the message's own id; `{...`: the payload; `[...`: how
@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 import shutil
-import subprocess
+import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -21,17 +21,19 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ocpp.messages import Call, CallResult, validate_payload  # type: ignore[import-untyped]
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 
 import ocpp_2w_proxy as p
-from tests.corpus import Entry, entries, request_of, text_of
+from tests.corpus import WEBSOCKET, Entry, entries, request_of, text_of
 from tests.play import peers
 from tests.play.kills import Play
-from tests.play.peers import FakeCharger, charger, eventually, house, server
+from tests.play.peers import PATIENCE, FakeCharger, FakeServer, charger, eventually, house, server
 from tests.play.plays import Stage, StageLink
-from tests.play.rig import House
+from tests.play.rig import House, haproxy
 from tests.play.rig import house as proxy_process
 from tests.play.script import goes_as_told, plays_of
 from tests.play.wires import ROOT, at_the_door, has_traceback, open_connections, told, visitor
@@ -108,7 +110,6 @@ async def test_all_that_a_day_with_two_servers_brings_is_valid(
 
 # HAProxy in front of two proxies.
 
-HAPROXY = shutil.which("haproxy")
 NAMES = [f"CP-{number}" for number in range(8)]
 
 
@@ -132,28 +133,20 @@ async def arriving(port: int, name: str, proxies: list[House]) -> AsyncIterator[
         yield fake, home
 
 
-@asynccontextmanager
-async def haproxy(folder: Path, proxies: list[House]) -> AsyncIterator[int]:
-    """HAProxy in front of two proxies, as the README configures it; its port."""
+def between(front: int, proxies: list[House]) -> str:
+    """Return the README's configuration, for HAProxy at this port in front of these two."""
     text = (ROOT / "README.md").read_text().partition("```haproxy\n")[2].partition("```")[0]
-    front = peers.free_port()
     for shown, port in ((8321, front), (8331, proxies[0].port), (8332, proxies[1].port)):
         text, count = re.subn(rf":{shown}\b", f":{port}", text)
         assert count
-    (folder / "haproxy.cfg").write_text(text)
-    command, silent = (str(HAPROXY), "-f", str(folder / "haproxy.cfg")), subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(*command, stdout=silent, stderr=silent)
-    try:
-        yield front
-    finally:
-        process.kill()
-        await process.wait()
+    return text
 
 
-@pytest.mark.skipif(HAPROXY is None, reason="no HAProxy here; the gate installs one")
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="no HAProxy here; the gate installs one")
 async def test_a_charger_behind_haproxy_has_a_home_and_comes_back_to_it(tmp_path: Path) -> None:
     """By its path, and not all have the same; the other takes it meanwhile, and sends nothing wrong."""
     zero, one, homes = tmp_path / "zero", tmp_path / "one", dict[str, list[House]]()
+    port = peers.free_port()
     for folder in (zero, one):
         folder.mkdir()
     async with (
@@ -161,7 +154,7 @@ async def test_a_charger_behind_haproxy_has_a_home_and_comes_back_to_it(tmp_path
         server() as secondary,
         proxy_process(zero, primary.url, secondary.url) as killed,
         proxy_process(one, primary.url, secondary.url) as kept,
-        haproxy(tmp_path, [killed, kept]) as port,
+        haproxy(tmp_path, between(port, [killed, kept])),
     ):
         arrives = partial(arriving, port, proxies=[killed, kept])
         for name in NAMES * 2:
@@ -228,13 +221,6 @@ SCENES: dict[str, Callable[[Stage], Any]] = {
 }
 
 
-def heard(stage: Stage, link: StageLink) -> list[str]:
-    """Return the texts that a peer was sent since the last look."""
-    stage.journal.settle()
-    texts, link.texts = link.texts, []
-    return texts
-
-
 def is_told(word: str, text: str, sent: str) -> bool:
     """Whether a text that a peer hears is what the corpus says of it."""
     kind, message_id, *rest = json.loads(text, strict=False)
@@ -254,7 +240,7 @@ def is_told(word: str, text: str, sent: str) -> bool:
 def check_heard(stage: Stage, words: dict[str, list[str]], sent: str) -> None:
     """Check what each peer hears; a peer that is not named hears nothing."""
     for peer in PEERS:
-        texts, wanted = heard(stage, getattr(stage, peer)), words.get(peer, [])
+        texts, wanted = getattr(stage, peer).hears_texts(), words.get(peer, [])
         assert len(texts) == len(wanted), f"{peer} hears {texts}"
         for word, text in zip(wanted, texts, strict=True):
             assert is_told(word, text, sent), f"{peer} hears {text}, not {word}"
@@ -270,7 +256,7 @@ def test_an_odd_message(entry: Entry, play: Play, caplog: pytest.LogCaptureFixtu
     text = text_of(entry["text"]).replace("{transaction}", str(transaction))
     for peer, before in entry.get("before", ()):
         getattr(stage, peer).says(before)
-        heard(stage, stage.primary)
+        stage.primary.hears_texts()
     getattr(stage, entry["sender"]).says(text)
     check_heard(stage, entry["hears"], text)
     if "later" in entry:
@@ -332,4 +318,66 @@ async def test_an_odd_handshake(entry: Entry, caplog: pytest.LogCaptureFixture) 
                 assert "currentTime" in await good.calls("1", "Heartbeat")
         await at_the_door(proxy, 0)
         await eventually(lambda: open_connections(primary) == 0)
+    assert not has_traceback(caplog)
+
+
+# Any handshake at all.
+
+SEGMENTS = [b"CP1", b"CP1", b"..", b"%2e", b"%00", b"%0d%0a", b"%1b[31m", b"%", b"?", b"#", b"\\", b"%C3%A9"]
+HEADERS = b"""Authorization User-Agent Sec-WebSocket-Protocol Sec-WebSocket-Extensions Connection Host Origin
+Content-Length Transfer-Encoding Upgrade Sec-WebSocket-Key""".split()
+VALUES = [b"", b"x" * 9000, b"a\r\n b", b"0", b"ocpp1.6", b'"ocpp1.6", ocpp2.1,', b"Basic \xff", b"\0", b"["]
+VALUES += [b"http://x", b"null", b"keep-alive, Upgrade", b'permessage-deflate; a="b']
+paths = st.lists(st.sampled_from(SEGMENTS) | st.binary(max_size=2), max_size=4).map(b"/".join)
+names = st.sampled_from(HEADERS * 3) | st.binary(max_size=8)
+values = st.sampled_from(VALUES) | st.text(max_size=12).map(str.encode) | st.binary(max_size=3)
+
+
+@st.composite
+def handshakes(draw: st.DrawFn) -> bytes:
+    """The bytes of a request, most of them of a websocket's."""
+    path = draw(st.just(b"CP1") | paths)
+    firsts = [b"GET /%b HTTP/1.1"] * 20 + [b"POST /%b HTTP/1.1", b"GET %b HTTP/1.0"]
+    lines = [draw(st.sampled_from(firsts)) % path]
+    lines += [line.encode() for line in WEBSOCKET if draw(st.integers(0, 30))]
+    lines += [name + b": " + value for name, value in draw(st.lists(st.tuples(names, values), max_size=3))]
+    return b"\r\n".join([*lines, b"", draw(st.binary(max_size=20))])
+
+
+TOLD = {  # The headers that a server sees of a handshake.
+    *("host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"),
+    *("sec-websocket-protocol", "authorization", "user-agent"),
+}
+
+
+async def knock(proxy: p.Proxy, primary: FakeServer, good: FakeCharger, request: bytes) -> None:
+    """Send a request; check the answer, what the primary sees of it, and that a good charger is served."""
+    primary.requests.clear()
+    answer = b""
+    async with visitor(proxy, request) as guest:
+        with suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE):
+                answer = await guest.reader.read(12)
+    assert not answer or answer.startswith((b"HTTP/1.1 ", b"\x8a"))
+    for seen in primary.requests:
+        charger_id = urllib.parse.unquote(seen.path.removeprefix("/ocpp/"))
+        assert p.is_charger_id(charger_id)
+        assert seen.path == f"/ocpp/{urllib.parse.quote(charger_id, safe='')}"
+        assert {name.lower() for name in seen.headers} <= TOLD
+    await good.calls(f"m{len(good.heard.messages)}", "Heartbeat")
+
+
+def test_any_handshake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Answered or closed, never left hanging; no traceback, no unfit id at a server; good chargers get in."""
+    monkeypatch.setattr(p, "HANDSHAKE_SECONDS", 0.5)
+    stack = AsyncExitStack()
+    with asyncio.Runner() as runner:
+        proxy, primary, _ = runner.run(stack.enter_async_context(house()))
+        good = runner.run(stack.enter_async_context(charger(proxy, "GOOD")))
+        knocks = given(handshakes())(lambda request: runner.run(knock(proxy, primary, good, request)))
+        fixed = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+        settings(fixed, suppress_health_check=list(HealthCheck))(knocks)()
+        another = runner.run(stack.enter_async_context(charger(proxy, "GOOD2")))
+        runner.run(another.calls("1", "Heartbeat"))
+        runner.run(stack.aclose())
     assert not has_traceback(caplog)

@@ -48,5 +48,5 @@ def request_of(entry: Entry) -> bytes:
 
 
 def texts() -> list[str]:
-    """Return the texts of all messages, for fuzzers to begin with."""
+    """Return the texts of all messages, for storms to begin with."""
     return [text_of(entry["text"]) for entry in entries("messages") if "text" in entry]

@@ -1,25 +1,17 @@
-"""
-A websocket as bare as it gets, light enough for thousands, and frames that no library would send.
-
-`python -m tests.play.frames FD FRAME` floods an open connection with a frame (in hex), until it is cut.
-"""
+"""A websocket as bare as it gets, light enough for thousands, and frames that no library would send."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-import select
-import socket
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from websockets.utils import accept_key, apply_mask
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10  # Opcodes.
-NO_MASK, ZERO_MASK, MASK = b"", bytes(4), bytes.fromhex("37fa213d")  # A mask of zeros changes nothing.
+MASK = bytes.fromhex("37fa213d")
 UPGRADE = "Upgrade: websocket\r\nConnection: Upgrade\r\n"
 REQUEST = (
     f"GET /{{}} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}Sec-WebSocket-Version: 13\r\n"
@@ -29,15 +21,14 @@ WELCOME = (
     f"HTTP/1.1 101 Switching Protocols\r\n{UPGRADE}"
     "Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Protocol: {}\r\n\r\n"
 )
-masked = apply_mask  # It unmasks, too.
 
 
-def framed(payload: bytes, opcode: int = TEXT, key: bytes = NO_MASK, is_last: bool = True) -> bytes:
+def framed(payload: bytes, opcode: int = TEXT, key: bytes = b"") -> bytes:
     size = len(payload)
     wide = 0 if size < 126 else 2 if size < 2**16 else 8
     second = (0x80 if key else 0) | {0: size, 2: 126, 8: 127}[wide]
-    head = bytes([(0x80 if is_last else 0) | opcode, second]) + (size.to_bytes(wide, "big") if wide else b"")
-    return head + key + (masked(payload, key) if key else payload)
+    head = bytes([0x80 | opcode, second]) + (size.to_bytes(wide, "big") if wide else b"")
+    return head + key + (apply_mask(payload, key) if key else payload)
 
 
 def unframed(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
@@ -53,7 +44,7 @@ def unframed(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
         if start + size > len(data):
             break
         payload = data[start : start + size]
-        frames.append((data[at] & 15, masked(payload, data[head:start]) if second & 128 else payload))
+        frames.append((data[at] & 15, apply_mask(payload, data[head:start]) if second & 128 else payload))
         at = start + size
     return frames, data[at:]
 
@@ -74,7 +65,7 @@ class Socket(asyncio.Protocol):
         self.hear = hear  # Gets what is no answer to a Call of ours.
         self.request = request  # What a client begins with.
         self.admit = admit  # A server's: accepts or refuses the client that asks for a path.
-        self.key = MASK if request else NO_MASK
+        self.key = MASK if request else b""
         self.data = b""  # What is not complete yet.
         self.head = ""  # Of the other end.
         self.is_open = False
@@ -177,21 +168,3 @@ async def connected(port: int, path: str, version: str, hear: Callable[[Socket, 
         end.transport.abort()
         raise
     return end
-
-
-def flood(descriptor: int, frame: bytes) -> None:
-    """Say so, and send as much as is taken; read Calls' answers, but not Pongs, and drop them."""
-    end, data, reads = socket.socket(fileno=descriptor), frame * 1000, frame[0] & 15 == TEXT
-    left = data
-    print("begins", flush=True)
-    with suppress(OSError):
-        while True:
-            readable, writable, _ = select.select([end] if reads else [], [end], [])
-            if readable and not end.recv(2**16):
-                return
-            if writable:
-                left = left[end.send(left) :] or data
-
-
-if __name__ == "__main__":
-    flood(int(sys.argv[1]), bytes.fromhex(sys.argv[2]))

@@ -96,7 +96,6 @@ class FakeServer:
         self.may_answer.set()
         self.refusal: tuple[int, dict[str, str]] | None = None
         self.one_connection_per_charger = False
-        self.greeting: list[str] = []  # Texts that it sends right after the handshake.
         self.server: Server | None = None
         self.port = 0
 
@@ -140,8 +139,6 @@ class FakeServer:
 
     async def _talk(self, connection: ServerConnection) -> None:
         self.connections.append(connection)
-        for greeting in self.greeting:
-            await connection.send(greeting)
         with suppress(ConnectionClosed):
             async for text in connection:
                 message = json.loads(text)

@@ -229,6 +229,20 @@ class House:
             await self.process.wait()
 
 
+@asynccontextmanager
+async def haproxy(folder: Path, config: str, before: tuple[str, ...] = ()) -> AsyncIterator[int]:
+    """HAProxy with this configuration; its process id."""
+    (folder / "haproxy.cfg").write_text(config)
+    command = (*before, "haproxy", "-db", "-f", str(folder / "haproxy.cfg"))
+    silent = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, stdout=silent, stderr=silent, preexec_fn=let_go)
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        await process.wait()
+
+
 def kibibytes(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1024
 

@@ -79,7 +79,8 @@ class Script:
             elif who in ("primary", "secondary"):
                 self.server(who, verb, *more)
             else:
-                getattr(self, f"{who}_{verb}")(*more)
+                act = VERBS.get(f"{who} {verb}") or getattr(Script, f"{who}_{verb}")
+                act(self, *more)
             self.listen()
         return self
 
@@ -106,18 +107,10 @@ class Script:
             return " ".join(NAMES.get(call.action, call.action) for call in getattr(memory, name))
         return re.sub(r" ?\| ?", "|", " ".join(self.heard[name]))
 
-    # The charger.
+    # The charger, the proxy and its disk: what VERBS does not have.
 
-    def charger_sends(self, message_id: str, action: str, *more: str, **payload: Any) -> None:
-        self.stage.charger.calls(message_id, action, **payload, **payload_of(more))
-
-    def charger_starts(
-        self, message_id: str, badge: str = "SECO1", connector: str = "1", meter: str = "0"
-    ) -> None:
-        self.stage.starts(badge, message_id, int(connector), int(meter))
-
-    def charger_reads(self, message_id: str, *more: str) -> None:
-        reads(self.stage, self.number, message_id, **payload_of(more))
+    def sends(self, message_id: str, action: str, **payload: Any) -> None:
+        self.stage.charger.calls(message_id, action, **payload)
 
     def charger_stops(self, message_id: str, *more: str) -> None:
         """Stop the transaction whose id is told, or else the one that the charger was told last."""
@@ -127,19 +120,6 @@ class Script:
             told["idTag"] = badge
         stops(self.stage, int(number) if number else self.number, message_id, **told)
 
-    def charger_shows(self, message_id: str, badge: str = "SECO1") -> None:
-        self.charger_sends(message_id, "Authorize", idTag=badge)
-
-    def charger_beats(self, message_id: str) -> None:
-        self.charger_sends(message_id, "Heartbeat")
-
-    def charger_boots(self, model: str = "M") -> None:
-        self.charger_sends("boot", "BootNotification", chargePointVendor="V", chargePointModel=model)
-
-    def charger_is(self, status: str, connector: str = "1", message_id: str = "n") -> None:
-        told = {"connectorId": int(connector), "errorCode": "NoError", "status": status}
-        self.charger_sends(message_id, "StatusNotification", **told)
-
     def charger_tells(
         self, number: str, kind: str = "Updated", badge: str = "", name: str = "T", *more: str
     ) -> None:
@@ -148,29 +128,11 @@ class Script:
         if badge not in ("", "-"):
             outside["idToken"] = {"idToken": badge, "type": "ISO14443"}
         event = {"eventType": kind, "seqNo": int(number), "transactionInfo": {**told, "transactionId": name}}
-        self.charger_sends(f"{name}{number}", "TransactionEvent", **event, **outside)
-
-    def charger_answers(self, action: str, status: str = "Accepted", *more: str) -> None:
-        """Answer a Call of a server, late or not."""
-        self.stage.charger.answers(self.asked[action], status=status, **payload_of(more))
-
-    def charger_fails(self, action: str) -> None:
-        self.stage.charger.errs(self.asked[action])
-
-    def charger_leaves(self) -> None:
-        self.stage.charger.lost()
+        self.sends(f"{name}{number}", "TransactionEvent", **event, **outside)
 
     def charger_returns(self, version: str = "") -> None:
         self.stage.charger_connects(version)
         self.due["primary"] = []
-
-    # The proxy and its disk.
-
-    def proxy_killed(self, ini: str = "") -> None:
-        """Killed once all is on disk, and started again, maybe with another ini; the others come back."""
-        killed(self.stage, getattr(kills, ini) if ini else "")
-
-    proxy_given = proxy_killed  # One of the inis of tests.play.kills.
 
     def proxy_with(self, *more: str) -> None:
         """Started again with these lines in its ini, such as `primary_grace=2`; the others come back."""
@@ -193,32 +155,10 @@ class Script:
         self.stage.killed(getattr(kills, ini))
         self.stage.relay.deliver()
 
-    def proxy_retries(self) -> None:
-        self.stage.memory.retry(self.stage.now().utc)
-        self.stage.relay.deliver()
-
-    def all_noted(self) -> None:
-        self.notes_all = True
-
-    def limit_is(self, name: str, most: str) -> None:
-        """Let one of the script's bounds be another, until the limit ends."""
-        self.limit.enter_context(patch.object(p, name, int(most)))
-
-    def limit_ends(self) -> None:
-        self.limit.close()
-
-    def disk_full(self) -> None:
-        fails = patch.object(self.stage.journal, "_write", lambda _: "database or disk is full")
-        self.disk.enter_context(fails)
-
     def disk_hangs(self) -> None:
         self.run, self.jobs = self.stage.journal._run, list[Any]()
         hangs = patch.object(self.stage.journal, "_run", lambda *job: self.jobs.append(job))
         self.disk.enter_context(hangs)
-
-    def disk_finishes(self) -> None:
-        """The save that hangs succeeds; the next one hangs."""
-        self.run(*self.jobs.pop(0))
 
     def disk_well(self) -> None:
         self.disk.close()
@@ -310,6 +250,40 @@ class Script:
             named = f"{payload['transactionInfo']['transactionId']}{named}".removeprefix("T")
         number = f"/{payload['n']}" if "n" in payload else ""
         return NAMES.get(action, action) + ("" if named is None else f":{named}") + number
+
+
+# What the rest of a step says, as arguments; what it need not say has a default.
+VERBS: dict[str, Callable[..., Any]] = {
+    "charger sends": lambda s, name, action, *more: s.sends(name, action, **payload_of(more)),
+    "charger beats": lambda s, name: s.sends(name, "Heartbeat"),
+    "charger shows": lambda s, name, badge="SECO1": s.sends(name, "Authorize", idTag=badge),
+    "charger boots": lambda s, model="M": s.sends(
+        "boot", "BootNotification", chargePointVendor="V", chargePointModel=model
+    ),
+    "charger is": lambda s, status, connector=1, name="n": s.sends(
+        name, "StatusNotification", connectorId=int(connector), errorCode="NoError", status=status
+    ),
+    "charger starts": lambda s, name, badge="SECO1", connector=1, meter=0: s.stage.starts(
+        badge, name, int(connector), int(meter)
+    ),
+    "charger reads": lambda s, name, *more: reads(s.stage, s.number, name, **payload_of(more)),
+    "charger answers": lambda s, name, status="Accepted", *more: s.stage.charger.answers(
+        s.asked[name], status=status, **payload_of(more)
+    ),
+    "charger fails": lambda s, name: s.stage.charger.errs(s.asked[name]),
+    "charger leaves": lambda s: s.stage.charger.lost(),
+    # Once all is on disk; started again, maybe with an ini of tests.play.kills, and the others come back.
+    "proxy killed": lambda s: killed(s.stage),
+    "proxy given": lambda s, ini: killed(s.stage, getattr(kills, ini)),
+    "proxy retries": lambda s: (s.stage.memory.retry(s.stage.now().utc), s.stage.relay.deliver()),
+    "all noted": lambda s: setattr(s, "notes_all", True),
+    "limit is": lambda s, name, most: s.limit.enter_context(patch.object(p, name, int(most))),
+    "limit ends": lambda s: s.limit.close(),
+    "disk full": lambda s: s.disk.enter_context(
+        patch.object(s.stage.journal, "_write", lambda _: "database or disk is full")
+    ),
+    "disk finishes": lambda s: s.run(*s.jobs.pop(0)),  # The save that hangs; the next one hangs.
+}
 
 
 def plays_of(text: str) -> list[Any]:

@@ -39,8 +39,7 @@ from websockets.version import version as websockets_version
 
 from tests.play.frames import MASK, TEXT, Socket, connected, framed
 from tests.play.peers import accepting, eventually, free_port
-from tests.play.processes import let_go
-from tests.play.rig import SCRIPT, House, cpu_seconds, kibibytes, many_files, table
+from tests.play.rig import SCRIPT, House, cpu_seconds, haproxy, kibibytes, many_files, table
 from tests.proof.fleet import BOOTS, PRIMARY, SECONDARY, Books, Pace, Server, settings_of
 
 # The relays have a core for themselves; this process has what is left.
@@ -255,21 +254,18 @@ class Bench:
                 await server.start()
                 stack.push_async_callback(server.stop)
             way = Way(name, servers)
-            if name == HAPROXY:
+            if name != DIRECT:
                 way.port = free_port()
-                (folder / "haproxy.cfg").write_text(HAPROXY_INI.format(way.port, servers[0].port))
-                command = (*PINNED, "haproxy", "-q", "-db", "-f", str(folder / "haproxy.cfg"))
-                process = await asyncio.create_subprocess_exec(*command, preexec_fn=let_go)
-                stack.push_async_callback(process.wait)
-                stack.callback(process.kill)
-                way.pid = process.pid
+            if name == HAPROXY:
+                config = HAPROXY_INI.format(way.port, servers[0].port)
+                way.pid = await stack.enter_async_context(haproxy(folder, config, PINNED))
                 await eventually(lambda: listens(way.port), PATIENCE)
             elif name in self.scripts:
                 program = (str(self.scripts[name].resolve()),)
-                relay = House(folder, settings_of(free_port(), servers), before=PINNED, program=program)
+                relay = House(folder, settings_of(way.port, servers), before=PINNED, program=program)
                 stack.push_async_callback(relay.kill)
                 await relay.start()
-                way.pid, way.port = relay.pid, relay.port
+                way.pid = relay.pid
             yield way
             if name in self.scripts:
                 complaints = relay.told("WARNING") + relay.told("ERROR")

@@ -473,7 +473,7 @@ class Fleet:
 
     @asynccontextmanager
     async def alive(self) -> AsyncIterator[None]:
-        """Let the servers listen and the chargers live for as long as this lasts."""
+        """Let the servers listen and the chargers live for as long as this lasts, and the proxy no longer."""
         for server in self.servers:
             await server.start()
         async with asyncio.TaskGroup() as group:
@@ -486,6 +486,7 @@ class Fleet:
                     charger.hang_up()
                 for server in self.servers:
                     await server.stop()
+                await self.proxy.kill()
 
     async def pause(self) -> None:
         await asyncio.sleep(around(self.luck, self.pace.fault))

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from tests.play.inside import POINTS
@@ -65,7 +64,6 @@ class Report:
     messages: int = 0
     kills: Counter[str] = field(default_factory=Counter)
     faults: dict[str, Counter[str]] = field(default_factory=dict)  # By server.
-    connects: int = 0
     seconds: float = 0.0
 
     def count(self, *kinds: str) -> int:
@@ -78,7 +76,6 @@ class Report:
             ("sessions, messages", f"{self.sessions:,}, {self.messages:,}"),
             ("the proxy killed with SIGKILL", f"{self.kills.total():,} times: {listed(self.kills)}"),
             ("servers broken", f"{troubles.total():,} times: {listed(troubles)}"),
-            ("connections of chargers", f"{self.connects:,}"),
             ("lost", self.count("lost", "unanswered")),
             ("at the wrong server", self.count("wrong server")),
             ("out of order", self.count("order")),
@@ -226,7 +223,7 @@ async def trouble(server: Server, is_over: asyncio.Event) -> None:
             server.faults[fault.__name__] += 1
 
 
-class Run:
+class Run(Fleet):
     """One run: the peers, the proxy, what breaks, and the comparison of the books."""
 
     def __init__(
@@ -234,47 +231,41 @@ class Run:
     ) -> None:
         self.is_unsynced = is_unsynced  # Nothing is on disk: something is lost, and nothing else breaks.
         self.haste = haste  # Deaths come so many times as fast.
-        self.luck = Random(f"{seed} deaths")
         state = "none" if is_unsynced else "state.db"
         settings = {"proxy": level, "rfid": "full", "call_timeout": 1, "primary_grace": 1, "state": state}
-        self.fleet = Fleet(folder, CHARGERS, seed, Pace(), settings)
-        self.books, self.proxy = self.fleet.books, self.fleet.proxy
+        super().__init__(folder, CHARGERS, seed, Pace(), settings)
         self.deaths: list[float] = []
         self.kills: Counter[str] = Counter()
 
     async def play(self, kills: int, seconds: float = 0.0) -> Report:
         """Let everything break for so many kills and so long, then let everything arrive."""
         begun = now()
-        try:
-            async with self.fleet.alive():
-                await self._break(kills, begun + seconds)
-                self.fleet.plays = False
-                with suppress(TimeoutError):
-                    await eventually(self.fleet.has_come_to_rest, FINISH_SECONDS)
-                for charger in self.fleet.chargers:
-                    charger.leave()
-                # What was refused with CallErrors is tried again when the proxy starts; no charger is needed.
-                await self.proxy.stop(STOP_SECONDS)
-                await self._start()
-                await self._settle()
-        finally:
-            await self.proxy.kill()
+        async with self.alive():
+            await self._break(kills, begun + seconds)
+            self.plays = False
+            with suppress(TimeoutError):
+                await eventually(self.has_come_to_rest, FINISH_SECONDS)
+            for charger in self.chargers:
+                charger.leave()
+            # What was refused with CallErrors is tried again when the proxy starts; no charger is needed.
+            await self.proxy.stop(STOP_SECONDS)
+            await self._start()
+            await self._settle()
         report = Ledger(self.books, self.deaths).check()
         report.problems += [f"logged: {line}" for line in self.proxy.told(" ERROR ")]
         report.kills, report.seconds = self.kills, now() - begun
-        report.faults = {server.name: server.faults for server in self.fleet.servers}
-        report.connects = self.books.counts["connections of chargers"]
+        report.faults = {server.name: server.faults for server in self.servers}
         return report
 
     async def _start(self, point: str = "", number: int = 0) -> None:
         """Start the proxy; it is to kill itself when it comes by the point for the n-th time."""
-        death = point, str(number), str(self.fleet.servers[1].port)
+        death = point, str(number), str(self.servers[1].port)
         await self.proxy.start("--times", TIMES, "--death", *death, is_awaited=False)
 
     async def _break(self, kills: int, until: float) -> None:
         """Kill the proxy again and again while the servers have their troubles; leave all of them well."""
         is_over = asyncio.Event()
-        servers = [] if self.is_unsynced else self.fleet.servers
+        servers = [] if self.is_unsynced else self.servers
         troubles = [asyncio.create_task(trouble(server, is_over)) for server in servers]
         points = [OUTSIDE] if self.is_unsynced else [OUTSIDE, *POINTS]
         for point in (point for _ in count() for point in self.luck.sample(points, len(points))):

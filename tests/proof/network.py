@@ -10,26 +10,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from websockets.asyncio.connection import Connection
 from websockets.exceptions import WebSocketException
 
-from tests.play import frames, rig
-from tests.play.peers import FakeCharger, FakeServer, cut, deaf, eventually, server
-from tests.play.processes import let_go
+from tests.play import rig
+from tests.play.peers import FakeCharger, FakeServer, deaf, eventually, server
 from tests.play.rig import SLACK, House, Stopwatch, charger, delivered, refusal, table, within
 
 STALE, GRACE, CALL_TIMEOUT = 2.0, 2.0, 2.0  # watchdog_stale, primary_grace, call_timeout
 DIAL_SECONDS = 8.0  # For a server to answer the proxy's handshake.
 PROBE_SECONDS = 5.0  # For an old connection to answer a Ping, if the primary allows one a charger.
-MEGABYTES = 16.0  # By which a peer that floods may make the proxy grow, at most.
 AT_ONCE = 12  # Rows that are played at the same time.
 HOME, WORK = "home.example", "work.example"  # The servers' names, which the rig looks up.
 
@@ -44,7 +41,6 @@ class Row(NamedTuple):
     about: tuple[Any, ...] = ()  # What else the play is told.
     needs_root: bool = False  # For network namespaces or mounts.
     is_slow: bool = False  # Takes longer than the gate has time for.
-    is_alone: bool = False  # Compares times or memory.
 
 
 ROWS: list[Row] = []
@@ -292,66 +288,6 @@ async def charger_returns(folder: Path, is_one: bool, stale: float) -> str:
     return f"in after {seen}; {STALE + 1:g} s later the session ended well"
 
 
-PING = bytes(125), frames.PING
-CALL = b'[2,"f","DataTransfer",{"vendorId":"flood"}]', frames.TEXT
-DOWN_CALL = b'[2,"f","GetLocalListVersion",{}]', frames.TEXT
-
-
-@row("secondary_floods", "secondary", *PING, is_alone=True)
-@row("charger_floods_pings", "charger", *PING, is_alone=True)
-@row("secondary_floods_calls", "secondary", *DOWN_CALL, is_alone=True)
-@row("charger_floods_calls", "charger", *CALL, is_alone=True)
-async def flooded(folder: Path, sender: str, payload: bytes, opcode: int) -> str:
-    async with AsyncExitStack() as stack:
-        # Patient with us, who have to share the machine.
-        w = await stack.enter_async_context(world(folder, watchdog_stale=60, ping_timeout=30))
-        cp, other = [await stack.enter_async_context(charger(w.proxy, name)) for name in ("CP1", "OTHER")]
-        await eventually(lambda: len(w.secondary.connections) == 2)
-        pid = w.proxy.pid
-        before, memory = await latency(other, 0.3), rig.kibibytes(pid)
-        connection = cp.connection if sender == "charger" else w.secondary.connections[0]
-        key = frames.ZERO_MASK if sender == "charger" else frames.NO_MASK
-        async with deaf(connection), flooding(connection, frames.framed(payload, opcode, key)):
-            watch, cpu = Stopwatch(), rig.cpu_seconds(pid)
-            during = await latency(other, 1.5)
-            share = (rig.cpu_seconds(pid) - cpu) / watch.seconds
-            seen = await gets_in(w.proxy)
-        cut(connection)
-        grown = max(rig.kibibytes(pid) - memory, 0) / 1024
-        assert grown < MEGABYTES, f"the proxy has grown by {grown:.0f} MB"
-        told = f"another's Call took {during * 1000:.1f} ms in the middle, {before * 1000:.1f} without"
-        used = f"the proxy used {share:.0%} of a core, grew by {grown:.1f} MB"
-        return f"{told}; another booted in {seen}; {used}"
-
-
-async def latency(cp: FakeCharger, seconds: float) -> float:
-    """Call for so long; return how long a Call takes in the middle, in seconds."""
-    calls, begun = list[float](), Stopwatch()
-    while begun.seconds < seconds:
-        call = cp.calls(f"{begun.seconds}", "DataTransfer", vendorId="V")
-        calls.append((await took(call, "a Call is answered")).seconds)
-        await asyncio.sleep(0.02)
-    return statistics.median(calls)
-
-
-@asynccontextmanager
-async def flooding(connection: Connection, frame: bytes) -> AsyncIterator[None]:
-    """Let a process of its own take over a connection, and send a frame as often as is taken."""
-    descriptor = connection.transport.get_extra_info("socket").fileno()
-    command = (sys.executable, "-m", "tests.play.frames", str(descriptor), frame.hex())
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=rig.ROOT, stdout=asyncio.subprocess.PIPE, pass_fds=[descriptor], preexec_fn=let_go
-    )
-    assert process.stdout is not None
-    try:
-        await process.stdout.readline()  # It has begun.
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
 @asynccontextmanager
 async def trying(work: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
     """Let work go on in the background, until it is over or cancelled."""
@@ -462,10 +398,12 @@ class Seen(NamedTuple):
     is_kept: bool
 
 
-async def played(row: Row) -> Seen:
-    """Play a row, and say on stderr what was seen."""
-    watch, seen = Stopwatch(), Seen(row.name, NOT_TRIED, False)
-    if not row.needs_root or rig.is_root_here():
+async def played(row: Row, places: asyncio.Semaphore) -> Seen:
+    """Play a row when there is a place, and say on stderr what was seen."""
+    if row.needs_root and not rig.is_root_here():
+        return Seen(row.name, NOT_TRIED, False)
+    async with places:
+        watch = Stopwatch()
         with tempfile.TemporaryDirectory() as folder:
             try:
                 seen = Seen(row.name, await row.play(Path(folder), *row.about), True)
@@ -476,16 +414,9 @@ async def played(row: Row) -> Seen:
 
 
 async def play_all(rows: list[Row]) -> list[Seen]:
-    """Play rows, some at a time; those that measure alone."""
+    """Play rows, some at a time."""
     places = asyncio.Semaphore(AT_ONCE)
-
-    async def in_turn(row: Row) -> Seen:
-        async with places:
-            return await played(row)
-
-    together = await asyncio.gather(*(in_turn(row) for row in rows if not row.is_alone))
-    alone = [await played(row) for row in rows if row.is_alone]
-    return [*together, *alone]
+    return await asyncio.gather(*(played(row, places) for row in rows))
 
 
 def promised() -> dict[str, list[str]]:

@@ -1,25 +1,20 @@
 """
 A storm: one charger and its two servers that say anything at all, and what must hold all the same.
-A door: a proxy that is knocked at with anything at all.
 
 Nothing raises; a Call gets at most one answer, from the proxy or its owner; what the secondary answers never
-reaches the charger; what the primary hears has been said so, but for ids; every table keeps its bound.
+reaches the charger; what the servers hear has been said so, but for ids; every table keeps its bound.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-import urllib.parse
 from collections import Counter
-from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import ocpp_2w_proxy as p
-from tests.play.peers import PATIENCE, FakeCharger, charger, house
+from tests.play.kills import save
 from tests.play.plays import Stage, StageLink
-from tests.play.wires import visitor
 
 SERVERS = ("primary", "secondary")
 PEERS = ("charger", *SERVERS)
@@ -75,9 +70,8 @@ def templates(version: str) -> list[tuple[str, str]]:
         for sender in senders
         for badge in ("PRIM1", "SECO1")[: 1 + bool(facts.badge)]
     ]
-    error = p.error_text("{id}", "InternalError", "")
-    answers = [p.result_text("{id}", p.dump(ANSWER)), p.result_text("{id}", "{}"), error]
-    answers.append(error.replace("4", "5", 1))
+    answers = [p.result_text("{id}", payload) for payload in (p.dump(ANSWER), "{}")]
+    answers += [f'[{kind},"{{id}}","InternalError","",{{}}]' for kind in (4, 5)]
     return calls + [(sender, text) for text in answers for sender in PEERS]
 
 
@@ -98,30 +92,41 @@ def without_ids(value: Any) -> Any:
 class Storm:
     """Lets the peers of a Stage say what they like, and checks what the others hear."""
 
-    def __init__(self, version: str, more: str = "", state: Path | None = None) -> None:
+    def __init__(
+        self, version: str, more: str = "", is_fair: bool = False, state: Path | None = None
+    ) -> None:
         self.stage = Stage(more, version=version, state=state)
         self.is_ignoring = not more
+        self.is_fair = (
+            is_fair  # A server claims its own badges only, and readings tell whose `session` it is.
+        )
         self.said: dict[tuple[str, str], list[p.Message]] = {}  # Calls, by sender and message id.
         self.unreadable: Counter[tuple[str, str]] = Counter()  # Calls, likewise.
         self.answered: Counter[tuple[str, str]] = Counter()
+        self.told: dict[int, str] = {}  # The badges of fair sessions, by the id that the charger was told.
+        self.links: dict[str, StageLink] = {}
+        self.due: dict[str, dict[str, float]] = {}  # What each peer has to answer, and since when.
+        self.meet()
         self.listen("charger")
+
+    def meet(self) -> None:
+        """Forget what was to be answered on connections that have ended."""
+        for peer in PEERS:
+            if self.links.get(peer) is not self.link(peer):
+                self.links[peer], self.due[peer] = self.link(peer), {}
+                for calls in (self.said, self.unreadable, self.answered):
+                    for key in [key for key in calls if key[0] == peer != "charger"]:
+                        del calls[key]
 
     def link(self, peer: str) -> StageLink:
         return getattr(self.stage, peer)  # type: ignore[no-any-return]
-
-    def pending_id(self, peer: str) -> str:
-        """Return the message id of a Call that this peer may answer."""
-        relay = self.stage.relay
-        if peer == "charger":
-            return str(relay.commands.outstanding.wire_id) if relay.commands.outstanding else "nobody"
-        call = self.stage.outbox(p.Peer(peer)).in_flight
-        return str(call.message_id) if call else "nobody"
 
     def says(self, peer: str, text: str) -> None:
         """Let a peer say something, with the ids that are of interest now, and check what follows."""
         sessions = self.stage.memory.sessions.values()
         newest = next((s.transaction_id for s in reversed(sessions) if s.transaction_id is not None), 7)
-        text = text.replace("{id}", self.pending_id(peer)).replace("{transaction}", str(newest))
+        oldest = next(iter(self.due[peer]), "nobody")
+        text = text.replace("{id}", oldest).replace("{transaction}", str(newest))
         if text.strip():
             self.note(peer, text)
             self.link(peer).says(text)
@@ -136,6 +141,8 @@ class Storm:
             return
         if message.type in (p.MessageType.CALL, p.MessageType.SEND):
             self.said.setdefault((peer, str(message.message_id)), []).append(message)
+        else:
+            self.due[peer].pop(str(message.message_id), None)
 
     def passes(self, seconds: float) -> None:
         self.stage.time += seconds
@@ -143,14 +150,19 @@ class Storm:
         self.settle("nobody")
 
     def restart(self) -> None:
-        stage = self.stage
-        stage.journal.save()
-        assert not stage.journal.failure
-        # A relayed start that nobody has answered yet is known in memory alone; its repeat begins it anew.
-        known = [key for key, s in stage.memory.sessions.items() if s.transaction_id is not None]
-        stage.killed()
-        assert set(known) <= stage.memory.sessions.keys()
-        stage.journal.database.close()
+        """Kill the proxy once all is on disk, and start it again: it knows what it knew."""
+        known = self.saved()
+        self.stage.killed()
+        assert self.saved() == known
+        self.stage.charger_connects()
+        self.stage.secondary_connects(accepts=False)
+        self.meet()
+
+    def saved(self) -> int:
+        """Save; return how many sessions there are, but for starts that nobody has answered."""
+        save(self.stage)
+        assert self.stage.journal.failure == ""
+        return sum(session.transaction_id is not None for session in self.stage.memory.sessions.values())
 
     def settle(self, speaker: str) -> None:
         """Let everybody hear what there is, and come back who has gone."""
@@ -165,6 +177,7 @@ class Storm:
         for peer in SERVERS:
             if not self.link(peer).is_open:
                 setattr(self.stage, peer, self.stage.connects(p.Peer(peer)))
+        self.meet()
         self.check_tables()
 
     def listen(self, peer: str, speaker: str = "nobody") -> None:
@@ -172,8 +185,13 @@ class Storm:
             message = p.parse(text)
             if message.type in ANSWERS:
                 self.check_answer(peer, message, speaker)
-            elif peer == "primary" and message.type is p.MessageType.CALL:
-                self.check_forwarded(message)
+                continue
+            if peer == "charger":
+                assert all(self.stage.time - since >= 29 for since in self.due[peer].values()), "two at once"
+                assert message.message_id not in self.due[peer], "two under one id"
+            elif message.type is p.MessageType.CALL:
+                self.check_forwarded(peer, message)
+            self.due[peer][str(message.message_id)] = self.stage.time
 
     def check_answer(self, peer: str, message: p.Message, speaker: str) -> None:
         """An answer has been asked for, is the only one, and is none of the secondary's."""
@@ -183,9 +201,16 @@ class Storm:
         assert self.answered[key] <= asked, f"{peer} hears {message.text}, an answer too many"
         if self.is_ignoring and peer == "charger" and speaker == "secondary":
             raise AssertionError(f"the secondary's answer reaches the charger: {message.text}")
+        calls = self.said.get(key, ()) if peer == "charger" and self.is_fair else ()
+        for call in calls:
+            if call.action == "StartTransaction" and message.type is p.MessageType.CALLRESULT:
+                self.told[message.payload["transactionId"]] = call.payload["idTag"]
 
-    def check_forwarded(self, message: p.Message) -> None:
-        """A Call of the charger's is what the charger has said; others are the proxy's own."""
+    def check_forwarded(self, peer: str, message: p.Message) -> None:
+        """A Call of the charger's is what it has said, and this server's; others are the proxy's own."""
+        if self.is_fair:
+            badge = message.payload.get("session", message.payload.get("idTag", peer))
+            assert badge[:4].upper() == peer[:4].upper(), f"{peer} hears of {badge}"
         said = self.said.get(("charger", str(message.message_id)))
         if said is None:
             is_own = message.action in ("BootNotification", "StatusNotification", "Heartbeat")
@@ -202,44 +227,3 @@ class Storm:
         assert max(map(len, (memory.claims, memory.asked, memory.statuses, commands.sent))) <= p.MAX_FEW
         assert len(commands.waiting) <= 2 * p.MAX_FEW
         assert all(len(session.answers) <= p.MAX_FEW for session in memory.sessions.values())
-
-
-TOLD = {  # The headers that a server sees of a handshake.
-    *("host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"),
-    *("sec-websocket-protocol", "authorization", "user-agent"),
-}
-
-
-class Door:
-    """A proxy that strangers knock at while a good charger is connected to it."""
-
-    async def open(self) -> AsyncExitStack:
-        """Open it; what is returned closes it."""
-        async with AsyncExitStack() as stack:
-            self.proxy, self.primary, _ = await stack.enter_async_context(house())
-            self.good: FakeCharger = await stack.enter_async_context(charger(self.proxy, "GOOD"))
-            return stack.pop_all()
-
-    async def knock(self, request: bytes, hangs_up: bool = False) -> None:
-        """Send a request; check the answer, what the primary sees of it, and that the good one is served."""
-        self.primary.requests.clear()
-        answer = b""
-        async with visitor(self.proxy, request) as guest:
-            if hangs_up:
-                guest.writer.write_eof()
-            with suppress(ConnectionError):
-                async with asyncio.timeout(PATIENCE):
-                    answer = await guest.reader.read(12)
-        assert not answer or answer.startswith((b"HTTP/1.1 ", b"\x8a"))
-        for seen in self.primary.requests:
-            charger_id = urllib.parse.unquote(seen.path.removeprefix("/ocpp/"))
-            assert p.is_charger_id(charger_id)
-            assert seen.path == f"/ocpp/{urllib.parse.quote(charger_id, safe='')}"
-            assert {name.lower() for name in seen.headers} <= TOLD
-        await self.good.calls(f"m{len(self.good.heard.messages)}", "Heartbeat")
-
-    async def close(self, stack: AsyncExitStack) -> None:
-        """Let another good charger in, and stop."""
-        async with charger(self.proxy, "GOOD2") as another:
-            await another.calls("1", "Heartbeat")
-        await stack.aclose()
