@@ -2527,7 +2527,7 @@ class Link(asyncio.BufferedProtocol):
         self.on_closed: Callable[[Link], None] | None = None  # Called once.
         self.rest = bytearray()  # What has come in and is no whole frame yet; one frame, or `early`.
         self.early = 0  # Bytes that came before `attach`; MAX_EARLY_BYTES.
-        self.fragments: list[bytes] = []  # Of the message that comes in; MAX_FRAGMENTS, max_size.
+        self.fragments: tuple[bytes, ...] = ()  # Of the message that comes in; MAX_FRAGMENTS, max_size.
         self.arrived = time.monotonic()  # Of the TCP connection.
         self.opened = 0.0  # Monotonic seconds of the handshake's end; 0 = it has not ended.
         self.is_open = False  # Texts can be sent.
@@ -2739,11 +2739,11 @@ class Link(asyncio.BufferedProtocol):
         elif frame.opcode is Opcode.BINARY:
             self.protocol.fail(1003, "OCPP-J is text")
         elif frame.opcode in (Opcode.TEXT, Opcode.CONT):
-            self.fragments.append(bytes(frame.data))
+            self.fragments += (bytes(frame.data),)
             if len(self.fragments) > MAX_FRAGMENTS:
                 self.protocol.fail(1009, f"more than {MAX_FRAGMENTS} fragments")
             elif frame.fin:
-                data, self.fragments = b"".join(self.fragments), []
+                data, self.fragments = b"".join(self.fragments), ()
                 self._text(data)
 
     def _text(self, data: bytes | bytearray | memoryview) -> None:
@@ -2804,6 +2804,7 @@ class Dialer:
         self.max_size = max_size  # Bytes of a message.
         self.places = {peer: asyncio.Semaphore(most) for peer, most in MAX_DIALS.items()}
         self.look_ups = ThreadPoolExecutor(MAX_LOOK_UPS, "look-up")  # Of names.
+        self.tasks = Tasks()  # Dials; at most one for each outbox.
 
     async def dial(
         self, peer: Peer, server: ServerConfig, charger_id: str, offers: Iterable[str], shown: Credentials
@@ -3179,7 +3180,7 @@ class Outbox:
         """Begin to open a connection, unless one is there or being opened."""
         if self.link is None and self.dialing is None:
             self.next_at, self.version = math.inf, self._wanted_version()
-            self.dialing = self.relay.tasks.start(self._dial(), f"{self.name}: dial")
+            self.dialing = self.relay.dialer.tasks.start(self._dial(), f"{self.name}: dial")
 
     async def _dial(self) -> None:
         relay, version, link = self.relay, self.version, None
@@ -3311,7 +3312,6 @@ class Relay:
         self.memory = journal.memory(charger_id)
         self.memory.is_in_use = True
         self.credentials = Credentials(user_agent=self.memory.user_agent or None)
-        self.tasks = Tasks()  # Dials; at most one for each outbox.
         self.complaints = Complaints()
         self.link: Link | None = None  # The charger's.
         self.held: list[ToPeer] = []  # What waits for the disk; MAX_HELD.
@@ -3685,7 +3685,7 @@ class Proxy:
         self.retry_at = 0.0  # Monotonic seconds; when what CallErrors refused is tried once more.
         self.dialer = Dialer(config.host.max_size)
         self.relays: dict[str, Relay] = {}  # By charger id.
-        self.tasks = Tasks()  # The watchdog, and one for each handshake.
+        self.tasks = self.dialer.tasks  # The dials, the watchdog, and one for each handshake.
         # Not let in: not yet answered, or on their way out; the oldest first.
         self.handshakes: dict[Link, None] = {}
         self.complaints = Complaints()
@@ -3723,7 +3723,7 @@ class Proxy:
         if self.server:
             self.server.close()
         links = [link for relay in self.relays.values() for link in relay.links()]
-        for task in [*self.tasks, *(task for relay in self.relays.values() for task in relay.tasks)]:
+        for task in list(self.tasks):
             task.cancel()
         for link in links:
             link.close(1001, "the proxy is stopping")

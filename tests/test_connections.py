@@ -25,7 +25,7 @@ PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
 
 def seconds_to_dial(stage: Stage, name: str, happening: Callable[[], object]) -> float:
     """Let something happen, and time pass until a server is dialled; return how long it was."""
-    tasks: Any = stage.relay.tasks
+    tasks: Any = stage.relay.dialer.tasks
     begun, tasks.started = stage.time, []
     happening()
     while f"CP1: {name}: dial" not in tasks.started:

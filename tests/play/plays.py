@@ -162,9 +162,8 @@ class Stage:
 
     def begin(self, version: str) -> None:
         """Let the proxy make its Relay for the charger."""
-        dialer: Any = SimpleNamespace()  # It dials nobody.
+        dialer: Any = SimpleNamespace(tasks=StageTasks())  # It dials nobody.
         self.relay = p.Relay("CP1", self.config, version, dialer, self.journal)
-        self.relay.tasks = StageTasks()
 
     def killed(self, ini: str = "") -> None:
         """Kill the proxy, edit its ini, and start it again; nobody is connected any more."""
