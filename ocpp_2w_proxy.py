@@ -2944,9 +2944,7 @@ class Outbox:
         self.relay.deadline = 0.0
         if call.kind is Kind.STORED:
             self.stored += [call] if call.version == self.version else []
-        elif self.live and (
-            len(self.live) >= MAX_LIVE or sum(len(c.text) for c in self.live) > MAX_LIVE_TEXT
-        ):
+        elif len(self.live) >= MAX_LIVE or sum([len(c.text) for c in self.live]) > MAX_LIVE_TEXT:
             self.relay.router.stop_waiting(call)
             self.relay.journal.counts["dropped_messages", "queue-full"] += 1
             what = f"{self.name}: {len(self.live)} Calls wait for it; each new one is dropped, now"
@@ -3001,8 +2999,12 @@ class Outbox:
         """Send what may be sent now."""
         now = self.relay.now().seconds if now is None else now
         while self.in_flight is None and (link := self.link) and link.is_open:
-            if now >= self.next_at and not self.is_booted:
-                self._greet()
+            if now >= self.next_at and not self.is_booted:  # The charger's last boot, or a made-up one.
+                memory, model = self.relay.memory, dump((self.server.id or self.relay.charger_id)[:20])
+                payload = Template(VOCABULARIES[self.version].boot).substitute(model=model)
+                if memory.boot and memory.version == self.version:
+                    payload = value_text(memory.boot, (3,))
+                self.own, self.next_at = [own_call("BootNotification", payload), *self.own], math.inf
             call = self.own.pop(0) if self.own else self._next(now)
             if call is None and now >= self.next_at:  # Any other message tells as much as a Heartbeat.
                 self.next_at, call = now + self.heartbeat_interval, own_call("Heartbeat", "{}")
@@ -3061,15 +3063,6 @@ class Outbox:
         before = [call for call in (self.leaving, *self.stored) if call and call.session is session]
         holds = not (self.relay.journal.failure or any(self._fails(call, now) for call in before))
         return holds and bool(before)
-
-    def _greet(self) -> None:
-        """Send the charger's last boot, or a made-up one."""
-        self.next_at = math.inf
-        memory, model = self.relay.memory, dump((self.server.id or self.relay.charger_id)[:20])
-        payload = Template(VOCABULARIES[self.version].boot).substitute(model=model)
-        if memory.boot and memory.version == self.version:
-            payload = value_text(memory.boot, (3,))
-        self.own.append(own_call("BootNotification", payload))
 
     def link_received(self, link: Link, text: str) -> None:
         message = message_of(text, link, self.version, self.name, self.relay)
@@ -4719,7 +4712,7 @@ REDACTOR = Redactor("%(asctime)s %(levelname)-7s %(message)s")
 
 def set_up_logging(config: Config) -> None:
     """Write safe lines to stderr; one that finds no room there is lost."""
-    logging.raiseExceptions = False
+    logging.raiseExceptions = logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=logging.WARNING, force=True)
     logging.getLogger().handlers[0].setFormatter(REDACTOR)
     REDACTOR.full_badges = config.full_badges
