@@ -1155,9 +1155,8 @@ MAX_SESSIONS = 1000
 MAX_FEW = 64  # Claims, reports, statuses, a session's answers; a server's Calls for it, waiting or sent.
 MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot, of a status, or of an answer, that are kept.
 MAX_OWNERLESS = 100  # Stored Calls of one transaction whose owner is not known yet.
-MAX_STORED = 10_000  # Calls of one charger;
-MAX_STORED_TEXT = 2**26  # characters of them. Where no reading can go, nothing more is stored or answered.
-MAX_REFUSED = 1000  # Refused Calls of one charger that are kept to be shown.
+MAX_STORED = 10_000  # Calls of one charger, with those that are refused;
+MAX_STORED_TEXT = 2**26  # characters of them. Where nothing can go, nothing more is stored or answered.
 MAX_COMMANDS_TEXT = 2**20  # Characters of one server's Calls that wait; a single one may be longer.
 
 CALL_ERROR = "CallError"  # Begins the words of what a CallError has refused: it is tried again.
@@ -1189,10 +1188,10 @@ class Kind(Enum):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A Call on its way to a server. Its text stands under its message id."""
+    """A Call on its way to a server, or from one to the charger. Its text stands under its message id."""
 
     text: str
-    peer: Peer | None = None  # Its server. None: a stored Call whose server is not known yet.
+    peer: Peer | None = None  # The server. None: a stored Call whose server is not known yet.
     charger: str = ""  # Its id.
     session: Session | None = None
     server: str = ""  # The address that it is bound to; "" = not known yet.
@@ -1201,16 +1200,17 @@ class Call:
     tries: int = 0  # CallErrors that it met; at most three.
     refused: str = ""  # Its server's words; "" = it waits.
     _: KW_ONLY
-    kind: Kind
+    kind: Kind = Kind.PASSING
     action: str
-    message_id: MessageId  # Towards its server.
+    message_id: MessageId  # As its receiver knows it.
     content: Content
     number: int = 0  # Its row in the state file; 0 = none yet.
-    reply_to: MessageId | None = None  # The charger's id that waits.
+    reply_to: MessageId | None = None  # Its sender's id that waits; None = nobody waits any more.
+    claim: Claim | None = None  # What a server's Call claims.
     own_answer: str = ""  # JSON; the proxy's own, until it is given.
     why: str = ""  # Whose it is, by which rule; "" = a copy, or of the disk.
     is_awaited: bool = False  # The charger waits for the secondary's answer first.
-    queued: float = 0.0  # Monotonic seconds; 0 = before the process.
+    queued: float = 0.0  # Monotonic seconds, when it came; 0 = before the process.
     was_kept: bool = False  # For the owner of its transaction.
     sent: float | None = None  # Monotonic; None = not on this connection.
     not_before: float = 0.0  # Monotonic seconds; its next try.
@@ -1269,9 +1269,9 @@ class Claim:
     badge: str  # Normalized.
     connector: int | None  # None = any.
     until: float  # UTC seconds.
+    transaction: str | None = None  # 2.x: as the charger's answer names it.
     reservation: int | None = None
     remote_start: int | None = None
-    transaction: str = ""  # 2.x: as the charger's answer names it.
 
 
 @dataclass(slots=True, eq=False)
@@ -1284,7 +1284,6 @@ class Memory:
     seen: float = 0.0  # UTC seconds; when something was last seen of it; 0 = not known.
     boot: str = ""  # The text of the last BootNotification; "" = none seen.
     heartbeat_interval: int = HEARTBEAT_INTERVAL  # Seconds; what the charger was told.
-    dropped: int = 0  # Stored readings that had to go, since it is known.
     has_charged: bool = False  # It has had a session: not only an id that somebody has mistyped.
     statuses: dict[str, str] = field(default_factory=dict)  # The last of each connector; MAX_FEW.
     claims: list[Claim] = field(default_factory=list)  # The oldest first; MAX_FEW.
@@ -1292,19 +1291,14 @@ class Memory:
     number: int = 0  # Its row in the state file; 0 = none yet.
     sessions: dict[TransactionId, Session] = field(default_factory=dict)  # By Session.key; MAX_SESSIONS.
     stored: dict[Call, None] = field(default_factory=dict)  # In order; MAX_STORED.
-    refused: list[Call] = field(default_factory=list)  # The oldest first; MAX_REFUSED.
-    # Who has asked last for something: by request id, or by Action where there is none; MAX_FEW.
-    asked: dict[int | str, Peer] = field(default_factory=dict)
-    # Until when a reading may be the answer to a TriggerMessage, in monotonic seconds.
-    triggers: dict[Peer, float] = field(default_factory=dict)
+    refused: dict[Call, None] = field(default_factory=dict)  # In order; MAX_STORED with the others.
+    room: int = 0  # So many characters more may be stored, at least; below 0 they are counted anew.
+    # Who has asked last for something, under which message id: by request id, or else by Action; MAX_FEW.
+    asked: dict[int | str, tuple[Peer, MessageId]] = field(default_factory=dict)
+    triggers: dict[Peer, float] = field(default_factory=dict)  # Monotonic seconds; until when readings come.
     changed: dict[Row, bool] = field(default_factory=dict)  # Journal.pending.
     later: dict[Session, Callable[[], None]] = field(default_factory=dict)  # Journal.later.
     is_in_use: bool = False  # A Relay holds it.
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether somebody uses it, or something is open or undelivered."""
-        return self.is_in_use or bool(self.stored) or any(s.ended is None for s in self.sessions.values())
 
     def note(self, row: Row, is_there: bool = True) -> None:
         """Let the disk know how a row stands now, or that it is gone."""
@@ -1364,41 +1358,38 @@ class Memory:
             self.claims = [claim for claim in self.claims if not is_over(claim)]
             self.note(self)
 
-    # Stored Calls.
-
-    def make_room(self, session: Session | None) -> list[Decision] | None:
-        """Let the oldest readings go for one more stored Call; None = there is none that could go."""
-        is_ownerless, told = session is not None and session.owner is None, list[Decision]()
-        mine = [call for call in self.stored if is_ownerless and call.session is session]
+    def make_room(self, call: Call) -> list[Decision] | None:
+        """Let the oldest readings go for one more stored Call, or what is refused; None = nothing can go."""
+        told, session, kept, waiting = list[Decision](), call.session, self.refused, self.stored
+        mine = [c for c in waiting if c.session is session] if session and session.owner is None else []
         surplus = mine if len(mine) >= MAX_OWNERLESS else []
+        self.room -= len(call.text)
         while True:
-            size = sum(len(call.text) for call in self.stored)
-            is_full = len(self.stored) >= MAX_STORED or size > MAX_STORED_TEXT
-            calls = itertools.chain(surplus, self.stored if is_full else ())
-            reading = next((call for call in calls if call.content.is_reading and call.sent is None), None)
-            if reading is None:
+            if self.room < 0:
+                self.room = MAX_STORED_TEXT - sum(len(c.text) for c in (*kept, *waiting, call))
+            is_full = len(kept) + len(waiting) >= MAX_STORED or self.room < 0
+            calls = itertools.chain(surplus, *((kept, waiting) if is_full else ()))
+            readings = (c for c in calls if c.content.is_reading and c.sent is None)
+            oldest = next(itertools.chain(readings, kept if is_full else ()), None)
+            if oldest is None:
                 return None if is_full else told
-            surplus, self.dropped = [], self.dropped + 1
             what = "stored Calls wait; for each new one the oldest meter values are dropped"
-            told.append(Told(f"{len(self.stored)} {what}: {self.dropped} so far", dropped=TOO_MANY))
-            self.remove(reading)
-            self.note(self)
+            told.append(Told(f"{len(waiting)} {what}", dropped=TOO_MANY))
+            self.remove(oldest)
+            surplus = []
 
     def remove(self, call: Call) -> None:
         """Forget a Call that its server has answered, or that goes nowhere."""
-        if call in self.stored:
-            del self.stored[call]
-            self.note(call, is_there=False)
+        for calls in (self.stored, self.refused):
+            if call in calls:
+                del calls[call]
+                self.note(call, is_there=False)
 
     def refuse(self, call: Call, words: str) -> None:
         self.remove(call)
-        call.refused = words
-        self.refused.append(call)
+        call.refused, call.sent = words, None
+        self.refused[call] = None
         self.note(call)
-        while len(self.refused) > MAX_REFUSED or sum(len(old.text) for old in self.refused) > MAX_STORED_TEXT:
-            oldest = next((old for old in self.refused if old.content.is_reading), self.refused[0])
-            self.refused.remove(oldest)
-            self.note(oldest, is_there=False)
 
     def retry(self, utc: float) -> None:
         """Let what CallErrors refused be tried once more, with the rest of its session."""
@@ -1410,15 +1401,12 @@ class Memory:
                 session.refused, session.is_refused = "", False
                 self.note(session)
             if not (session and session.is_refused):  # Else its server could not know what it belongs to.
-                self.refused.remove(call)
-                call.refused, call.sent = "", None
+                del self.refused[call]
+                call.refused = ""
                 call.rename()
                 self.stored[call] = None
                 self.note(call)
         self.stored = dict.fromkeys(sorted(self.stored, key=lambda call: call.number or math.inf))
-
-
-Row = Call | Session | Memory  # Of the state file.
 
 
 # Decisions. Each carries its reason. A Call is one: it is put into the queue of its server.
@@ -1447,6 +1435,7 @@ class Told(NamedTuple):
 
 NOBODY_WAITS, TOO_MANY = "nobody-waits", "too-many-stored"
 Decision = Call | ToPeer | Told
+Row = Call | Session | Memory  # Of the state file.
 
 
 class Route(NamedTuple):
@@ -1497,8 +1486,7 @@ def reckon(session: Session, said: Content) -> None:
 def own_call(action: str, payload: str, peer: Peer | None = None) -> Call:
     """Return a passing Call of the proxy's own; its payload is JSON already."""
     name = new_message_id()
-    text = call_text(name, action, payload)
-    return Call(text, peer, kind=Kind.PASSING, action=action, message_id=name, content=NOTHING)
+    return Call(call_text(name, action, payload), peer, action=action, message_id=name, content=NOTHING)
 
 
 def own_answer(call: Call, why: str) -> ToPeer:
@@ -1570,7 +1558,8 @@ class Router:
         here = memory.on_connector(said.connector) if said.facts.by_connector else None
         if here and here.owner and not here.is_rejected:
             return Route(here.owner, f"the session on its connector {said.connector}", here)
-        asker = memory.asked.get(said.facts.asked_by if said.request is None else said.request)
+        about = said.facts.asked_by if said.request is None else said.request
+        asker, _ = memory.asked.get(about, (None, ""))
         return Route(asker, f"{asker.value} asked for it") if asker else STATION
 
     def _by_badge(self, said: Content, connector: int | None, now: Instant) -> Route | None:
@@ -1607,7 +1596,7 @@ class Router:
             return Route(peer, f"its badge is on {peer.value}_rfid")
         owner = Peer.SECONDARY if unknown == "secondary" and self.config.secondary else Peer.PRIMARY
         why = f"its badge is on no list: unknown_rfid = {unknown}"
-        return Route(owner, why, is_unlisted=peer is None, is_rejected=unknown == "reject")
+        return Route(owner, why, is_unlisted=peer is None, is_rejected=peer is None and unknown == "reject")
 
     def address(self, peer: Peer | None) -> str:
         """Return the address of a server; "" = there is none."""
@@ -1675,20 +1664,17 @@ class Router:
                 decisions.append(call)
         return decisions
 
-    # What becomes of it.
-
     def _dispatched(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
         """Relay the Call, or answer and store it; others get copies."""
         session, mark, is_reading = route.session, said.mark, said.facts.role is Role.METER
         if session and mark and (answered := self._repeated(message, mark, session)):
             return answered
-        memory, name, triggers = self.memory, message.message_id, self.memory.triggers
-        askers = {peer for peer in triggers if now.seconds < triggers[peer] and said.is_triggered}
+        memory, name, dropped = self.memory, message.message_id, None
+        askers = {who for who in memory.triggers if now.seconds < memory.triggers[who] and said.is_triggered}
         if is_reading and route is STATION and askers == {Peer.SECONDARY}:
             route = Route(Peer.SECONDARY, "secondary asked for it")
         is_primarys_alone = is_reading and route.owner is Peer.SECONDARY and askers == {Peer.PRIMARY}
-        kind, action, dropped = Kind.PASSING, message.action, None
-        call = Call(message.text, route.owner, kind=kind, action=action, message_id=name, content=said)
+        call = Call(message.text, route.owner, action=message.action, message_id=name, content=said)
         call.charger, call.version, call.since = memory.charger, self.version, now.utc
         call.session, call.reply_to, call.why = session, name, route.why
         if not (route.is_rejected or is_primarys_alone):
@@ -1698,7 +1684,7 @@ class Router:
             call.kind = Kind.RELAYED
         elif session or said.facts.role is Role.STOP:
             call.kind = Kind.STORED
-            if (dropped := memory.make_room(session)) is None:
+            if (dropped := memory.make_room(call)) is None:
                 return [Told("too much waits for its server; no more is taken", dropped=TOO_MANY)]
         decisions = self._noted(session, said, message.text, now) if session else []
         if askers or route is STATION or route.owner is not Peer.PRIMARY:
@@ -1797,8 +1783,6 @@ class Router:
             payload = value_text(message.text, (3,)) if wanting else ""
         return [own_call(action, payload, peer) for peer in wanting - {route.owner} if payload]
 
-    # What time and lost connections do.
-
     def stop_waiting(self, call: Call) -> MessageId | None:
         """Take note that the charger does not wait for a Call any more; return the id that waited."""
         reply_to, call.reply_to = call.reply_to, None
@@ -1828,21 +1812,6 @@ class Router:
         return told
 
 
-@dataclass(slots=True, eq=False)
-class ServerCall:
-    """A Call of a server for the charger."""
-
-    peer: Peer
-    action: str
-    content: Content
-    text: str  # As the charger gets it.
-    wire_id: MessageId  # As the charger knows it.
-    reply_to: MessageId | None  # The server's id that waits; None = nobody waits any more.
-    since: float  # Monotonic seconds; when it came, and then, when it was sent.
-    claim: Claim | None = None
-    report: int | str = ""  # What the charger's report on it is found by (Memory.asked).
-
-
 class Commands:
     """The servers' Calls to the charger, and its answers (rules 4 and 5). Owns the Calls that wait for it."""
 
@@ -1850,26 +1819,25 @@ class Commands:
         self.router = router
         self.memory = router.memory
         self.call_timeout = call_timeout  # Seconds.
-        self.waiting: list[ServerCall] = []  # Unsent, by time of arrival; MAX_FEW of each server.
-        self.sent: dict[str, ServerCall] = {}  # What the charger may still answer, by wire id; MAX_FEW.
-        self.outstanding: ServerCall | None = None  # The one of them that is not given up.
+        self.waiting: list[Call] = []  # Unsent, by time of arrival; MAX_FEW of each server.
+        self.sent: dict[str, Call] = {}  # What the charger may still answer, by message id; MAX_FEW.
+        self.outstanding: Call | None = None  # The one of them that is not given up.
         self.last_served = Peer.SECONDARY  # Whose Call the charger got last; the other comes first.
 
     def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of a server."""
-        said, message_id = content_of(self.router.vocabulary.server, message), message.message_id
-        call = ServerCall(peer, message.action, said, message.text, message_id, message_id, now.seconds)
-        if why := self._forbidden(message, peer) or self._translated(call):
-            rejection = rejection_of(said.facts, message.payload)
-            error = error_text(message_id, "SecurityError", why)  # Not every schema has a Rejected.
-            text = result_text(message_id, rejection) if rejection else error
+        said, name = content_of(self.router.vocabulary.server, message), message.message_id
+        call = Call(message.text, peer, action=message.action, message_id=name, content=said, reply_to=name)
+        call.queued = now.seconds
+        if why := self._forbidden(message, peer) or self._translated(call, peer):
+            rejection = rejection_of(said.facts, message.payload)  # Not every schema has one.
+            text = result_text(name, rejection) if rejection else error_text(name, "SecurityError", why)
             return [ToPeer(peer, text, f"refused: {why}", outcome="refused")]
         sizes = [len(other.text) for other in self.waiting if other.peer is peer]
         if len(sizes) >= MAX_FEW or sum(sizes) > MAX_COMMANDS_TEXT:
             return self._given_up(call, "too many Calls wait for the charger already")
-        if str(message_id) in {*self.sent, *(str(other.wire_id) for other in self.waiting)}:
-            call.wire_id = new_message_id()
-            call.text = patch(call.text, (1,), call.wire_id)
+        if str(name) in {*self.sent, *(str(other.message_id) for other in self.waiting)}:
+            call.rename()
         self.waiting.append(call)
         return self._next(now)
 
@@ -1887,12 +1855,12 @@ class Commands:
         setting = guarded_by(action, message.payload)
         return f"{action}: {setting} is the primary's alone" if setting else ""
 
-    def _translated(self, call: ServerCall) -> str:
+    def _translated(self, call: Call, peer: Peer) -> str:
         """Translate the transaction that a Call names; return why it must not reach the charger, or ""."""
         said, path, memory = call.content, call.content.facts.transaction, self.memory
         value = value_at(said.payload, path)
         named = usable_id(value, said.facts.is_16)
-        session = memory.known_as(call.peer, self.router.address(call.peer), value)
+        session = memory.known_as(peer, self.router.address(peer), value)
         if session and session.transaction_id is not None:
             if named != session.transaction_id:
                 call.text = patch(call.text, (3, *path), session.transaction_id)
@@ -1900,8 +1868,8 @@ class Commands:
         other = memory.sessions.get(named or "")
         # What names nothing passes, but for a guest's stop.
         is_odd = named is not None or (path != () and said.facts.role is Role.COMMAND)
-        is_foreign = (other and other.owner) or (call.peer is Peer.SECONDARY and is_odd)
-        return f"transaction {str(value)[:40]} is not one of {call.peer.value}" if is_foreign else ""
+        is_foreign = (other and other.owner) or (peer is Peer.SECONDARY and is_odd)
+        return f"transaction {str(value)[:40]} is not one of {peer.value}" if is_foreign else ""
 
     def _next(self, now: Instant) -> list[Decision]:
         """Send the next Call if the charger has none to answer; the servers take turns."""
@@ -1910,28 +1878,28 @@ class Commands:
         others = (call for call in self.waiting if call.peer is not self.last_served)
         call = next(others, self.waiting[0])
         self.waiting.remove(call)
-        self.outstanding, self.last_served, call.since = call, call.peer, now.seconds
-        put_newest(self.sent, str(call.wire_id), call)
-        # From now on the charger may say something about it.
         memory, said, facts, peer = self.memory, call.content, call.content.facts, call.peer
-        call.report = call.action if said.request is None else said.request
-        put_newest(memory.asked, call.report, peer)
+        assert peer, "a server has sent it"
+        self.outstanding, self.last_served, call.sent = call, peer, now.seconds
+        put_newest(self.sent, str(call.message_id), call)
+        # From now on the charger may say something about it.
+        about = call.action if said.request is None else said.request
+        put_newest(memory.asked, about, (peer, call.message_id))
         wanted = said.payload.get("requestedMessage")
         if facts.role is Role.TRIGGER and wanted in ("MeterValues", "TransactionEvent"):
             memory.triggers[peer] = now.seconds + TRIGGER_SECONDS
         if facts.role in (Role.REMOTE_START, Role.RESERVE) and said.badge is not None:
-            badge, connector, until = normalized(said.badge), said.connector or None, None
-            if facts.role is Role.RESERVE:
-                until = utc_of(said.payload.get("expiryDate", said.payload.get("expiryDateTime")))
-            reservation = integer(value_at(said.payload, facts.reservation))
-            remote_start = integer(value_at(said.payload, facts.remote_start))
-            server, until = self.router.address(peer), until or now.utc + CLAIM_SECONDS
-            call.claim = Claim(peer, server, badge, connector, until, reservation, remote_start)
+            server, badge = self.router.address(peer), normalized(said.badge)
+            connector = said.connector or None
+            expiry = said.payload.get("expiryDate", said.payload.get("expiryDateTime"))  # Of a reservation.
+            until = utc_of(expiry) or now.utc + CLAIM_SECONDS
+            ids = (integer(value_at(said.payload, path)) for path in (facts.reservation, facts.remote_start))
+            call.claim = Claim(peer, server, badge, connector, until, None, *ids)
             memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
             memory.claims = [*memory.claims, call.claim][-MAX_FEW:]
             memory.note(memory)
-        rows = (memory,) if call.claim else ()  # The session may outlive the proxy.
-        return [ToPeer(Peer.CHARGER, call.text, f"{peer.value} calls {call.action}", rows)]
+        why, rows = f"{peer.value} calls {call.action}", (memory,) if call.claim else ()
+        return [ToPeer(Peer.CHARGER, call.text, why, rows)]  # The session may outlive the proxy.
 
     def charger_answer(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on the charger's answer to a Call of a server."""
@@ -1939,7 +1907,7 @@ class Commands:
         if call is self.outstanding:
             self.outstanding = None
         decisions = self._learn(call, message) if call else []
-        if call is None or call.reply_to is None:
+        if call is None or call.reply_to is None or not call.peer:
             return [*decisions, Told("an answer to a Call", dropped=NOBODY_WAITS), *self._next(now)]
         if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
@@ -1949,13 +1917,13 @@ class Commands:
         answer = ToPeer(call.peer, text, "the charger answers", outcome=done)
         return [answer, *decisions, *self._next(now)]
 
-    def _learn(self, call: ServerCall, message: Message) -> list[Decision]:
+    def _learn(self, call: Call, message: Message) -> list[Decision]:
         """Void what the charger refuses; end what it cancels; own what it says has begun."""
         memory, claim, said = self.memory, call.claim, call.content
         status = str(message.payload.get("status", "Accepted"))
         if message.type is MessageType.CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
-            if call.reply_to is not None and memory.asked.get(call.report) is call.peer:
-                del memory.asked[call.report]  # A late refusal may be older than what stands there.
+            by_it = (call.peer, call.message_id)
+            memory.asked = {about: by for about, by in memory.asked.items() if by != by_it}
             memory.drop_claims(lambda other: other is claim)
         elif said.facts.role is Role.CANCEL:
             key = call.peer, integer(value_at(said.payload, said.facts.reservation)) or 0
@@ -1967,10 +1935,8 @@ class Commands:
                 return self.router.settle(session, route, said.badge or "")
         return []
 
-    # What time and lost connections do.
-
-    def _given_up(self, call: ServerCall, why: str) -> list[Decision]:
-        if call.reply_to is None:
+    def _given_up(self, call: Call, why: str) -> list[Decision]:
+        if call.reply_to is None or not call.peer:
             return []
         text, call.reply_to = error_text(call.reply_to, "GenericError", why), None
         return [ToPeer(call.peer, text, why, outcome="unanswered")]
@@ -1978,10 +1944,10 @@ class Commands:
     def tick(self, now: Instant) -> list[Decision]:
         """Give up what has waited too long."""
         decisions, call = list[Decision](), self.outstanding
-        if call and now.seconds >= call.since + self.call_timeout:
+        if call and call.sent is not None and now.seconds >= call.sent + self.call_timeout:
             self.outstanding = None
             decisions += self._given_up(call, f"the charger did not answer within {self.call_timeout:g} s")
-        while self.waiting and now.seconds >= self.waiting[0].since + 2 * self.call_timeout:
+        while self.waiting and now.seconds >= self.waiting[0].queued + 2 * self.call_timeout:
             decisions += self._given_up(self.waiting.pop(0), "the charger was busy for too long")
         return decisions + self._next(now)
 
@@ -2012,9 +1978,8 @@ class Answers:
         if session is None or session.server_id is None or not (path and call.content.facts.is_16):
             return call.text  # In 2.x the station picks the ids.
         named = value_at(call.content.payload, path)
-        if named == session.server_id and type(named) is type(session.server_id):
-            return call.text
-        return patch(call.text, (3, *path), session.server_id)
+        is_same = named == session.server_id and type(named) is type(session.server_id)
+        return call.text if is_same else patch(call.text, (3, *path), session.server_id)
 
     def words_of(self, message: Message) -> str:
         """Return what a server's answer has against a Call; "" = nothing."""
@@ -2139,8 +2104,7 @@ LOCK_SECONDS = 2.0  # For another process to let go of the file.
 COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
 
 APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
-SCHEMA_VERSION = 4
-FIRST_EDITION = (1, 2)
+SCHEMA_VERSION = 5
 OWED = """SELECT (SELECT count(*) FROM calls WHERE refused IS NULL)
     + (SELECT count(*) FROM sessions WHERE kept != '[]')"""  # Undelivered, in the first edition's tables.
 UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
@@ -2197,7 +2161,7 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
     application, version, is_new = (run(question).fetchone()[0] for question in questions)
     if not is_new and application != APPLICATION_ID:
         raise StateError(f"state file {path}: is the database of another program")
-    if version in FIRST_EDITION and (owed := run(OWED).fetchone()[0]):
+    if version in (1, 2) and (owed := run(OWED).fetchone()[0]):
         what = f"holds {owed} messages of version 1 that are not delivered yet"
         raise StateError(f"state file {path}: {what}; let that version deliver them first")
     if not is_new and version != SCHEMA_VERSION:
@@ -2284,17 +2248,12 @@ class Journal:
             said |= {"session": sessions.get(row["session"]), "number": row["number"], "content": content}
             call = Call(**said, kind=Kind.STORED, action=message.action, message_id=message.message_id)
             memory = self.memory(call.charger)
-            if call.refused:
-                memory.refused.append(call)
-            else:
-                memory.stored[call] = None
-        for table in TABLES.values():
-            (number,) = read(f"SELECT ifnull(max(number), 0) FROM {table}").fetchone()
-            self.number = self.on_disk = max(self.number, number)
+            calls = memory.refused if call.refused else memory.stored
+            calls[call] = None
+        newest = [read(f"SELECT max(number) FROM {table}").fetchone()[0] for table in TABLES.values()]
+        self.number = self.on_disk = max(number or 0 for number in newest)
         for memory in self.memories.values():
             memory.retry(utc)
-
-    # What is kept.
 
     def memory(self, charger_id: str) -> Memory:
         """Return the Memory of a charger, a new one if there is none."""
@@ -2308,12 +2267,11 @@ class Journal:
         """Whether a charger is remembered, or can be: the oldest idle one is forgotten for it."""
         if charger_id in self.memories or len(self.memories) < MAX_MEMORIES:
             return True
-        idle = next((memory for memory in self.memories.values() if not memory.is_needed), None)
+        unused = (memory for memory in self.memories.values() if not (memory.is_in_use or memory.stored))
+        idle = next((m for m in unused if all(s.ended is not None for s in m.sessions.values())), None)
         if idle:
             idle.note(self.memories.pop(idle.charger), is_there=False)
         return idle is not None
-
-    # Saving.
 
     def has(self, *rows: Row | None) -> bool:
         """Whether the disk knows these rows as they are; None is no row."""
@@ -2327,14 +2285,10 @@ class Journal:
         self.waiters[then] = None
 
     def tick(self) -> None:
-        """Save what nobody waits for; notice a disk that does not answer; remove what is too old."""
-        now = self.clock()
+        """Save what nobody waits for; notice a disk that does not answer."""
         self.save()
-        if self.writing and now.seconds >= self.begun + SAVE_SECONDS:
+        if self.writing and self.clock().seconds >= self.begun + SAVE_SECONDS:
             self._tell(self.failure or f"no answer for {SAVE_SECONDS:g} s")
-        if now.seconds >= self.purge_at:
-            self.purge_at, old = now.seconds + DAY, [now.utc - KEEP_SECONDS]
-            self._run(partial(self._write, [(statement, old) for statement in PURGE]), lambda _: None)
 
     def _reckon(self, most: int) -> None:
         """Reckon up the readings that wait for it, the oldest first."""
@@ -2343,16 +2297,16 @@ class Journal:
             self.pending[session] = True
 
     def save(self) -> None:
-        """Hand over to the thread what has changed, unless it is still at the last save."""
+        """Hand over to the thread what has changed, and once a day, what is too old; one save at a time."""
         if self.writing or self.is_closed:
             return
-        self.begun = self.begun if self.failure else self.clock().seconds
-        statements = list[tuple[str, list[Any]]]()
-        for row in [row for row in self.pending if not 0 < row.number <= self.on_disk]:
-            if not self.pending[row]:
-                del self.pending[row]  # It has come and gone since the last save.
-            elif not row.number:
+        now, statements = self.clock(), list[tuple[str, list[Any]]]()
+        self.begun = self.begun if self.failure else now.seconds
+        for row, is_there in list(self.pending.items()):
+            if not row.number:
                 row.number = self.number = self.number + 1
+            if not is_there and row.number > self.on_disk:
+                del self.pending[row]  # It has come and gone since the last save.
         self.writing.update(self.pending)
         self.pending.clear()
         for row, is_there in self.writing.items():
@@ -2360,6 +2314,9 @@ class Journal:
             values = [row.number, *(to_column(getattr(row, name)) for name in columns)]
             insert = f"INSERT OR REPLACE INTO {table} VALUES (?{', ?' * len(columns)})"
             statements.append((insert if is_there else f"DELETE FROM {table} WHERE number = ?", values))
+        if now.seconds >= self.purge_at:
+            self.purge_at = now.seconds + DAY
+            statements += [(statement, [now.utc - KEEP_SECONDS]) for statement in PURGE]
         self._run(partial(self._write, statements), self._saved) if statements else self._saved("")
 
     def _run(self, job: Callable[[], str], then: Callable[[str], None]) -> None:
@@ -2400,13 +2357,11 @@ class Journal:
 
     async def look_up(self, query: str, values: Any = ()) -> list[dict[str, Any]]:
         """Return rows, with all that has happened until now. Raises sqlite3.Error."""
-        while True:
-            if self.writing and self.job:
+        for _ in range(0, len(self.later) + 1, RECKONED_AT_ONCE):
+            while self.writing and self.job:
                 await asyncio.wait([self.job])
             self._reckon(RECKONED_AT_ONCE)
             self.save()
-            if not self.later:
-                break
         rows = partial(self.database.execute, query, values)
         return await asyncio.get_running_loop().run_in_executor(self.writer, lambda: list(map(dict, rows())))
 
@@ -2414,13 +2369,12 @@ class Journal:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
         until = self.clock().seconds + LAST_SAVE_SECONDS
         self._reckon(len(self.later))
-        while self.pending or self.writing:
-            if self.clock().seconds >= until:
-                reason = self.failure or "the disk is too slow"
-                log.error("state file %s: the last changes may be lost: %s", self.path, reason)
-                break
+        while (self.pending or self.writing) and self.clock().seconds < until:
             self.save()
             await asyncio.sleep(LAST_SAVE_SECONDS / 100)
+        if self.pending or self.writing:
+            reason = self.failure or "the disk is too slow"
+            log.error("state file %s: the last changes may be lost: %s", self.path, reason)
         if not self.is_closed:
             self.is_closed = True
             self.writer.submit(self.database.close)

@@ -230,15 +230,15 @@ A proxy that runs for years does not fill the disk; a session with something und
     charger starts 1, secondary takes, charger stops e, secondary takes, secondary leaves,
     charger starts 2 SECO2, charger stops f, 399 days, 1 days, 1 days => file badge: SECO2
 It is delivered then, too, and gone.
-    secondary leaves, charger starts 1, charger stops e, 401 days, proxy dies, proxy dies, secondary takes
-    => file badge: ; secondary: Start Start Stop:7; stored:
+    secondary leaves, charger starts 1, charger stops e, 401 days, proxy dies, proxy dies, secondary takes,
+    1 days => file badge: ; secondary: Start Start Stop:7; stored:
 The secondary gets the charger's own statuses after a kill, before what is left for it.
     charger is Faulted 2, secondary takes, secondary leaves, charger starts 1, proxy killed, look,
     secondary takes => secondary: Status:Faulted Status:Faulted|Start
 Beyond the bound the oldest readings go for good, never a start or a stop; one WARNING tells of it.
     limit is MAX_STORED 4, secondary leaves, charger starts 1, charger reads a n=1, charger reads b n=2,
     charger reads c n=3, charger reads d n=4, charger reads f n=5, charger stops e, proxy killed,
-    secondary takes => secondary: Start Meter:7/4 Meter:7/5 Stop:7; told are dropped: 1 so far: 1
+    secondary takes => secondary: Start Meter:7/4 Meter:7/5 Stop:7; told are dropped: 1
 What is refused is told, and what is not sent because of it, which its server has never seen.
     charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, charger stops e
     => told StartTransaction is refused (CallError InternalError) and kept: 1;

@@ -68,14 +68,15 @@ Everything waits until the secondary accepts the boot, which goes again after th
     secondary boots Rejected 0, 3 s, look, secondary boots Accepted 300, 65 s
     => secondary: Boot:M|Boot:M|Boot:M Start
 So it is where they are too long; the other server's go on.
-    secondary leaves, charger starts 1, limit is MAX_STORED_TEXT 1, charger stops e, charger starts 2 SECO1 2,
-    charger starts 3 PRIM1 3, look, limit ends, proxy killed, secondary takes, charger starts 2 SECO1 2
+    limit is MAX_STORED_TEXT 200, secondary leaves, charger starts 1, charger stops e,
+    charger starts 2 SECO1 2, charger starts 3 PRIM1 3, look, limit ends, proxy killed, secondary takes,
+    charger starts 2 SECO1 2
     => primary: Start|; charger: 1:Accepted|2:Accepted; secondary: |Start Start; sessions: 2
 What is in flight is not dropped for what comes: its answer may be on the way.
     charger starts 1, secondary accepts, limit is MAX_STORED 2, charger reads a n=0, charger reads b n=1,
     charger reads c n=2, charger reads d n=3, secondary takes => secondary: Start Meter:7/0 Meter:7/3
 Of too much that is refused readings go before a start; what is left can be tried again as a session.
-    limit is MAX_REFUSED 4, charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails,
+    limit is MAX_STORED 4, charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails,
     charger reads a n=0, charger reads b n=1, charger reads c n=2, charger reads d n=3, charger stops e, look,
     proxy killed, secondary takes
     => secondary: Start Start Start|Start Meter:7/2 Meter:7/3 Stop:7; file refused:

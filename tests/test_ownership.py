@@ -26,6 +26,14 @@ def test_a_badge_is_whose_list_has_it(badge: object, owner: str) -> None:
     assert getattr(stage, owner).hears_call()[1:] == ("Authorize", {"idTag": badge})
 
 
+def test_without_a_secondary_its_badges_are_the_primarys() -> None:
+    """As the WARNING of the ini says, also where a badge on no list is rejected."""
+    rules = "secondary_rfid = SECO*\nunknown_rfid = reject"
+    stage = Stage(ini=f"[ext-server]\nserver = ws://a\n{rules}\n{{more}}")
+    stage.charger.calls("1", "Authorize", idTag="SECO1")
+    assert stage.primary.hears_call()[1:] == ("Authorize", {"idTag": "SECO1"})
+
+
 # The transaction.
 
 

@@ -54,7 +54,7 @@ WEEK_SECONDS = 32.0  # Until a session and a claim are forgotten, and swept.
 MEMORY, FILES = "KiB of memory (RSS)", "file descriptors"
 SPARE = {MEMORY: 8 * 1024, "Proxy.lags": 120, "Journal.counts": 50}
 # The last of some is remembered for as long as a charger is known, and each of these tables has its bound.
-SPARE_OF_A_CHARGER = {MEMORY: 16, "Session": 2, "Call": 2, "ServerCall": 2, "Claim": 2}
+SPARE_OF_A_CHARGER = {MEMORY: 16, "Session": 2, "Call": 4, "Claim": 2}
 SPARE_OF_A_CHARGER |= {"Relay.complaints": 1000, "Proxy.complaints": 1000}
 SPARE_OF_A_CHARGER |= {"Commands.sent": 16, "Memory.asked": 64}
 

@@ -222,8 +222,8 @@ class Storm:
     def check_tables(self) -> None:
         """Nothing grows without end."""
         memory, commands = self.stage.memory, self.stage.relay.commands
-        for name in ("sessions", "stored", "refused"):
-            assert len(getattr(memory, name)) <= getattr(p, f"MAX_{name.upper()}")
+        assert len(memory.sessions) <= p.MAX_SESSIONS
+        assert len(memory.stored) + len(memory.refused) <= p.MAX_STORED
         assert max(map(len, (memory.claims, memory.asked, memory.statuses, commands.sent))) <= p.MAX_FEW
         assert len(commands.waiting) <= 2 * p.MAX_FEW
         assert all(len(session.answers) <= p.MAX_FEW for session in memory.sessions.values())
