@@ -3531,8 +3531,7 @@ LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
 MAX_FILES = 2**20  # Open at once, where the system sets no limit.
-FILES_OF_OUR_OWN = 100  # Of what is left each charger takes
-FILES_OF_A_CHARGER = 3  # for itself and its servers.
+FILES_OF_OUR_OWN, FILES_OF_A_CHARGER = 100, 3  # A charger takes one for itself and for each server.
 MAX_HALF_OPEN = 5000  # Connections whose request is not complete, or an eighth of the files.
 WRONG_LOGIN_SECONDS = 1.0  # So much later a wrong password is answered.
 Pairs = Iterable[tuple[str, str]]  # Names and values of headers.
@@ -3610,15 +3609,11 @@ class Visitor(NamedTuple):
 def refusal_of(visitor: Visitor, error: DialError) -> RefusedError:
     """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
     status, passed_on = error.status or 503, ("WWW-Authenticate", "Retry-After")
+    advice = error.advice(Peer.PRIMARY, "it may come again", " or ".join(visitor.offers) or "no version")
     if not 400 <= status < 500:
-        advice = error.advice(Peer.PRIMARY, "it may come again")
         return RefusedError(503, "primary cannot be reached", RETRY_AFTER, f": {error}; {advice}")
-    if status == 400:  # How many refuse a subprotocol.
-        advice = f"it was offered {' and '.join(visitor.offers) or 'no version'}: see versions"
-    else:
-        own = visitor.config.primary.needs_charger_login
-        login = "the charger's own login" if own else "primary_password"
-        advice = f"check {login}, and that primary knows it"
+    if status in (401, 403) and visitor.config.primary.needs_charger_login:
+        advice = "check the charger's own login, and that primary knows it"
     headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
     return RefusedError(status, "primary refuses it", headers, f": {error}; {advice}")
 
@@ -3633,22 +3628,23 @@ class Proxy:
         self.dialer = Dialer(config.host.max_size)
         self.relays: dict[str, Relay] = {}  # By charger id.
         self.tasks = self.dialer.tasks  # The dials, the watchdog, and one for each handshake.
-        # Not let in: not yet answered, or on their way out; the oldest first.
-        self.handshakes: dict[Link, None] = {}
+        self.handshakes: dict[Link, None] = {}  # Not yet answered; the oldest first.
         self.complaints = Complaints()
-        self.tls: ssl.SSLContext | None = None  # The listener's.
+        self.tls = server_context(config.host)  # The listener's.
         self.files = raised_file_limit()  # That the process may have open.
         self.max_half_open = min(MAX_HALF_OPEN, self.files // 8)
         self.max_chargers = min(MAX_MEMORIES, (self.files - FILES_OF_OUR_OWN) // FILES_OF_A_CHARGER)
         self.server: asyncio.Server | None = None
-        self.watch_at = 0.0  # Monotonic seconds; when stale connections are looked for.
+        self.port = config.host.port  # That it listens on, once it does.
         self.lags: deque[float] = deque(maxlen=LAG_TICKS)  # Seconds that the watchdog woke too late.
 
     async def start(self) -> None:
         """Listen. Raises OSError if the address cannot be had."""
-        host, self.tls = self.config.host, server_context(self.config.host)
-        place = (self._link, host.addr, host.port)
-        self.server = await asyncio.get_running_loop().create_server(*place, backlog=BACKLOG)
+        host = self.config.host
+        protocol = partial(ServerProtocol, max_size=host.max_size, logger=LIBRARY_LOG)
+        listen = partial(asyncio.get_running_loop().create_server, backlog=BACKLOG)
+        self.server = await listen(lambda: Link(protocol(), self._connected), host.addr, host.port)
+        self.port = self.server.sockets[0].getsockname()[1]
         self.tasks.start(self._watchdog(), "watchdog")
 
     def _deliver(self) -> None:
@@ -3658,12 +3654,6 @@ class Proxy:
             if memory.stored:
                 version = next(iter(memory.stored)).version or memory.version or "ocpp1.6"
                 self._relay(memory.charger, version).deliver()
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        assert self.server is not None
-        return int(self.server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         """Close everything; what does not end by itself is cut."""
@@ -3682,10 +3672,9 @@ class Proxy:
 
     def trouble(self) -> str:
         """Say why it cannot serve; "" = it can."""
-        if self.server is None or not self.server.is_serving():
-            return "the port for chargers is closed"
-        failure = self.journal.failure
-        return f"the state file cannot be written: {failure}" if failure else ""
+        is_open, failure = self.server and self.server.is_serving(), self.journal.failure
+        trouble = failure and f"the state file cannot be written: {failure}"
+        return trouble if is_open else "the port for chargers is closed"
 
     def loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Tell what asyncio could not do; it would tell of each connection that it cannot accept."""
@@ -3697,16 +3686,10 @@ class Proxy:
 
     # Admission: a charger is let in if its primary lets it in.
 
-    def _link(self) -> Link:
-        """Return the link of a charger that connects."""
-        protocol = ServerProtocol(max_size=self.config.host.max_size, logger=LIBRARY_LOG)
-        return Link(protocol, self._connected)
-
     def _connected(self, link: Link) -> None:
         if self.tls and link.transport:
             link.transport.pause_reading()  # Until start_tls.
         self.handshakes[link] = None
-        link.ended.add_done_callback(lambda _: self.handshakes.pop(link, None))
         if len(self.handshakes) > self.max_half_open:
             half_open = [each for each in self.handshakes if not each.handshake.done()]
             if len(half_open) > self.max_half_open:
@@ -3714,7 +3697,6 @@ class Proxy:
         self.tasks.start(self._admit(link), "handshake")
 
     async def _admit(self, link: Link) -> None:
-        """Answer a charger's handshake."""
         say, charger_id = partial(self.complaints.say, logging.INFO), ""
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
@@ -3729,16 +3711,16 @@ class Proxy:
             self.journal.counts["refused_handshakes", str(int(refusal.response.status_code))] += 1
             self._warn(refusal.what, charger_id or "a visitor", f"refused: {refusal}")
             link.respond(refusal.response)
-        except TimeoutError:
-            say("silent", "a connection without a handshake is closed")
-        except DialError as error:
-            say("no websocket", "a connection that is no websocket is closed: %s", error)
+        except (TimeoutError, DialError) as error:
+            what = "a connection that is no websocket is closed: %s"
+            say("no websocket", what, str(error) or "no handshake in time")
         except OSError as error:
             address = link.transport and link.transport.get_extra_info("peername", ("unknown",))[0]
             advice = TLS_ADVICE.get(getattr(error, "reason", None), TLS_ADVICE[None])
             what, why = "%s: its TLS handshake failed: %s; %s", str(error) or "it hung up"
             say(f"TLS {address}", what, address, why, advice)
         finally:
+            self.handshakes.pop(link, None)
             if not link.opened:
                 link.abort()
 
@@ -3758,13 +3740,10 @@ class Proxy:
             raise RefusedError(403, "a web page has opened this connection")
         if "Connection" not in headers and "Upgrade" in headers:
             headers["Connection"] = "Upgrade"  # An Autel leaves it out (lbbrhzn/ocpp#1933).
-        # The library is given the offer in proper form.
-        name = "Sec-WebSocket-Protocol"
-        spelt = ",".join(headers.get_all(name)).split(",") if name in headers else []
+        spelt = ",".join(headers.get_all(name := "Sec-WebSocket-Protocol")).split(",")
         offers = [offer for offer in (offer.strip(' \t"') for offer in spelt) if TOKEN.fullmatch(offer)]
-        if spelt:
-            del headers[name]
-            headers.update({name: ", ".join(offers)} if offers else {})
+        if name in headers:
+            del headers[name]  # The library would find fault with how some spell it.
         credentials = Credentials(*(only(headers, name) for name in ("Authorization", "User-Agent")))
         config = self.config.charger(charger_id)
         versions = [offer.lower() for offer in offers if offer.lower() in config.versions]
@@ -3772,10 +3751,10 @@ class Proxy:
 
     def _check_room(self, charger_id: str) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
-        present, known = self.journal.present, len(self.journal.memories)
-        is_new = charger_id not in present  # One that comes again takes the place of its old one.
-        if len(present) + is_new > self.max_chargers or not self.journal.has_room(charger_id):
-            detail = f"; {len(present)} chargers are here, {known} known, {self.files} files may be open"
+        here, known = self.journal.present, len(self.journal.memories)
+        is_new = charger_id not in here  # One that comes again takes the place of its old one.
+        if len(here) + is_new > self.max_chargers or not self.journal.has_room(charger_id):
+            detail = f"; {len(here)} chargers are here, {known} known, {self.files} files may be open"
             raise RefusedError(503, "there is no room for it", RETRY_AFTER, detail)
 
     async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> None:
@@ -3806,46 +3785,40 @@ class Proxy:
             self._check_room(charger_id)  # Others may have taken it meanwhile.
             if not (old and old.arrived > link.arrived) and link.respond(response, chosen):
                 to_undo.pop_all()
-                self.handshakes.pop(link, None)
                 self._relay(charger_id, version).connect(link, primary, version, credentials)
 
     async def _dial_primary(self, visitor: Visitor) -> Link:
-        """Return the primary's link for this charger. Raises RefusedError."""
+        """Return the primary's link for this charger. Raises RefusedError.
+
+        Some primaries allow one connection per charger; what is dead or left there is closed for it.
+        """
         charger_id, config, _, versions, credentials = visitor
         place = (Peer.PRIMARY, config.primary, charger_id, versions or ["ocpp1.6"], credentials)
         while True:
             try:
                 return await self.dialer.dial(*place)
             except DialError as error:
-                relay = self.relays.get(charger_id)
-                if not (error.status and relay and await self._makes_room(relay)):
-                    raise refusal_of(visitor, error) from None
-            # Some primaries allow one connection per charger, and the old one is dead.
-            log.info("%s: its old connection is closed; primary is asked again", charger_id)
-
-    async def _makes_room(self, relay: Relay) -> bool:
-        """Close what stands at the primary for a charger whose old connection is dead or gone."""
-        old, primary = relay.link, relay.outboxes.get(Peer.PRIMARY)
-        if old:  # Where Pongs never come, the watchdog and the system tell the dead.
-            is_over = old.has_ponged and not await old.probe(PROBE_SECONDS)
-        else:
-            is_over = primary is not None and primary.link is not None
-        if is_over and relay.link in (old, None) and self.relays.get(relay.charger_id) is relay:
+                refusal, relay = refusal_of(visitor, error), self.relays.get(charger_id)
+                if not (error.status and relay):
+                    raise refusal from None
+            # Where Pongs never come, the watchdog and the system tell the dead.
+            old, left = relay.link, relay.outboxes[Peer.PRIMARY].link
+            is_over = old.has_ponged and not await old.probe(PROBE_SECONDS) if old else left
+            if not is_over or relay.link not in (old, None) or self.relays.get(charger_id) is not relay:
+                raise refusal
             await relay.dismiss()
-            return True
-        return False
+            log.info("%s: its old connection is closed; primary is asked again", charger_id)
 
     def _relay(self, charger_id: str, version: str) -> Relay:
         if charger_id not in self.relays:
-            place = (self.config, version, self.dialer, self.journal)
-            self.relays[charger_id] = Relay(charger_id, *place)
+            self.relays[charger_id] = Relay(charger_id, self.config, version, self.dialer, self.journal)
         return self.relays[charger_id]
 
     # The watchdog.
 
     async def _watchdog(self) -> None:
         """Wake the relays whose deadlines have come, for as long as the process lives."""
-        loop = asyncio.get_running_loop()
+        loop, watch_at = asyncio.get_running_loop(), 0.0
         while True:
             due = loop.time() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
@@ -3855,9 +3828,8 @@ class Proxy:
             if now >= self.retry_at:
                 self.retry_at = now + DAY
                 self._deliver()
-            is_watching = now >= self.watch_at
-            if is_watching:
-                self.watch_at = now + self.config.host.watchdog_interval
+            if is_watching := now >= watch_at:
+                watch_at = now + self.config.host.watchdog_interval
             async for relay in in_turns(self.relays.values(), RELAYS_AT_ONCE):
                 if relay.is_idle:
                     relay.memory.is_in_use = False
@@ -3900,10 +3872,9 @@ def raised_file_limit() -> int:
     """Let the process open as many files as the system allows it; return how many."""
     if resource is None:
         return MAX_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return most
 
 
@@ -3921,8 +3892,7 @@ SESSIONS = 10  # That it shows unless it asks for more.
 AT_ONCE = 200  # Sessions that are written or drawn before others have a turn.
 MAX_LEDGER_ROWS = 50_000  # Of one request, about 10 MB: read at once, while saves wait.
 LOOK_UP_SECONDS = 20.0  # For the disk to answer; for a request to be complete and answered, three times that.
-WRONG_PASSWORD_SECONDS = 1.0  # Later, a few at a time: so nobody guesses many, and nobody is shut out.
-MAX_GUESSES_AT_ONCE = 8
+MAX_GUESSES_AT_ONCE = 8  # Wrong passwords that are answered later: nobody guesses many, nobody is shut out.
 LATE_SECONDS = 60.0  # Calls that wait for so long are a trouble.
 FRESH_TIMES = 30  # The sums of energy are as old as it took to make them, times this, at most.
 GONE_SECONDS = {False: DAY, True: 7 * DAY}  # A charger that was not seen for so long; by whether it charged.
@@ -3933,61 +3903,52 @@ LEDGER_COLUMNS = (  # Of the CSV; behind them, for programs, `begun` and `ended`
     *("charger", "connector", "badge", "owner", "start", "stop", "meter_start", "meter_stop", "wh"),
     *("transaction_id", "server_transaction_id", "reason", "delivered", "state", "words"),
 )
+BY_DAYS = "begun >= :since AND begun < :until"  # Which sessions; or those of these numbers.
+BY_NUMBERS = "number IN (SELECT value FROM json_each(:numbers))"
 LEDGER = """
 WITH found AS (
     SELECT *, (SELECT max(refused) FROM calls WHERE session = sessions.number) AS refused_call,
         (SELECT min(since) FROM calls WHERE session = sessions.number AND refused = '') AS waits_since
-    FROM sessions WHERE begun >= :since AND begun < :until
-        AND :owner IN ('', owner) AND :charger IN ('', charger)
+    FROM sessions WHERE {} AND :owner IN ('', owner) AND :charger IN ('', charger)
         AND :badge IN ('', replace(replace(lower(trim(badge)), ':', ''), '-', ''))
     ORDER BY begun DESC, number DESC LIMIT :rows
+), judged AS (
+    SELECT *, ifnull(nullif(refused_call, ''), refused) AS against, strftime('%s', stopped_at) + 0 AS stopped,
+        CASE
+            WHEN is_rejected THEN 'rejected'
+            WHEN refused_call != '' OR is_refused THEN 'refused'
+            WHEN waits_since IS NOT NULL THEN 'waiting'
+            WHEN ended IS NULL THEN 'open'
+            WHEN server IN ('', 'local') THEN 'recorded'
+            WHEN delivered THEN 'delivered'
+            WHEN stop = '' THEN 'no stop'
+            ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
+        END AS state
+    FROM found
 )
-SELECT charger, connector, badge, CASE WHEN is_rejected THEN '' ELSE owner END AS owner,
+SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
     ifnull(nullif(started_at, ''), strftime('%Y-%m-%dT%H:%M:%SZ', begun, 'unixepoch')) AS start,
     stopped_at AS stop, CAST(round(meter_start) AS INTEGER) AS meter_start,
     CAST(round(meter_stop) AS INTEGER) AS meter_stop,
     CAST(round(meter_stop) - round(meter_start) AS INTEGER) AS wh,
     transaction_id, server_id AS server_transaction_id, reason,
-    ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered,
-    CASE
-        WHEN is_rejected THEN 'rejected'
-        WHEN refused_call != '' OR is_refused THEN 'refused'
-        WHEN waits_since IS NOT NULL THEN 'waiting'
-        WHEN ended IS NULL THEN 'open'
-        WHEN server IN ('', 'local') THEN 'recorded'
-        WHEN delivered THEN 'delivered'
-        WHEN stop = '' THEN 'no stop'
-        ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
-    END AS state,
-    begun, ended, stop != '' AS has_stop, ifnull(nullif(refused_call, ''), refused) AS against,
-    strftime('%Y-%m-%dT%H:%M:%SZ', waits_since, 'unixepoch') AS waits_since
-FROM found ORDER BY begun DESC, number DESC
+    ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered, state,
+    trim(
+        iif(state = 'waiting', strftime('since %Y-%m-%dT%H:%M:%SZ; ', waits_since, 'unixepoch'), '')
+        || iif(against = '' OR state = 'refused', '', 'its start was answered with ') || against
+        || iif(against = '' OR stop = '', '', '; its server ' || iif(delivered, 'has', 'does not have')
+        || ' the stop'), '; ') AS words,
+    begun, iif(stopped BETWEEN begun AND ended + 86400, stopped, ended) AS ended  -- The charger's, if sane.
+FROM judged ORDER BY begun DESC, number DESC
 """
 ENERGY = """
 SELECT substr(date(begun, 'unixepoch', 'localtime'), 1, size) AS day, owner,
     CAST(sum(round(meter_stop) - round(meter_start)) AS INTEGER) AS wh
 FROM sessions, (SELECT length('2026-01') AS size UNION SELECT length('2026-01-31')) -- Months, days.
-WHERE begun >= ? AND owner IS NOT NULL AND meter_stop > meter_start AND NOT is_rejected
+WHERE begun >= strftime('%s', 'now', 'localtime', 'start of month', '-32 days', 'utc') + 0
+    AND owner IS NOT NULL AND meter_stop > meter_start AND NOT is_rejected
 GROUP BY day, owner
 """
-
-
-def entry_of(row: Record) -> Record:
-    """Return a session of the ledger as people get it, with more words on its state."""
-    said, against = [f"since {row['waits_since']}"] if row["state"] == "waiting" else [], row["against"]
-    if against:
-        said.append(against if row["state"] == "refused" else f"its start was answered with {against}")
-        if row["has_stop"]:
-            said.append(f"its server {'has' if row['delivered'] else 'does not have'} the stop")
-    row["words"] = "; ".join(said)
-    return {name: row[name] for name in (*LEDGER_COLUMNS, "begun", "ended")}
-
-
-def energy_of(session: Session) -> int | None:
-    """Return the Wh of a session so far; None until two readings have come."""
-    if session.meter_start is None or session.meter_stop is None:
-        return None
-    return round(session.meter_stop) - round(session.meter_start)
 
 
 def cell(value: Any) -> Any:
@@ -4005,87 +3966,66 @@ def local_day(text: str, days: int = 0) -> float:
 
 # Metrics: their names and labels are those of version 1.
 
-BOTH = tuple((peer.value,) for peer in SERVERS)
-UP_DOWN = tuple((peer.value, state) for peer in SERVERS for state in ("connected", "down"))
-STATES = (("online",), ("offline",), ("gone",))
-METRICS = {  # Kind, labels, help, and what is told from the start, as 0, so that the first is an increase.
-    "info": ("gauge", ("version",), "The proxy's version.", ()),
-    "chargers": ("gauge", ("state",), "Chargers; gone = not seen for a week, or not admitted.", STATES),
-    "servers": ("gauge", ("server", "state"), "Connections to servers that are needed.", UP_DOWN),
-    "sessions": ("gauge", ("owner", "state"), "Sessions of the last seven days, by state.", ()),
-    "stored_calls": ("gauge", ("server",), "Calls that are answered and not delivered yet.", BOTH),
-    "oldest_stored_call_age_seconds": ("gauge", (), "How long the oldest of them has been waiting.", ((),)),
-    "event_loop_lag_seconds": ("gauge", (), "The longest delay of the event loop in the last minute.", ()),
-    "state_file_failing": ("gauge", (), "1 while the state file cannot be written.", ()),
-    "calls_total": ("counter", ("sender", "receiver", "outcome"), "Calls, by what became of them.", ()),
-    "delivered_calls_total": ("counter", ("server",), "Stored Calls that their server accepted.", BOTH),
-    "refused_calls_total": ("counter", ("server",), "Stored Calls that their server refused.", BOTH),
-    "dropped_messages_total": ("counter", ("reason",), "Messages that went to nobody, by reason.", ()),
-    "connections_total": ("counter", ("peer",), "Connections opened; a charger's next is a reconnect.", ()),
-    "disconnections_total": ("counter", ("peer",), "Connections that ended.", ()),
-    "failed_dials_total": ("counter", ("server",), "Dials of a server that failed.", BOTH),
-    "refused_handshakes_total": ("counter", ("status",), "Handshakes of chargers that were refused.", ()),
+BOTH, UP_DOWN = "primary|secondary", "primary connected|primary down|secondary connected|secondary down"
+METRICS = {  # Labels, help, and what is told from the start, as 0, so that the first is an increase.
+    "info": ("version", "The proxy's version.", ""),
+    "chargers": ("state", "Chargers; gone = not seen for a week, or not admitted.", "online|offline|gone"),
+    "servers": ("server state", "Connections to servers that are needed.", UP_DOWN),
+    "sessions": ("owner state", "Sessions of the last seven days, by state.", ""),
+    "stored_calls": ("server", "Calls that are answered and not delivered yet.", BOTH),
+    "oldest_stored_call_age_seconds": ("", "How long the oldest of them has been waiting.", ""),
+    "event_loop_lag_seconds": ("", "The longest delay of the event loop in the last minute.", ""),
+    "state_file_failing": ("", "1 while the state file cannot be written.", ""),
+    "calls_total": ("sender receiver outcome", "Calls, by what became of them.", ""),
+    "delivered_calls_total": ("server", "Stored Calls that their server accepted.", BOTH),
+    "refused_calls_total": ("server", "Stored Calls that their server refused.", BOTH),
+    "dropped_messages_total": ("reason", "Messages that went to nobody, by reason.", ""),
+    "connections_total": ("peer", "Connections opened; a charger's next is a reconnect.", ""),
+    "disconnections_total": ("peer", "Connections that ended.", ""),
+    "failed_dials_total": ("server", "Dials of a server that failed.", BOTH),
+    "refused_handshakes_total": ("status", "Handshakes of chargers that were refused.", ""),
 }
 
 
 # The page: one file, no outside resource. What it is told is put in as text (textContent), never as markup.
 PAGE = """\
 <!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
+<html lang="en"><meta charset="utf-8"><title>ocpp-2w-proxy</title><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>ocpp-2w-proxy</title>
 <style>
-:root {
-  --ground: #f4f6f8; --paper: #fff; --ink: #18212c; --faint: #566274; --line: #dde2e8; --mark: #fdecea;
-  --primary: #1f5fc4; --secondary: #a84a00; --good: #17703a; --bad: #b3261e;
-}
+:root { --ground: #f4f6f8; --paper: #fff; --ink: #18212c; --faint: #566274; --line: #dde2e8; }
+:root { --mark: #fdecea; --primary: #1f5fc4; --secondary: #a84a00; --good: #17703a; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
-  :root {
-    --ground: #10141a; --paper: #1a2028; --ink: #e6eaf0; --faint: #9aa6b6; --line: #2e3742; --mark: #3a1d1b;
-    --primary: #7fb0ff; --secondary: #f0a660; --good: #74d193; --bad: #ff8d82;
-  }
+  :root { --ground: #10141a; --paper: #1a2028; --ink: #e6eaf0; --faint: #9aa6b6; --line: #2e3742; }
+  :root { --mark: #3a1d1b; --primary: #7fb0ff; --secondary: #f0a660; --good: #74d193; --bad: #ff8d82; }
 }
-* { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.4 system-ui, sans-serif; }
 header, main { max-width: 1080px; margin: 0 auto; padding: 0 14px; }
 header { display: flex; flex-wrap: wrap; gap: 0 14px; align-items: baseline; padding-top: 14px; }
-h1 { font-size: 19px; margin: 0; }
-h2 { font-size: 15px; margin: 18px 0 6px; }
-h3 { font-size: 15px; margin: 0; overflow-wrap: anywhere; }
-p { margin: 2px 0; }
+h1 { font-size: 19px; margin: 0; } h2 { font-size: 15px; margin: 18px 0 6px; } p { margin: 2px 0; }
+h3 { font-size: 15px; margin: 0; } h3, .trouble, .list > *, .copy { overflow-wrap: anywhere; }
 .faint { color: var(--faint); } .good { color: var(--good); } .bad { color: var(--bad); }
-.primary { color: var(--primary); } .secondary { color: var(--secondary); } .small { font-size: 13px; }
+.primary, a { color: var(--primary); } .secondary { color: var(--secondary); } .small { font-size: 13px; }
 .box { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 10px 12px; }
 .cards { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
-.trouble { background: var(--mark); border-color: var(--bad); margin-top: 8px; overflow-wrap: anywhere; }
-.row { display: flex; justify-content: space-between; gap: 10px; }
-.list > * { padding: 6px 0; border-top: 1px solid var(--line); overflow-wrap: anywhere; }
-.list > :first-child { border-top: 0; }
+.trouble { background: var(--mark); border-color: var(--bad); margin-top: 8px; }
+* { box-sizing: border-box; } .row { display: flex; justify-content: space-between; gap: 10px; }
+.list > * { padding: 6px 0; } .list > * + * { border-top: 1px solid var(--line); }
 .number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.big { font-size: 19px; font-weight: 600; }
-.copy { font-family: ui-monospace, monospace; user-select: all; overflow-wrap: anywhere; }
+.big { font-size: 19px; font-weight: 600; } .copy { font-family: ui-monospace, monospace; user-select: all; }
 .session { display: grid; gap: 0 14px; grid-template-columns: 15em 1.3fr 1fr 6em; }
 .event { display: grid; gap: 0 12px; grid-template-columns: 11em 1fr; }
-button, input {
-  font: inherit; color: inherit; background: var(--ground); border: 1px solid var(--line); border-radius: 6px;
-  padding: 4px 10px;
-}
+button, input { font: inherit; color: inherit; background: var(--ground); padding: 4px 10px; }
+button, input { border: 1px solid var(--line); border-radius: 6px; }
 input { width: 100%; max-width: 260px; margin-bottom: 8px; }
-a { color: var(--primary); }
 svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--faint); font-size: 11px; }
 @media (max-width: 700px) {
-  .session { grid-template-columns: 1fr auto; }
+  .event { grid-template-columns: 1fr; } .session { grid-template-columns: 1fr auto; }
   .session > :nth-child(2) { grid-area: 3 / 1; } .session > :nth-child(3) { grid-area: 2 / 1 / 3 / 3; }
   .session > :nth-child(4) { grid-area: 1 / 2; }
-  .event { grid-template-columns: 1fr; }
 }
 </style>
-</head>
-<body>
 <header><h1>ocpp-2w-proxy</h1><p id="summary" class="faint" aria-live="polite">loading ...</p></header>
 <main hidden>
 <div id="trouble" role="alert"></div>
@@ -4108,39 +4048,40 @@ let told = null, sessions = 10, events = 8;
 const at = id => document.getElementById(id);
 const kwh = wh => wh === null ? "" : `${(wh / 1000).toFixed(2)} kWh`;
 const waits = count => count === 1 ? "1 message waits" : `${count} messages wait`;
-const two = {hour: "2-digit", minute: "2-digit"};
-const day = {month: "short", day: "numeric"};
+const two = {hour: "2-digit", minute: "2-digit"}, day = {month: "short", day: "numeric"};
 const when = (utc, more) => new Date(utc * 1000).toLocaleString([], {...day, ...two, ...more});
 
-function make(tag, kind, ...parts) {
-  const node = document.createElement(tag);
-  node.className = kind;
+// An element, of a class or with attributes; those of a drawing are SVG.
+function make(tag, more, ...parts) {
+  const isDrawn = ["svg", "line", "text", "rect", "title"].includes(tag);
+  const space = isDrawn ? "http://www.w3.org/2000/svg" : document.documentElement.namespaceURI;
+  const node = document.createElementNS(space, tag);
+  if (typeof more === "string") more = {class: more};
+  for (const key in more) node.setAttribute(key, more[key]);
   node.append(...parts.filter(part => part !== null && part !== ""));
   return node;
 }
 
 // Draw a place anew if what it shows has changed: what somebody has marked stays marked.
-function draw(id, shown, nodes) {
-  const text = JSON.stringify([shown, told.names]);
+function draw(id, list, each, none = () => make("p", "faint", "None yet.")) {
+  const text = JSON.stringify([list, told.names]);
   if (at(id).shown === text) return;
   at(id).shown = text;
-  at(id).replaceChildren(...nodes(shown));
+  at(id).replaceChildren(...(list.length ? list.map(each) : [none()]));
 }
 
 const named = key => key === "" ? "rejected" : told.names[key] ?? key ?? "nobody yet";
 const owner = key => make("span", key ?? "", named(key));
 const whose = one => make("span", "", owner(one.owner), ` badge ${one.badge || "none"}`);
 
-function trouble({what, todo, copy}) {
-  const number = copy ? make("span", "copy", copy) : "";
-  return make("div", "box trouble", make("p", "", what, " ", number), make("p", "faint small", todo));
-}
+const trouble = ({what, todo, copy}) => make("div", "box trouble",
+  make("p", "", what, " ", copy ? make("span", "copy", copy) : ""), make("p", "faint small", todo));
 
 function server({name, peer, state, words, next}) {
   const wait = next === null ? "" : `; next try at ${when(next, {second: "2-digit"}).split(", ").pop()}`;
   const kind = state === "connected" ? "good" : state === "down" ? "bad" : "faint";
-  const text = words ? `${state}: ${words}${wait}` : state;
-  return make("p", "small", make("span", peer, name), " ", make("span", kind, text));
+  const text = make("span", kind, words ? `${state}: ${words}${wait}` : state);
+  return make("p", "small", make("span", peer, name), " ", text);
 }
 
 function openSession({kw, wh, connector, begun, ...one}) {
@@ -4160,92 +4101,78 @@ function charger(one) {
 }
 
 function nobody() {
-  const {scheme, addr, port} = told;
+  if (told.find) return make("p", "box", "No charger has such an id.");
   const isHere = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  const host = ["0.0.0.0", "::"].includes(addr) ? (isHere ? "THIS-MACHINE" : location.hostname) : addr;
-  const address = make("span", "copy", `${scheme}://${host}:${port}/`);
+  const here = isHere ? "THIS-MACHINE" : location.hostname, isAny = ["0.0.0.0", "::"].includes(told.addr);
+  const address = `${told.scheme}://${isAny ? here : told.addr}:${told.port}/`;
   const text = "No charger has connected yet. Type this address into it, and its id behind: ";
-  return told.find ? make("p", "box", "No charger has such an id.") : make("p", "box", text, address);
+  return make("p", "box", text, make("span", "copy", address));
 }
 
 function session(one) {
   const fine = ["delivered", "recorded", "open"].includes(one.state) && !one.words;
   const state = make("span", fine ? "faint" : "bad", one.words ? `${one.state}: ${one.words}` : one.state);
   const end = one.ended ? ` \\u2013 ${new Date(one.ended * 1000).toLocaleTimeString([], two)}` : "";
-  const where = make("span", "faint", one.charger, ", ", state);
-  return make("div", "session", make("span", "", when(one.begun) + end), where,
-    whose(one), make("span", "number", kwh(one.wh)));
+  return make("div", "session", make("span", "", when(one.begun) + end),
+    make("span", "faint", one.charger, ", ", state), whose(one), make("span", "number", kwh(one.wh)));
 }
 
 function month(sums) {
   const name = new Date(`${sums.date}-15T12:00`).toLocaleDateString([], {month: "long", year: "numeric"});
-  const parts = Object.keys(told.names).map(key =>
-    make("p", "row", owner(key), make("span", "number big", kwh(sums[key] ?? 0))));
-  return make("div", "", make("p", "faint small", name), ...parts);
+  return make("div", "", make("p", "faint small", name), ...Object.keys(told.names).map(key =>
+    make("p", "row", owner(key), make("span", "number big", kwh(sums[key] ?? 0)))));
 }
 
 function chart(days) {
-  const width = 350, height = 120, left = 34, step = (width - left) / 30, space = "http://www.w3.org/2000/svg";
+  const width = 350, height = 120, left = 34, step = (width - left) / 30, foot = 18 + height;
   const most = Math.max(...days.map(one => one.primary + one.secondary), 1000);
   const unit = 10 ** Math.floor(Math.log10(most)), top = Math.ceil(most / unit) * unit;
-  const add = (parent, name, attributes, text = "") => {
-    const node = parent.appendChild(document.createElementNS(space, name));
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    node.textContent = text;
-    return node;
-  };
-  const label = "Energy of the last 30 days, by day and server", box = `0 0 ${width} ${height + 38}`;
-  const svg = add(new DocumentFragment(), "svg", {viewBox: box, role: "img", "aria-label": label});
+  const parts = [make("text", {x: left, y: 10}, "kWh a day")];
   for (const share of [0, 0.5, 1]) {
-    const y = 18 + height * (1 - share);
-    add(svg, "line", {x1: left, x2: width, y1: y, y2: y, stroke: "var(--line)"});
-    add(svg, "text", {x: left - 4, y: y + 4, "text-anchor": "end"}, share * top / 1000);
+    const y = foot - height * share;
+    parts.push(make("line", {x1: left, x2: width, y1: y, y2: y, stroke: "var(--line)"}),
+      make("text", {x: left - 4, y: y + 4, "text-anchor": "end"}, share * top / 1000));
   }
-  add(svg, "text", {x: left, y: 10}, "kWh a day");
   days.forEach((one, number) => {
-    let y = 18 + height;
+    let y = foot;
     for (const key of ["primary", "secondary"]) {
-      const size = one[key] / top * height;
-      const x = left + number * step + 1, fill = `var(--${key})`;
-      const bar = add(svg, "rect", {x, y: y -= size, width: step - 2, height: size, fill});
-      add(bar, "title", {}, `${one.date}, ${named(key)}: ${kwh(one[key])}`);
+      const size = one[key] / top * height, x = left + number * step + 1, width = step - 2;
+      const title = make("title", "", `${one.date}, ${named(key)}: ${kwh(one[key])}`);
+      parts.push(make("rect", {x, y: y -= size, width, height: size, fill: `var(--${key})`}, title));
     }
     if (number % 7 === 2) {
       const text = new Date(`${one.date}T12:00`).toLocaleDateString([], day);
-      add(svg, "text", {x: left + (number + 0.5) * step, y: height + 33, "text-anchor": "middle"}, text);
+      const middle = {x: left + (number + 0.5) * step, y: foot + 15, "text-anchor": "middle"};
+      parts.push(make("text", middle, text));
     }
   });
-  return svg;
+  const label = "Energy of the last 30 days, by day and server";
+  return make("svg", {viewBox: `0 0 ${width} ${foot + 20}`, role: "img", "aria-label": label}, ...parts);
 }
 
-function event({at: utc, level, text}) {
-  return make("div", "event", make("span", "faint number", when(utc, {second: "2-digit"})),
-    make("span", level === "INFO" ? "" : "bad", text));
-}
+const event = ({at: utc, level, text}) => make("div", "event",
+  make("span", "faint number", when(utc, {second: "2-digit"})),
+  make("span", level === "INFO" ? "" : "bad", text));
 
 function drawAll() {
-  const {online, offline, chargers} = told;
-  const wait = told.waiting ? `, ${waits(told.waiting)}` : "";
-  at("summary").textContent = `${online} of ${online + offline} chargers online${wait}`;
-  draw("trouble", told.trouble, list => list.map(trouble));
-  at("find").hidden = !told.find && online + offline < 8;
-  draw("chargers", chargers, list => list.length ? list.map(charger) : [nobody()]);
-  const listed = (list, each) => list.length ? list.map(each) : [make("p", "faint", "None yet.")];
-  draw("sessions", told.sessions, list => listed(list, session));
+  const known = told.online + told.offline, wait = told.waiting ? `, ${waits(told.waiting)}` : "";
+  at("summary").textContent = `${told.online} of ${known} chargers online${wait}`;
+  at("find").hidden = !told.find && known < 8;
   at("more").hidden = told.sessions.length < sessions || sessions >= 200;
-  draw("months", told.energy.months, list => list.map(month));
-  draw("days", told.energy.days, list => [chart(list)]);
-  draw("events", told.events.slice(-events).reverse(), list => listed(list, event));
   at("older").hidden = told.events.length <= events;
+  draw("trouble", told.trouble, trouble, () => "");
+  draw("chargers", told.chargers, charger, nobody);
+  draw("sessions", told.sessions, session);
+  draw("months", told.energy.months, month);
+  draw("days", [told.energy.days], chart);
+  draw("events", told.events.slice(-events).reverse(), event);
   document.querySelector("main").hidden = false;
 }
 
 async function poll() {
   try {
     const asked = new URLSearchParams({find: at("find").value, sessions});
-    const response = await fetch(`status.json?${asked}`);
-    if (!response.ok) throw new Error(response.statusText);
-    const news = await response.json();
+    const news = await (await fetch(`status.json?${asked}`)).json();  // An error is none.
     if (news.find !== at("find").value.trim().toLowerCase()) return;  // Somebody has typed on.
     told = news;
     drawAll();
@@ -4260,20 +4187,16 @@ at("older").onclick = () => { events = 100; drawAll(); };
 setInterval(poll, 2000);
 poll();
 </script>
-</body>
-</html>
 """
 
 REPORT = Template("""\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Charging report $month</title><style>
-@page { size: A4; margin: 18mm; }
+@page { size: A4; margin: 18mm; } body { max-width: 180mm; margin: 8mm auto; padding: 0 2mm; }
 body { font: 9pt/1.4 system-ui, sans-serif; color: #000; background: #fff; }
-body { max-width: 180mm; margin: 8mm auto; padding: 0 2mm; }
 h1 { font-size: 16pt; margin: 0; } h2 { font-size: 12pt; margin: 8mm 0 1mm; break-after: avoid; }
-p { margin: 1mm 0; color: #444; } table { border-collapse: collapse; width: 100%; }
+p { margin: 1mm 0; color: #444; } table { border-collapse: collapse; width: 100%; } th { text-align: left; }
 h2, td:nth-child(3) { overflow-wrap: anywhere; } tr { break-inside: avoid; } .sum { font-weight: 600; }
-th { text-align: left; }
 th, td { border-bottom: 0.2mm solid #bbb; padding: 1mm 2mm 1mm 0; vertical-align: top; }
 @media print, (min-width: 600px) { td:not(:nth-child(3)) { white-space: nowrap; } }
 th:nth-child(n+5), td:nth-child(n+5) { text-align: right; font-variant-numeric: tabular-nums; }
@@ -4282,9 +4205,9 @@ th:nth-child(n+5), td:nth-child(n+5) { text-align: right; font-variant-numeric: 
 $parts</body></html>
 """)
 REPORT_PART = """\
-<h2>{name}: badge {badge}</h2><table>
+<h2>{}: badge {}</h2><table>
 <thead><tr><th>Begin<th>End<th>Charger<th>State<th>Meter, begin<th>Meter, end<th>kWh
-<tbody>{lines}<tr class=sum><td>Sum<td>{count} sessions<td><td><td><td><td>{kwh:.3f}</table>
+<tbody>{}<tr class=sum><td>Sum<td>{} sessions<td><td><td><td><td>{:.3f}</table>
 """
 
 
@@ -4301,41 +4224,18 @@ STATUS_HEADERS = {
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
 
 
-def report_line(row: Record) -> str:
-    """Return a session as a line of a report, in HTML; its times by this machine's clock."""
-    stopped = utc_of(row["stop"]) or 0.0
-    end = stopped if stopped >= row["begun"] else row["ended"] or 0.0  # That of a clock that is not set.
-    times = [time.strftime("%Y-%m-%d %H:%M", time.localtime(t)) if t else "" for t in (row["begun"], end)]
-    readings = (row["meter_start"], row["meter_stop"], row["wh"])
-    energies = ["" if wh is None else f"{wh / 1000:.3f}" for wh in readings]
-    return "<tr><td>" + "<td>".join(map(html.escape, [*times, row["charger"], row["state"], *energies]))
-
-
-class Events(logging.Handler):
-    """Keeps the last log lines, for the page: the story of the day."""
-
-    def __init__(self, clean: Callable[[str], str]) -> None:
-        super().__init__(logging.INFO)
-        self.clean = clean
-        self.lines: deque[Record] = deque(maxlen=MOST_EVENTS)  # With UTC seconds, level, text.
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self.clean(record.getMessage())
-        self.lines.append({"at": record.created, "level": record.levelname, "text": text})
-
-
-class Status:
-    """The second port. Owns its listener; reads what the proxy owns."""
+class Status(logging.Handler):
+    """The second port. Owns its listener; reads what the proxy owns, and hears what is logged."""
 
     def __init__(self, proxy: Proxy, clean: Callable[[str], str]) -> None:
+        super().__init__(logging.INFO)
         self.proxy = proxy
         self.journal = proxy.journal
-        self.events = Events(clean)
+        self.events: deque[Record] = deque(maxlen=MOST_EVENTS)  # The last log lines: the story of the day.
         self.clean = clean  # Makes a peer's words fit to be shown.
         self.shown: Callable[[str], str] = str if proxy.config.full_badges else masked
         self.config = proxy.config.status
@@ -4346,18 +4246,21 @@ class Status:
 
     async def start(self) -> None:
         """Listen, if the ini wants it; chargers are served whatever comes of it."""
-        place, patience = (self.config.addr, self.config.port), 3 * LOOK_UP_SECONDS
+        place, nobody = (self.config.addr, self.config.port), websockets.ServerConnection.close
         if not self.config.port:
             return
         listen = partial(websockets.serve, process_request=self._answer, logger=LIBRARY_LOG)
-        nobody = websockets.ServerConnection.close  # Gets so far.
         try:
-            self.server = await listen(nobody, *place, open_timeout=patience)
+            self.server = await listen(nobody, *place, open_timeout=3 * LOOK_UP_SECONDS)
         except OSError as error:
             log.warning("no status page: cannot listen on %s:%d: %s; chargers are served", *place, error)
             return
-        log.addHandler(self.events)
+        log.addHandler(self)
         log.info("status page on http://%s:%d/", *place)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.clean(record.getMessage())
+        self.events.append({"at": record.created, "level": record.levelname, "text": text})
 
     # Requests.
 
@@ -4366,7 +4269,8 @@ class Status:
         try:
             await self._check(request, path, str(connection.remote_address[0]))
             async with asyncio.timeout(LOOK_UP_SECONDS):
-                response = await self._response(path, dict(urllib.parse.parse_qsl(query)))
+                kind, text = await self._page(path, dict(urllib.parse.parse_qsl(query)))
+            response = http_response(200, text, kind)
         except RefusedError as refusal:
             response = refusal.response
         except (TimeoutError, sqlite3.Error) as error:
@@ -4393,45 +4297,47 @@ class Status:
         if shown:  # Browsers ask once without.
             self.proxy.complaints.say(logging.WARNING, "status", "status: a wrong password from %s", visitor)
             async with self.guesses:
-                await asyncio.sleep(WRONG_PASSWORD_SECONDS)
+                await asyncio.sleep(WRONG_LOGIN_SECONDS)
         challenge = [("WWW-Authenticate", 'Basic realm="ocpp-2w-proxy", charset="UTF-8"')]
         raise RefusedError(401, "the password of [status]; any user", challenge)
 
-    async def _response(self, path: str, asked: dict[str, str]) -> Response:
-        """Return what there is under a path. Raises RefusedError, TimeoutError or sqlite3.Error."""
+    async def _page(self, path: str, asked: dict[str, str]) -> tuple[str, str]:
+        """Return the media type and text of a path. Raises RefusedError, TimeoutError or sqlite3.Error."""
         match path:
             case "/":
-                return http_response(200, PAGE, "text/html")
+                return "text/html", PAGE
             case "/status.json":
-                return http_response(200, dump(await self._told(asked)), "application/json")
+                return "application/json", dump(await self._told(asked))
             case "/sessions.csv":
-                return http_response(200, await self._csv(asked), "text/csv")
+                return "text/csv", await self._csv(asked)
             case "/report":
-                return http_response(200, await self._report(asked), "text/html")
+                return "text/html", await self._report(asked)
             case "/metrics":
-                return http_response(200, await self._metrics(), "text/plain; version=0.0.4")
+                return "text/plain; version=0.0.4", await self._metrics()
+            case "/healthz" if trouble := self.proxy.trouble():
+                raise RefusedError(503, trouble)
             case "/healthz":
-                trouble = self.proxy.trouble()
-                return http_response(503 if trouble else 200, f"{trouble or 'ok'}\n")
+                return "text/plain", "ok\n"
         raise RefusedError(404, "there are /, /status.json, /sessions.csv, /report, /healthz and /metrics")
 
     # The ledger.
 
-    async def ledger(self, asked: Record, most: int = MAX_LEDGER_ROWS + 1) -> list[Record]:
+    async def ledger(self, asked: Record, most: int = 0, which: str = BY_DAYS) -> list[Record]:
         """Return sessions as they stand now, the newest first. Raises sqlite3.Error or RefusedError."""
         place, default = Record(owner="", charger="", badge="") | asked, self.proxy.config.default
         named = {default.name(peer): peer.value for peer in SERVERS}
-        place |= {"owner": named.get(place["owner"], place["owner"]), "rows": most}
+        place |= {"owner": named.get(place["owner"], place["owner"]), "rows": most or MAX_LEDGER_ROWS + 1}
         try:
             place["since"] = local_day(asked.get("from", "2000-01-01"))
             place["until"] = local_day(asked.get("to", "2999-12-31"), 1)
         except (ValueError, OverflowError):
             what = "from and to: expected days, as 2026-01-31, or times, as 2026-01-31T12:00:00Z"
             raise RefusedError(400, what) from None
-        rows = await self.journal.look_up(LEDGER, place | {"badge": normalized(place["badge"])})
+        place["badge"] = normalized(place["badge"])
+        rows = await self.journal.look_up(LEDGER.format(which), place)
         if len(rows) > MAX_LEDGER_ROWS:
             raise RefusedError(400, "too many sessions; ask for fewer days")
-        return [entry_of(row) async for row in in_turns(rows, AT_ONCE)]
+        return rows
 
     async def _csv(self, asked: dict[str, str]) -> str:
         """Return the ledger as CSV (RFC 4180)."""
@@ -4450,26 +4356,33 @@ class Status:
         except (ValueError, OverflowError):
             raise RefusedError(400, "month: expected one, as 2026-01") from None
         days = {"from": f"{first:%Y-%m-%d}", "to": f"{last:%Y-%m-%d}"}
-        parts: dict[tuple[str, str], list[Record]] = {}
+        parts, sums = dict[tuple[str, str], list[str]](), Counter[tuple[str, str]]()
         async for row in in_turns(reversed(await self.ledger(asked | days)), AT_ONCE):
             if row["owner"]:
-                name = self.proxy.config.charger(row["charger"]).name(Peer(row["owner"]))
-                parts.setdefault((name, row["badge"] or "none"), []).append(row)
+                place = (html.escape(self._server_of(row)), html.escape(row["badge"] or "none"))
+                times = (time.localtime(utc) if utc else None for utc in (row["begun"], row["ended"]))
+                told = [time.strftime("%Y-%m-%d %H:%M", at) if at else "" for at in times]
+                energies = (row["meter_start"], row["meter_stop"], row["wh"])
+                told += [row["charger"], row["state"]]
+                told += ["" if wh is None else f"{wh / 1000:.3f}" for wh in energies]
+                parts.setdefault(place, []).append("<tr><td>" + "<td>".join(map(html.escape, told)))
+                sums[place] += row["wh"] or 0
         text = ""
-        for place, rows in sorted(parts.items()):
-            name, badge = map(html.escape, place)
-            lines = [report_line(row) async for row in in_turns(rows, AT_ONCE)]
-            kwh = sum(row["wh"] or 0 for row in rows) / 1000
-            text += REPORT_PART.format(name=name, badge=badge, lines="".join(lines), count=len(rows), kwh=kwh)
+        for place, lines in sorted(parts.items()):
+            text += REPORT_PART.format(*place, "".join(lines), len(lines), sums[place] / 1000)
         values = {"month": f"{first:%B %Y}", "zone": time.strftime("%Z"), "version": __version__} | days
         values["parts"] = text or "<p>No session began in this month.</p>"
         return REPORT.substitute(values, made=time.strftime("%Y-%m-%d %H:%M"))
 
     # The state of things.
 
+    def _server_of(self, row: Record) -> str:
+        """Return what people call the server that a session of the ledger belongs to."""
+        return self.proxy.config.charger(row["charger"]).name(Peer(row["owner"]) if row["owner"] else None)
+
     async def _look(self, find: str = "") -> tuple[Record, list[Any]]:
         """Return what is counted, and who is to be shown, by rank; the loop runs in between."""
-        totals: Record = Counter()
+        totals: Record = Counter({AGE: 0.0, ("waiting",): 0})
         found, utc, admits = list[Any](), time.time(), self.proxy.config.host.admits
         async for memory in in_turns(self.journal.memories.values(), RELAYS_AT_ONCE):
             relay, is_known = self.proxy.relays.get(memory.charger), memory.has_charged or bool(memory.stored)
@@ -4482,24 +4395,20 @@ class Status:
             for outbox in wanted:
                 totals["servers", outbox.peer.value, "connected" if outbox.link else "down"] += 1
                 totals["down", outbox.relay.config.name(outbox.peer), outbox.trouble] += not outbox.link
-            self._count(memory, totals, utc)
+            totals["waiting",] += len(memory.stored)
+            for call in memory.stored:
+                totals["stored_calls", to_column(call.peer) or "unknown"] += 1
+                totals[AGE] = max(totals[AGE], utc - call.since)
+            opened = [session for session in memory.sessions.values() if session.ended is None]
+            for session in memory.sessions.values():
+                what = "open" if session.ended is None else "ended"
+                what = "rejected" if session.is_rejected else "refused" if session.refused else what
+                if session.ended is None or session.ended >= utc - SESSION_SECONDS:
+                    totals["sessions", to_column(session.owner) or "unknown", what] += 1
             is_well = all(outbox.link for outbox in wanted) and not memory.stored
-            is_idle = all(session.ended is not None for session in memory.sessions.values())
             if (state != "gone" or memory.stored) and find in memory.charger.lower():
-                found.append((is_well, is_idle, state != "online", memory.charger, memory))
+                found.append((is_well, not opened, state != "online", memory.charger, memory))
         return totals, found
-
-    def _count(self, memory: Memory, totals: Record, utc: float) -> None:
-        """Count what a charger has stored, and its sessions of the last days."""
-        totals["waiting",] += len(memory.stored)
-        for call in memory.stored:
-            totals["stored_calls", to_column(call.peer) or "unknown"] += 1
-            totals[AGE] = max(totals[AGE], utc - call.since)
-        for session in memory.sessions.values():
-            what = "open" if session.ended is None else "ended"
-            what = "rejected" if session.is_rejected else "refused" if session.refused else what
-            if session.ended is None or session.ended >= utc - SESSION_SECONDS:
-                totals["sessions", to_column(session.owner) or "unknown", what] += 1
 
     async def _metrics(self) -> str:
         """Return what is counted, in the text format of Prometheus (0.0.4)."""
@@ -4510,66 +4419,69 @@ class Status:
         for (counted, *names), count in self.journal.counts.items():
             samples[f"{counted}_total", *map(to_column, names)] = count
         lines = []
-        for metric, (kind, labels, words_of_help, known) in METRICS.items():
-            name = f"ocpp_proxy_{metric}"
+        for metric, (labels, words_of_help, known) in METRICS.items():
+            name, kind = f"ocpp_proxy_{metric}", "counter" if metric.endswith("_total") else "gauge"
             lines += [f"# HELP {name} {words_of_help}", f"# TYPE {name} {kind}"]
-            found = dict.fromkeys(known, 0) | {key[1:]: n for key, n in samples.items() if key[0] == metric}
-            for values, value in found.items():
-                named = ",".join(f'{label}="{text}"' for label, text in zip(labels, values, strict=True))
-                lines.append(f"{name}{{{named}}} {value}" if named else f"{name} {value}")
+            found = {tuple(one.split()): 0 for one in known.split("|") if one}
+            found |= {key[1:]: count for key, count in samples.items() if key[0] == metric}
+            for values, count in found.items():
+                named = (f'{label}="{text}"' for label, text in zip(labels.split(), values, strict=True))
+                lines.append(f"{name}{{{','.join(named)}}} {count}" if values else f"{name} {count}")
         return "\n".join([*lines, ""])
 
     async def _told(self, asked: dict[str, str]) -> Record:
         """Return all that the page shows; the README tells its fields."""
         config, wanted, find = self.proxy.config, asked.get("sessions", ""), asked.get("find", "")
         most = min(int(wanted), MOST_SESSIONS) if re.fullmatch(r"[0-9]{1,6}", wanted) else SESSIONS
+        configs, recent = (config.default, *config.chargers.values()), time.time() - REFUSED_SECONDS
+        named = [peer for peer in SERVERS if any(each.server(peer) for each in configs)]
         told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
-        configs = (config.default, *config.chargers.values())
-        named = [peer for peer in SERVERS if any(each.server(peer) for each in configs)]
         told |= {"port": self.proxy.port, "names": {peer.value: config.default.name(peer) for peer in named}}
-        told["sessions"] = await self.ledger({}, most)
-        for row in told["sessions"]:
+        told |= {"sessions": await self.ledger({}, most), "energy": await self._energy()}
+        calls = (call for memory in self.journal.memories.values() for call in memory.refused)
+        numbers = {call.session.number for call in calls if call.session and call.since > recent}
+        refused = await self.ledger({"numbers": dump([*numbers])}, MOST_TROUBLES, BY_NUMBERS)
+        for row in [*refused, *told["sessions"]]:
             row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
-        told["energy"] = await self._energy()
         totals, found = await self._look(told["find"])
         ranked = sorted(found)[:MOST_CHARGERS]
         told["chargers"] = [self._charger(memory) async for *_, memory in in_turns(ranked, 1)]
         told |= {name: totals["chargers", name] for name in ("online", "offline")}
-        told |= {"waiting": totals["waiting",], "trouble": list(self._troubles(totals))}
-        return told | {"events": list(self.events.lines)}
+        told |= {"waiting": totals["waiting",], "trouble": list(self._troubles(totals, refused))}
+        return told | {"events": list(self.events)}
 
     def _charger(self, memory: Memory) -> Record:
         """Return what the page shows of a charger."""
         relay, skew = self.proxy.relays.get(memory.charger), time.time() - time.monotonic()
-        link, connectors, sessions = relay.link if relay else None, [], []
+        link, connectors, sessions, servers = relay.link if relay else None, [], [], []
         for session in (session for session in memory.sessions.values() if session.ended is None):
             owner = "" if session.is_rejected else to_column(session.owner)
-            view = {"connector": session.connector, "badge": self.shown(session.badge), "owner": owner}
-            view |= {"begun": session.begun, "wh": energy_of(session)}
-            sessions.append(view | {"kw": None if session.power is None else session.power / 1000})
+            view = {"connector": session.connector, "owner": owner, "begun": session.begun}
+            first, last, watts = session.meter_start, session.meter_stop, session.power
+            view["wh"] = None if first is None or last is None else round(last) - round(first)
+            view |= {"badge": self.shown(session.badge), "kw": None if watts is None else watts / 1000}
+            sessions.append(view)
         for text in memory.statuses.values():
             said = content_of(VOCABULARIES[memory.version].charger, parse(text))
             place = said.payload.get("connectorId") if said.connector is None else said.connector
             connectors.append({"connector": place, "status": short(value_at(said.payload, said.facts.state))})
+        for peer in SERVERS:
+            if not relay or not relay.config.server(peer):
+                continue
+            outbox, state, why, next_at = relay.outboxes.get(peer), LOCAL, "", math.inf
+            if outbox and outbox.link:
+                state = "connected" if outbox.is_booted else "has not accepted the boot yet"
+            elif outbox:
+                state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
+                next_at = outbox.next_at + skew
+            server = {"peer": peer.value, "name": relay.config.name(peer), "state": state, "words": why}
+            servers.append(server | {"next": None if next_at == math.inf else next_at})
         told = {"id": memory.charger, "online": link is not None, "version": memory.version}
-        told |= {"since": link.opened + skew if link else memory.seen or None}
-        told |= {"connectors": connectors, "waiting": len(memory.stored), "sessions": sessions}
-        servers = [self._server(relay, p, skew) for p in SERVERS if relay and relay.config.server(p)]
-        return told | {"servers": servers}
+        told |= {"since": link.opened + skew if link else memory.seen or None, "servers": servers}
+        return told | {"connectors": connectors, "waiting": len(memory.stored), "sessions": sessions}
 
-    def _server(self, relay: Relay, peer: Peer, skew: float) -> Record:
-        """Return how a server of a charger does."""
-        outbox, state, why, next_at = relay.outboxes.get(peer), LOCAL, "", None
-        if outbox and outbox.link:
-            state = "connected" if outbox.is_booted else "has not accepted the boot yet"
-        elif outbox:
-            state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
-            next_at = None if outbox.next_at == math.inf else outbox.next_at + skew
-        told = {"peer": peer.value, "name": relay.config.name(peer)}
-        return told | {"state": state, "words": why, "next": next_at}
-
-    def _troubles(self, totals: Record) -> Iterator[Record]:
+    def _troubles(self, totals: Record, refused: list[Record]) -> Iterator[Record]:
         """Yield what a person should look at, with what to do."""
         if trouble := self.proxy.trouble():
             yield {"what": f"The proxy cannot serve: {trouble}.", "todo": "See the disk, and the log."}
@@ -4580,19 +4492,14 @@ class Status:
         if totals[AGE] > LATE_SECONDS:
             what = f"Messages wait: {totals['waiting',]}, the oldest for {totals[AGE] / 60:.0f} min."
             yield {"what": what, "todo": "Each goes once its server is connected and accepts the charger."}
-        recent = time.time() - REFUSED_SECONDS
-        calls = [call for memory in self.journal.memories.values() for call in memory.refused]
-        refused = {call.session: call.refused for call in calls if call.session and call.since > recent}
-        for session, why in list(refused.items())[-MOST_TROUBLES:]:
-            server = self.proxy.config.charger(session.charger).name(session.owner)
-            what = f"{server} refuses the session of badge {self.shown(session.badge)} at {session.charger}"
-            has = (
-                "" if not session.stop else f"; it {'has' if session.delivered else 'does not have'} the stop"
+        for row in refused:
+            server, kwh = self._server_of(row), (row["wh"] or 0) / 1000
+            what = (
+                f"{server} refuses the session of badge {row['badge']} at {row['charger']} of {kwh:.2f} kWh"
             )
-            what += f" of {(energy_of(session) or 0) / 1000:.2f} kWh: {self.clean(why)}{has}."
-            again = " It is tried again once a day." if CALL_ERROR in why else ""
+            again = " It is tried again once a day." if CALL_ERROR in row["words"] else ""
             todo = f"Ask who runs {server} to accept this badge and charger; the ledger has the session."
-            yield {"what": what, "todo": todo + again}
+            yield {"what": f"{what}: {row['words']}.", "todo": todo + again}
         for badge, (charger_id, _) in list(self.journal.unlisted.items())[-MOST_TROUBLES:]:
             what = f"A badge that is on no list was shown at {charger_id}:"
             todo = "Copy the number to primary_rfid or secondary_rfid in the ini, and restart the proxy."
@@ -4604,12 +4511,11 @@ class Status:
         months = [f"{month:%Y-%m}" for month in (today, today.replace(day=1) - timedelta(days=1))]
         days = [f"{today - timedelta(days=back):%Y-%m-%d}" for back in range(29, -1, -1)]
         if began >= self.sums_until:
-            rows = await self.journal.look_up(ENERGY, [local_day(f"{months[1]}-01")])
+            rows = await self.journal.look_up(ENERGY)
             self.sums = Counter({(row["day"], row["owner"]): row["wh"] for row in rows})
             self.sums_until = time.monotonic() + FRESH_TIMES * (time.monotonic() - began)
-        owners = [peer.value for peer in SERVERS]
-        sums_of = lambda date: {"date": date} | {owner: self.sums[date, owner] for owner in owners}  # noqa: E731
-        return {"months": list(map(sums_of, months)), "days": list(map(sums_of, days))}
+        told = [{"date": d} | {p.value: self.sums[d, p.value] for p in SERVERS} for d in months + days]
+        return {"months": told[:2], "days": told[2:]}
 
 
 # ---------------------------------------------------------------------------------------------------------

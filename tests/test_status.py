@@ -44,7 +44,7 @@ async def watched(more: str = "", status: str = "", host: str = "") -> AsyncIter
         try:
             yield port, proxy, primary, secondary
         finally:
-            p.log.removeHandler(port.events)
+            p.log.removeHandler(port)
             port.server.close()
             await port.server.wait_closed()
 
@@ -280,6 +280,8 @@ async def test_the_ledger_tells_all_of_a_session() -> None:
         booked(proxy, badge="A;=1+1", reason="x\n -1")
         rows = [(row["badge"], row["reason"]) for row in await ledger(status)]
         assert rows[1:] == [("'=1+1", '\'@SUM(A1),"x"'), ("A =1+1", "x  -1")]
+        booked(proxy, ended=TEN + p.DAY)  # Its stop came late.
+        assert (await shown(status))["sessions"][0]["ended"] == TEN + 7200
 
 
 SOME = (
@@ -360,7 +362,7 @@ async def test_the_state_of_a_session_in_a_word() -> None:
         proxy.journal.memory("CP1").refuse(call, "CallError Y")
         assert (await ledger(status))[-1]["words"] == "CallError Y; its server has the stop"
         trouble = str((await shown(status))["trouble"])
-        assert "CallError Y; it has the stop." in trouble
+        assert "CallError Y; its server has the stop." in trouble
         assert "It is tried again once a day." in trouble
 
 
@@ -408,6 +410,7 @@ async def test_health_is_200_or_503_with_the_reason(monkeypatch: Patch) -> None:
         assert proxy.server is not None
         proxy.server.close()
         assert (await get(status, "/healthz"))[:2] == (503, "the port for chargers is closed\n")
+        assert "is closed" in (await shown(status, **LOGIN))["trouble"][0]["what"]
 
 
 COUNTED = (

@@ -41,8 +41,8 @@ MOST_LINES = {
     "Link": 429,
     "Outbox": 423,
     "Relay": 285,
-    "Proxy": 389,
-    "Status": 705,
+    "Proxy": 360,
+    "Status": 640,
     "Command line": 270,
 }
 INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}
