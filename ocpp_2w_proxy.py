@@ -3872,10 +3872,12 @@ def raised_file_limit() -> int:
     """Let the process open as many files as the system allows it; return how many."""
     if resource is None:
         return MAX_FILES
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return most
+    with suppress(ValueError, OSError):  # macOS allows less than it says.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        return most
+    return soft
 
 
 # ---------------------------------------------------------------------------------------------------------

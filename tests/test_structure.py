@@ -41,7 +41,7 @@ MOST_LINES = {
     "Link": 429,
     "Outbox": 423,
     "Relay": 285,
-    "Proxy": 360,
+    "Proxy": 362,
     "Status": 640,
     "Command line": 270,
 }
