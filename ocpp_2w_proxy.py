@@ -3526,7 +3526,7 @@ class Relay:
 # ---------------------------------------------------------------------------------------------------------
 
 TICK_SECONDS = 0.5  # How often deadlines are looked at,
-RELAYS_AT_ONCE = 20  # those of so many chargers in one turn of the loop.
+RELAYS_AT_ONCE = 5  # those of so many chargers in one turn of the loop: so no Call waits for more.
 LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
