@@ -533,7 +533,11 @@ async def test_every_answer_forbids_what_nobody_needs() -> None:
         for path in ("/", "/healthz", "/metrics", "/sessions.csv", "/report", "/status.json", "/nothing"):
             reply = await get(status, path)
             assert reply.status == (404 if path == "/nothing" else 200)
-            assert p.STATUS_HEADERS.items() <= dict(reply.headers).items()
+            told = [
+                reply.headers[name] for name in ("Referrer-Policy", "X-Content-Type-Options", "Cache-Control")
+            ]
+            assert told == ["no-referrer", "nosniff", "no-store"]
+            assert reply.headers["Cross-Origin-Resource-Policy"] == "same-origin"
             policy = reply.headers["Content-Security-Policy"]
             assert policy.startswith("default-src 'none'; script-src 'sha256-")
             assert ("unsafe" in policy, "frame-ancestors 'none'" in policy) == (False, True)
