@@ -2186,8 +2186,7 @@ class Journal:
         self.unlisted: dict[str, tuple[str, float]] = {}
         self.present: set[str] = set()  # Ids of the chargers that are connected; MAX_MEMORIES.
         self.memories: dict[str, Memory] = {}  # By charger id; MAX_MEMORIES.
-        # Rows that the disk does not know so: whether they are still there.
-        self.pending: dict[Row, bool] = {}
+        self.pending: dict[Row, bool] = {}  # Rows that the disk does not know so: are they still there?
         # Sessions whose last reading is not reckoned up yet: with the next one, or when somebody looks.
         self.later: dict[Session, Callable[[], None]] = {}
         self.writing: dict[Row, bool] = {}  # Those that the thread is at.
@@ -2285,10 +2284,14 @@ class Journal:
         self.waiters[then] = None
 
     def tick(self) -> None:
-        """Save what nobody waits for; notice a disk that does not answer."""
+        """Save what nobody waits for; notice a disk that hangs; once a day remove what is too old."""
+        now = self.clock()
         self.save()
-        if self.writing and self.clock().seconds >= self.begun + SAVE_SECONDS:
+        if self.writing and now.seconds >= self.begun + SAVE_SECONDS:
             self._tell(self.failure or f"no answer for {SAVE_SECONDS:g} s")
+        if now.seconds >= self.purge_at:  # Not with a save: nobody is to take the one for the other.
+            self.purge_at, old = now.seconds + DAY, [now.utc - KEEP_SECONDS]
+            self._run(partial(self._write, [(statement, old) for statement in PURGE]), lambda _: None)
 
     def _reckon(self, most: int) -> None:
         """Reckon up the readings that wait for it, the oldest first."""
@@ -2297,11 +2300,11 @@ class Journal:
             self.pending[session] = True
 
     def save(self) -> None:
-        """Hand over to the thread what has changed, and once a day, what is too old; one save at a time."""
+        """Hand over to the thread what has changed, unless it is still at the last save."""
         if self.writing or self.is_closed:
             return
-        now, statements = self.clock(), list[tuple[str, list[Any]]]()
-        self.begun = self.begun if self.failure else now.seconds
+        statements = list[tuple[str, list[Any]]]()
+        self.begun = self.begun if self.failure else self.clock().seconds
         for row, is_there in list(self.pending.items()):
             if not row.number:
                 row.number = self.number = self.number + 1
@@ -2314,9 +2317,6 @@ class Journal:
             values = [row.number, *(to_column(getattr(row, name)) for name in columns)]
             insert = f"INSERT OR REPLACE INTO {table} VALUES (?{', ?' * len(columns)})"
             statements.append((insert if is_there else f"DELETE FROM {table} WHERE number = ?", values))
-        if now.seconds >= self.purge_at:
-            self.purge_at = now.seconds + DAY
-            statements += [(statement, [now.utc - KEEP_SECONDS]) for statement in PURGE]
         self._run(partial(self._write, statements), self._saved) if statements else self._saved("")
 
     def _run(self, job: Callable[[], str], then: Callable[[str], None]) -> None:
@@ -2358,9 +2358,9 @@ class Journal:
     async def look_up(self, query: str, values: Any = ()) -> list[dict[str, Any]]:
         """Return rows, with all that has happened until now. Raises sqlite3.Error."""
         for _ in range(0, len(self.later) + 1, RECKONED_AT_ONCE):
-            while self.writing and self.job:
-                await asyncio.wait([self.job])
             self._reckon(RECKONED_AT_ONCE)
+            if self.writing and self.job:  # The save that comes after it takes all that has changed.
+                await asyncio.wait([self.job])
             self.save()
         rows = partial(self.database.execute, query, values)
         return await asyncio.get_running_loop().run_in_executor(self.writer, lambda: list(map(dict, rows())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import sqlite3
 import stat
@@ -422,6 +423,41 @@ def test_a_waiter_of_the_journal_that_fails_does_not_take_the_others_turn() -> N
         save(stage)
     save(stage)
     assert turns == ["another"]
+
+
+def test_nothing_counts_as_saved_because_something_else_was_done(tmp_path: Path) -> None:
+    """The thread may be at what is too old, which is removed once a day, when something new comes."""
+    journal, jobs = StageJournal(Stage(connect=False).now, tmp_path / "state.db"), list[Any]()
+    with patch.object(journal, "_run", lambda _, then: jobs.append(then)):
+        journal.tick()
+        memory = journal.memory("A")
+        journal.save()
+        for then in jobs[:-1]:
+            then("")
+        assert not journal.has(memory)
+        jobs[-1]("")
+    assert journal.has(memory)
+    journal.database.close()
+
+
+async def test_whoever_looks_has_a_turn_however_busy_the_disk_is() -> None:
+    """One save after the other: a page, a report, a metric wait for one of them, not for the last."""
+    stage, saves = Stage(connect=False), itertools.count()
+    journal = p.Journal(stage.now)
+    memory = journal.memory("A")
+
+    def again() -> None:
+        memory.seen = next(saves)
+        memory.note(memory)
+        journal.wait(again)
+
+    again()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        (row,) = await journal.look_up("SELECT seen FROM chargers")
+    assert row["seen"] < next(saves)
+    journal.waiters.clear()
+    await journal.close()
 
 
 # Bounds.

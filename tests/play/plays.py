@@ -210,9 +210,6 @@ class Stage:
         dialer.dial = AsyncMock(side_effect=error)
         asyncio.run(self.outbox(peer)._dial())
 
-    def primary_connects(self) -> None:
-        self.primary = self.connects(p.Peer.PRIMARY)
-
     def connects(self, peer: p.Peer) -> StageLink:
         outbox = self.outbox(peer)
         link: Any = StageLink(self, peer.value, outbox.version)
