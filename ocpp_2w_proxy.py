@@ -77,11 +77,6 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple, Self
 
-try:
-    import resource
-except ImportError:  # Windows.
-    resource = None  # type: ignore[assignment]
-
 import websockets
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
@@ -147,12 +142,10 @@ def escaped(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-@lru_cache(256)  # Mostly of the hosts of the ini: each is asked for with every dial.
 def is_ip_address(host: str) -> bool:
     """Whether it is an address in figures, not a name."""
     with suppress(ValueError):
-        ipaddress.ip_address(host)
-        return True
+        return ipaddress.ip_address(host) is not None
     return False
 
 
@@ -249,8 +242,7 @@ class ServerConfig:
 class ChargerConfig:
     """What `[ext-server]` and the charger's own section say for one charger."""
 
-    primary: ServerConfig
-    secondary: ServerConfig | None
+    servers: dict[Peer, ServerConfig]  # The primary, and the secondary if there is one.
     badges: dict[str, Peer]  # By normalized badge or shell pattern, the longest first: whose list it is on.
     lines: Mapping[str, int] = field(compare=False)  # Where each key and each badge stands in the ini.
     password: str  # What the charger itself has to show; "" = nothing. Only in [charger ID], or in [host].
@@ -268,14 +260,9 @@ class ChargerConfig:
         matching = (entry for entry in self.badges if not entry.isalnum() and fnmatchcase(name, entry))
         return name if name in self.badges else next(matching, "")
 
-    def server(self, peer: Peer) -> ServerConfig | None:
-        """Return one of the two servers."""
-        return self.primary if peer is Peer.PRIMARY else self.secondary
-
     def name(self, peer: Peer | None) -> str:
         """Return what people call a server."""
-        server = self.server(peer) if peer else None
-        return server.name if server else peer.value if peer else "nobody yet"
+        return self.servers[peer].name if peer in self.servers else peer.value if peer else "nobody yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,15 +399,13 @@ class Ini:
 
     def _substituted(self, text: str, number: int) -> str:
         def value_of(match: re.Match[str]) -> str:
-            if match[0] == "$${":
-                return "${"
-            if match[1] is None:
-                raise self._error(number, "${ without }; expected ${NAME}, or $${ for the two characters")
-            if match[1] not in self.environment:
-                raise self._error(number, f"environment variable {match[1]!a} is not set")
-            return self.environment[match[1]]
+            name = match[1].rstrip("}")
+            if name not in self.environment:
+                what = f"environment variable {name!a} is not set; expected ${{NAME}} of one that is"
+                raise self._error(number, what)
+            return self.environment[name]
 
-        return re.sub(r"\$\$\{|\$\{([^}]*)\}|\$\{", value_of, text)
+        return re.sub(r"\$\{(\w+\}|)", value_of, text)
 
     def _values(self, section: Section, keys: Keys) -> dict[str, Any]:
         """Return the values of a section, also those that it leaves to their defaults."""
@@ -471,14 +456,15 @@ class Ini:
         values["password"] = values["password"] or self.host.password
         missing = f"is missing in [ext-server]; expected an address or {LOCAL}"
         self._refuse(section, "server", not values["server"], missing)
+        values |= {"servers": {}, "lines": lines, "badges": self._badges(section, lines)}
         for peer, name in zip(SERVERS, ("server", "secondary_server"), strict=True):
             prefix, url = f"{peer.value}_", values[name]
             uri = parse_uri(url if url not in ("", LOCAL) else "ws://elsewhere")
             is_own = uri.port == self.host.port and (is_loopback(uri.host) or uri.host == self.host.addr)
             self._refuse(section, name, is_own, f"is the proxy's own address; expected another, or {LOCAL}")
             values |= {f"{prefix}url": url, f"{prefix}name": values[f"{prefix}name"] or peer.value}
-            values[peer.value] = made_of(ServerConfig, values, prefix) if url else None
-        values |= {"lines": lines, "badges": self._badges(section, lines)}
+            if url:
+                values["servers"][peer] = made_of(ServerConfig, values, prefix)
         config: ChargerConfig = made_of(ChargerConfig, values)
         self._check(config, section)
         return config
@@ -490,11 +476,11 @@ class Ini:
         for action in config.secondary_refuse:
             what = f"names an unknown Action: {action!a}"
             self._doubt(section, "secondary_refuse", self.concern(action) == "unknown", what)
-        primary, is_checked = config.primary, config.password or self.host.client_ca
+        primary, is_checked = config.servers[Peer.PRIMARY], config.password or self.host.client_ca
         is_open = primary.is_local or primary.user or primary.password
         what = "lets nobody check who connects: set `password` or `client_ca`, or listen on 127.0.0.1 alone"
         self._doubt(section, "server", is_open and not (is_checked or is_loopback(self.host.addr)), what)
-        is_alone = not config.secondary and Peer.SECONDARY in config.badges.values()
+        is_alone = Peer.SECONDARY not in config.servers and Peer.SECONDARY in config.badges.values()
         what = "stands without secondary_server: its badges are the primary's"
         self._doubt(section, "secondary_rfid", is_alone, what)
         is_free = config.unknown_rfid == "secondary" and config.secondary_replies == "ignore"
@@ -1594,14 +1580,13 @@ class Router:
         peer, unknown = self.config.badges.get(self.config.entry(badge)), self.config.unknown_rfid
         if peer and self.address(peer):
             return Route(peer, f"its badge is on {peer.value}_rfid")
-        owner = Peer.SECONDARY if unknown == "secondary" and self.config.secondary else Peer.PRIMARY
+        owner = Peer.SECONDARY if unknown == "secondary" and self.address(Peer.SECONDARY) else Peer.PRIMARY
         why = f"its badge is on no list: unknown_rfid = {unknown}"
         return Route(owner, why, is_unlisted=peer is None, is_rejected=peer is None and unknown == "reject")
 
     def address(self, peer: Peer | None) -> str:
         """Return the address of a server; "" = there is none."""
-        server = self.config.server(peer) if peer else None
-        return server.url if server else ""
+        return self.config.servers[peer].url if peer in self.config.servers else ""
 
     def _session_of(self, said: Content, now: Instant, told: list[Decision]) -> Session:
         """Find or begin the session of a StartTransaction (1.6) or of a TransactionEvent (2.x)."""
@@ -1680,7 +1665,7 @@ class Router:
         if not (route.is_rejected or is_primarys_alone):
             call.server = session.server if session else self.address(route.owner)
         is_primarys = route.owner is Peer.PRIMARY and not route.refused
-        if is_primarys and call.server == self.config.primary.url != LOCAL:
+        if is_primarys and call.server == self.address(Peer.PRIMARY) != LOCAL:
             call.kind = Kind.RELAYED
         elif session or said.facts.role is Role.STOP:
             call.kind = Kind.STORED
@@ -3267,8 +3252,8 @@ class Relay:
         self._speak(version)
         self.outboxes = {
             peer: Outbox(self, peer, server)
-            for peer in SERVERS
-            if (server := self.config.server(peer)) and not server.is_local
+            for peer, server in self.config.servers.items()
+            if not server.is_local
         }
 
     def _speak(self, version: str) -> None:
@@ -3539,12 +3524,7 @@ RETRY_AFTER = [("Retry-After", "10")]  # Seconds; for a charger that finds no pl
 BASIC = [("WWW-Authenticate", 'Basic realm="ocpp"')]
 # Which OCPP's security profile 2 allows a charger to have alone (2.0.1 part 2, A00.FR.318).
 CHARGERS_CIPHERS = ("AES128-GCM-SHA256", "AES256-GCM-SHA384")
-TLS_ADVICE = {  # By OpenSSL's reason.
-    "HTTP_REQUEST": "its address of this proxy has to begin with wss://",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "client_ca asks for a certificate of its own",
-    "CERTIFICATE_VERIFY_FAILED": "its own certificate has to be of client_ca",
-    None: "look whether it trusts the certificate in cert_chain",
-}
+TLS_ADVICE = "use wss://, trust the certificate in cert_chain, and have one where client_ca is set"
 TOKEN = re.compile(r"[-\w.!#$%&'*+^`|~]{1,64}", re.ASCII)  # RFC 9110 5.6.2.
 
 
@@ -3596,23 +3576,22 @@ def shows_password(charger_id: str, password: str, authorization: str | None) ->
     return hmac.compare_digest(unhexed(shown), unhexed(password.encode())) and login.startswith(name)
 
 
-class Visitor(NamedTuple):
-    """What a charger's handshake says."""
+def taken_offers(headers: Headers) -> list[str]:
+    """Take the subprotocols out of a handshake: the library would find fault with how some spell them."""
+    name = "Sec-WebSocket-Protocol"
+    offers = [offer.strip(' \t"') for offer in ",".join(headers.get_all(name)).split(",")]
+    if name in headers:
+        del headers[name]
+    return [offer for offer in offers if TOKEN.fullmatch(offer)]
 
-    charger_id: str
-    config: ChargerConfig
-    offers: list[str]  # Subprotocols, as it spells them,
-    versions: list[str]  # and those of them that the ini allows it.
-    credentials: Credentials
 
-
-def refusal_of(visitor: Visitor, error: DialError) -> RefusedError:
+def refusal_of(primary: ServerConfig, error: DialError, versions: list[str]) -> RefusedError:
     """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
     status, passed_on = error.status or 503, ("WWW-Authenticate", "Retry-After")
-    advice = error.advice(Peer.PRIMARY, "it may come again", " or ".join(visitor.offers) or "no version")
+    advice = error.advice(Peer.PRIMARY, "it may come again", " or ".join(versions))
     if not 400 <= status < 500:
         return RefusedError(503, "primary cannot be reached", RETRY_AFTER, f": {error}; {advice}")
-    if status in (401, 403) and visitor.config.primary.needs_charger_login:
+    if status in (401, 403) and primary.needs_charger_login:
         advice = "check the charger's own login, and that primary knows it"
     headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
     return RefusedError(status, "primary refuses it", headers, f": {error}; {advice}")
@@ -3633,7 +3612,7 @@ class Proxy:
         self.tls = server_context(config.host)  # The listener's.
         self.files = raised_file_limit()  # That the process may have open.
         self.max_half_open = min(MAX_HALF_OPEN, self.files // 8)
-        self.max_chargers = min(MAX_MEMORIES, (self.files - FILES_OF_OUR_OWN) // FILES_OF_A_CHARGER)
+        self.max_chargers = (self.files - FILES_OF_OUR_OWN) // FILES_OF_A_CHARGER
         self.server: asyncio.Server | None = None
         self.port = config.host.port  # That it listens on, once it does.
         self.lags: deque[float] = deque(maxlen=LAG_TICKS)  # Seconds that the watchdog woke too late.
@@ -3706,48 +3685,26 @@ class Proxy:
             assert isinstance(request, Request)
             path = request.path.partition("?")[0].rstrip("/")
             charger_id = urllib.parse.unquote(path.rpartition("/")[2])
-            await self._let_in(link, request, self._visitor(charger_id, request.headers))
+            await self._let_in(link, request, charger_id)
         except RefusedError as refusal:
             self.journal.counts["refused_handshakes", str(int(refusal.response.status_code))] += 1
-            self._warn(refusal.what, charger_id or "a visitor", f"refused: {refusal}")
-            link.respond(refusal.response)
+            # Once a minute of each charger that is known, and of all ids that never got in together.
+            subject = f"{refusal.what} {charger_id if charger_id in self.journal.memories else ''}"
+            who = charger_id or "a visitor"
+            self.complaints.say(logging.WARNING, subject, "%s: refused: %s", who, refusal)
+            if not link.opened:
+                link.respond(refusal.response)
         except (TimeoutError, DialError) as error:
             what = "a connection that is no websocket is closed: %s"
             say("no websocket", what, str(error) or "no handshake in time")
         except OSError as error:
             address = link.transport and link.transport.get_extra_info("peername", ("unknown",))[0]
-            advice = TLS_ADVICE.get(getattr(error, "reason", None), TLS_ADVICE[None])
             what, why = "%s: its TLS handshake failed: %s; %s", str(error) or "it hung up"
-            say(f"TLS {address}", what, address, why, advice)
+            say(f"TLS {address}", what, address, why, TLS_ADVICE)
         finally:
             self.handshakes.pop(link, None)
             if not link.opened:
                 link.abort()
-
-    def _warn(self, kind: str, charger_id: str, what: str) -> None:
-        """Warn once a minute of each charger that is known, and of all ids that never got in together."""
-        subject = f"{kind} {charger_id}" if charger_id in self.journal.memories else kind
-        self.complaints.say(logging.WARNING, subject, "%s: %s", charger_id, what)
-
-    def _visitor(self, charger_id: str, headers: Headers) -> Visitor:
-        """Read a handshake. Raises RefusedError for a charger that is not expected here."""
-        if not is_charger_id(charger_id):
-            raise RefusedError(404, "the path does not end in a charger id")
-        if not self.config.host.admits(charger_id):
-            raise RefusedError(404, "unknown charger", detail=": not among `chargers` in [host]")
-        is_browser = (only(headers, "User-Agent") or "").startswith("Mozilla/")
-        if is_browser and "Origin" in headers:  # Chargers' libraries send odd ones, and are let in.
-            raise RefusedError(403, "a web page has opened this connection")
-        if "Connection" not in headers and "Upgrade" in headers:
-            headers["Connection"] = "Upgrade"  # An Autel leaves it out (lbbrhzn/ocpp#1933).
-        spelt = ",".join(headers.get_all(name := "Sec-WebSocket-Protocol")).split(",")
-        offers = [offer for offer in (offer.strip(' \t"') for offer in spelt) if TOKEN.fullmatch(offer)]
-        if name in headers:
-            del headers[name]  # The library would find fault with how some spell it.
-        credentials = Credentials(*(only(headers, name) for name in ("Authorization", "User-Agent")))
-        config = self.config.charger(charger_id)
-        versions = [offer.lower() for offer in offers if offer.lower() in config.versions]
-        return Visitor(charger_id, config, offers, versions, credentials)
 
     def _check_room(self, charger_id: str) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
@@ -3757,48 +3714,65 @@ class Proxy:
             detail = f"; {len(here)} chargers are here, {known} known, {self.files} files may be open"
             raise RefusedError(503, "there is no room for it", RETRY_AFTER, detail)
 
-    async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> None:
-        """Let the charger in if its primary accepts it. Raises RefusedError."""
-        charger_id, config, offers, versions, credentials = visitor
+    async def _check(self, charger_id: str, headers: Headers) -> None:
+        """Refuse a charger that is not expected here. Raises RefusedError."""
+        if not is_charger_id(charger_id):
+            raise RefusedError(404, "the path does not end in a charger id")
+        if not self.config.host.admits(charger_id):
+            raise RefusedError(404, "unknown charger", detail=": not among `chargers` in [host]")
+        is_browser = (only(headers, "User-Agent") or "").startswith("Mozilla/")
+        if is_browser and "Origin" in headers:  # Chargers' libraries send odd ones, and are let in.
+            raise RefusedError(403, "a web page has opened this connection")
         self._check_room(charger_id)
-        if config.password and not shows_password(charger_id, config.password, credentials.authorization):
+        password = self.config.charger(charger_id).password
+        if password and not shows_password(charger_id, password, only(headers, "Authorization")):
             await asyncio.sleep(WRONG_LOGIN_SECONDS)
             detail = f": it does not show the user {charger_id} and the `password` of the ini"
             raise RefusedError(401, "its login is not right", BASIC, detail)
-        assert isinstance(link.protocol, ServerProtocol)
-        response = link.protocol.accept(request)  # Without a subprotocol.
+
+    async def _let_in(self, link: Link, request: Request, charger_id: str) -> None:
+        """Let the charger in if its primary accepts it. Raises RefusedError."""
+        headers, config, protocol = request.headers, self.config.charger(charger_id), link.protocol
+        await self._check(charger_id, headers)
+        credentials = Credentials(only(headers, "Authorization"), only(headers, "User-Agent"))
+        offers = taken_offers(headers)
+        versions = [offer.lower() for offer in offers if offer.lower() in config.versions]
+        if "Connection" not in headers and "Upgrade" in headers:
+            headers["Connection"] = "Upgrade"  # An Autel leaves it out (lbbrhzn/ocpp#1933).
+        assert isinstance(protocol, ServerProtocol)
+        response = protocol.accept(request)  # Without a subprotocol.
         if response.status_code != 101:  # The primary might drop the charger for it.
             raise RefusedError(response.status_code, "no websocket handshake")
         if offers and not versions:  # OCPP-J 1.6 3.2: completed without a subprotocol, then closed.
-            what = f"closed: it speaks {', '.join(offers)}, `versions` allows {', '.join(config.versions)}"
-            self._warn("versions", charger_id, what)
             if link.respond(response):
                 link.close(1002, "no common subprotocol")
-            return
-        primary = None if config.primary.is_local else await self._dial_primary(visitor)
+            detail = f": it speaks {', '.join(offers)}, `versions` allows {', '.join(config.versions)}"
+            raise RefusedError(101, "no common version", detail=detail)
+        primary = await self._dial_primary(charger_id, versions or ["ocpp1.6"], credentials)
         version = (primary.protocol.subprotocol if primary else next(iter(versions), None)) or "ocpp1.6"
-        old = charger_id in self.relays and self.relays[charger_id].link
         chosen = next((offer for offer in offers if offer.lower() == version), None)  # As it spells it.
         with ExitStack() as to_undo:
             if primary:
                 to_undo.callback(primary.close, 1001, "the charger is gone")
             self._check_room(charger_id)  # Others may have taken it meanwhile.
+            old = charger_id in self.relays and self.relays[charger_id].link
             if not (old and old.arrived > link.arrived) and link.respond(response, chosen):
                 to_undo.pop_all()
                 self._relay(charger_id, version).connect(link, primary, version, credentials)
 
-    async def _dial_primary(self, visitor: Visitor) -> Link:
-        """Return the primary's link for this charger. Raises RefusedError.
+    async def _dial_primary(
+        self, charger_id: str, versions: list[str], credentials: Credentials
+    ) -> Link | None:
+        """Return the primary's link for this charger; None = it is local. Raises RefusedError.
 
         Some primaries allow one connection per charger; what is dead or left there is closed for it.
         """
-        charger_id, config, _, versions, credentials = visitor
-        place = (Peer.PRIMARY, config.primary, charger_id, versions or ["ocpp1.6"], credentials)
-        while True:
+        primary = self.config.charger(charger_id).servers[Peer.PRIMARY]
+        while not primary.is_local:
             try:
-                return await self.dialer.dial(*place)
+                return await self.dialer.dial(Peer.PRIMARY, primary, charger_id, versions, credentials)
             except DialError as error:
-                refusal, relay = refusal_of(visitor, error), self.relays.get(charger_id)
+                refusal, relay = refusal_of(primary, error, versions), self.relays.get(charger_id)
                 if not (error.status and relay):
                     raise refusal from None
             # Where Pongs never come, the watchdog and the system tell the dead.
@@ -3808,6 +3782,7 @@ class Proxy:
                 raise refusal
             await relay.dismiss()
             log.info("%s: its old connection is closed; primary is asked again", charger_id)
+        return None
 
     def _relay(self, charger_id: str, version: str) -> Relay:
         if charger_id not in self.relays:
@@ -3870,14 +3845,15 @@ def server_context(host: HostConfig) -> ssl.SSLContext | None:
 
 def raised_file_limit() -> int:
     """Let the process open as many files as the system allows it; return how many."""
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows.
         return MAX_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     with suppress(ValueError, OSError):  # macOS allows less than it says.
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return most
-    return soft
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -4437,7 +4413,7 @@ class Status(logging.Handler):
         config, wanted, find = self.proxy.config, asked.get("sessions", ""), asked.get("find", "")
         most = min(int(wanted), MOST_SESSIONS) if re.fullmatch(r"[0-9]{1,6}", wanted) else SESSIONS
         configs, recent = (config.default, *config.chargers.values()), time.time() - REFUSED_SECONDS
-        named = [peer for peer in SERVERS if any(each.server(peer) for each in configs)]
+        named = [peer for peer in SERVERS if any(peer in each.servers for each in configs)]
         told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
         told |= {"port": self.proxy.port, "names": {peer.value: config.default.name(peer) for peer in named}}
@@ -4470,7 +4446,7 @@ class Status(logging.Handler):
             place = said.payload.get("connectorId") if said.connector is None else said.connector
             connectors.append({"connector": place, "status": short(value_at(said.payload, said.facts.state))})
         for peer in SERVERS:
-            if not relay or not relay.config.server(peer):
+            if not relay or peer not in relay.config.servers:
                 continue
             outbox, state, why, next_at = relay.outboxes.get(peer), LOCAL, "", math.inf
             if outbox and outbox.link:
@@ -4631,7 +4607,7 @@ async def check(config: Config, path: Path, charger_id: str, badge: str | None) 
         print(whose_badge(charger, path, badge))
     versions = charger.versions
     for peer in SERVERS:
-        server = charger.server(peer)
+        server = charger.servers.get(peer)
         if server is None or server.is_local:
             print(f"{charger.name(peer)}: {f'{LOCAL}: the proxy itself answers' if server else 'none'}")
             continue
