@@ -483,9 +483,6 @@ class Ini:
         is_alone = Peer.SECONDARY not in config.servers and Peer.SECONDARY in config.badges.values()
         what = "stands without secondary_server: its badges are the primary's"
         self._doubt(section, "secondary_rfid", is_alone, what)
-        is_free = config.unknown_rfid == "secondary" and config.secondary_replies == "ignore"
-        what = "is secondary, without secondary_replies = forward: any card charges"
-        self._doubt(section, "unknown_rfid", is_free, what)
 
     def _badges(self, section: Section, lines: dict[str, int]) -> dict[str, Peer]:
         """Return whose list each badge is on; note where."""
@@ -1059,7 +1056,7 @@ def short(value: Any) -> str:
 
 
 # What would move a charger to another server, cut it off from its own, or change its name or login is the
-# primary's alone. Names of configuration keys (1.6) and variables (2.x) as shell patterns, without case: of
+# primary's alone. Names of configuration keys (1.6), of components and variables (2.x), as shell patterns: of
 # OCPP itself, then of Alfen and Amina, Ecotap, EVBox, Growatt, EVerest, KEBA, Vestel, XCharge and Wallbox.
 GUARDED_SETTINGS = """
     authorizationkey securityprofile* identity *passw* network*profile* networkconfiguration*
@@ -1071,6 +1068,8 @@ GUARDED_SETTINGS = """
     *ethernet* eth_* *vpn* *firewall* g_4g* g_*net*
 """.split()  # noqa: SIM905
 SETTING_ACTIONS = {"ChangeConfiguration", "SetVariables"}
+CHANGES = ("setVariableData", "*")
+NAMES_OF_SETTINGS = [("key",), (*CHANGES, "component", "name"), (*CHANGES, "variable", "name")]
 # Certificates are logins, too (security profile 3), but for those of the car.
 CERTIFICATE_ACTIONS = {"CertificateSigned", "DeleteCertificate", "InstallCertificate"}
 CAR_CERTIFICATES = {"V2GCertificate", "V2G20Certificate", "V2GRootCertificate", "MORootCertificate"}
@@ -1083,18 +1082,11 @@ def guarded_by(action: str, payload: dict[str, Any]) -> str:
         return "" if short(kind) in CAR_CERTIFICATES else short(kind) or "a certificate"
     if action not in SETTING_ACTIONS:
         return action if action == "SetNetworkProfile" else ""
-    settings = [("", key) for key in values_at(payload, ("key",))]
-    settings += [
-        (value_at(change, ("component", "name")), value_at(change, ("variable", "name")))
-        for change in values_at(payload, ("setVariableData", "*"))
-    ]
-    for component, name in settings:
-        key = str(name)[: MAX_SHORT + 1].strip(BLANKS).casefold()
-        is_guarded = any(fnmatchcase(key, pattern) for pattern in GUARDED_SETTINGS)
+    for name in (str(value) for path in NAMES_OF_SETTINGS for value in values_at(payload, path)):
+        key = name[: MAX_SHORT + 1].strip(BLANKS).casefold()
         is_odd = len(key) > MAX_SHORT or not key.isprintable() or not key.isascii()
-        # The component is one of OCPP 2.1.
-        if is_guarded or is_odd or str(component).strip(BLANKS).casefold() == "networkconfiguration":
-            return short(str(name)) or short(str(component))
+        if is_odd or any(fnmatchcase(key, pattern) for pattern in GUARDED_SETTINGS):
+            return short(name)
     return ""
 
 
@@ -1103,7 +1095,7 @@ def rejection_of(facts: Facts, payload: dict[str, Any]) -> str:
     names = ("component", "variable")
     results = [
         {"attributeStatus": "Rejected", **{name: value_at(change, (name,)) for name in names}}
-        for change in values_at(payload, ("setVariableData", "*"))
+        for change in values_at(payload, CHANGES)
     ]
     return dump({"setVariableResult": results}) if results else STATUS_REJECTED if facts.rejects else ""
 
@@ -3512,11 +3504,9 @@ class Relay:
 
 TICK_SECONDS = 0.5  # How often deadlines are looked at,
 RELAYS_AT_ONCE = 5  # those of so many chargers in one turn of the loop: so no Call waits for more.
-LAG_TICKS = 120  # A minute of them.
 STOP_SECONDS = 3.0  # For all connections to be closed, then they are cut.
 BACKLOG = 4096  # Connections that the system takes ahead of the proxy; the next try again a second later.
 MAX_FILES = 2**20  # Open at once, where the system sets no limit.
-FILES_OF_OUR_OWN, FILES_OF_A_CHARGER = 100, 3  # A charger takes one for itself and for each server.
 MAX_HALF_OPEN = 5000  # Connections whose request is not complete, or an eighth of the files.
 WRONG_LOGIN_SECONDS = 1.0  # So much later a wrong password is answered.
 Pairs = Iterable[tuple[str, str]]  # Names and values of headers.
@@ -3612,10 +3602,10 @@ class Proxy:
         self.tls = server_context(config.host)  # The listener's.
         self.files = raised_file_limit()  # That the process may have open.
         self.max_half_open = min(MAX_HALF_OPEN, self.files // 8)
-        self.max_chargers = (self.files - FILES_OF_OUR_OWN) // FILES_OF_A_CHARGER
+        self.max_chargers = (self.files - 100) // 3  # Each takes one for itself and for each server.
         self.server: asyncio.Server | None = None
         self.port = config.host.port  # That it listens on, once it does.
-        self.lags: deque[float] = deque(maxlen=LAG_TICKS)  # Seconds that the watchdog woke too late.
+        self.lags: deque[float] = deque(maxlen=120)  # Seconds that the watchdog woke too late: a minute.
 
     async def start(self) -> None:
         """Listen. Raises OSError if the address cannot be had."""

@@ -181,17 +181,12 @@ OPEN = "server lets nobody check who connects"
 @pytest.mark.parametrize(
     ("text", "doubts"),
     [
-        (
-            f"{TWO_SERVERS}unknown_rfid = secondary\n[charger A]\n[charger B]\n",
-            ["4: unknown_rfid is secondary, without secondary_replies = forward"],
-        ),
-        (f"{TWO_SERVERS}unknown_rfid = secondary\nsecondary_replies = forward\n", []),
         ("[ext-server]\nserver = ws://h\nsecondary_rfid = A*\n", ["3: secondary_rfid stands without"]),
         (
             f"{TWO_SERVERS}secondary_refuse = Rest, Reset\n",
             ["4: secondary_refuse names an unknown Action: 'Rest'"],
         ),
-        (LOCAL, [f"2: {OPEN}"]),
+        (f"{LOCAL}[charger A]\n[charger B]\n", [f"2: {OPEN}"]),
         (f"{TWO_SERVERS}primary_password = x\n", [f"2: {OPEN}"]),
         (f"{TWO_SERVERS}[charger A]\nserver = local\n", [f"5: {OPEN}"]),
         (f"{LOCAL}[host]\npassword = x\n[charger A]\nserver = ws://home\nprimary_user = x\n", []),
