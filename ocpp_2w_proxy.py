@@ -228,11 +228,6 @@ class ServerConfig:
     key: str = key("", readable)  # Its key; "" = in the same file.
 
     @property
-    def is_local(self) -> bool:
-        """Whether the proxy itself is this server."""
-        return self.url == LOCAL
-
-    @property
     def needs_charger_login(self) -> bool:
         """Whether only the charger's own login opens this server."""
         return self.auth == "forward" and not self.user and not self.password
@@ -286,7 +281,7 @@ class HostConfig:
 
     def admits(self, charger_id: str) -> bool:
         """Whether a charger of this id may connect."""
-        return any(fnmatchcase(charger_id, pattern) for pattern in self.chargers)
+        return is_charger_id(charger_id) and any(map(partial(fnmatchcase, charger_id), self.chargers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,14 +393,11 @@ class Ini:
         return name, value
 
     def _substituted(self, text: str, number: int) -> str:
-        def value_of(match: re.Match[str]) -> str:
-            name = match[1].rstrip("}")
-            if name not in self.environment:
-                what = f"environment variable {name!a} is not set; expected ${{NAME}} of one that is"
-                raise self._error(number, what)
-            return self.environment[name]
-
-        return re.sub(r"\$\{(\w+\}|)", value_of, text)
+        try:
+            return re.sub(r"\$\{(\w+\}|)", lambda found: self.environment[found[1].rstrip("}")], text)
+        except KeyError as name:
+            what = f"environment variable {name} is not set; expected ${{NAME}} of one that is"
+            raise self._error(number, what) from None
 
     def _values(self, section: Section, keys: Keys) -> dict[str, Any]:
         """Return the values of a section, also those that it leaves to their defaults."""
@@ -477,7 +469,7 @@ class Ini:
             what = f"names an unknown Action: {action!a}"
             self._doubt(section, "secondary_refuse", self.concern(action) == "unknown", what)
         primary, is_checked = config.servers[Peer.PRIMARY], config.password or self.host.client_ca
-        is_open = primary.is_local or primary.user or primary.password
+        is_open = primary.url == LOCAL or not primary.needs_charger_login
         what = "lets nobody check who connects: set `password` or `client_ca`, or listen on 127.0.0.1 alone"
         self._doubt(section, "server", is_open and not (is_checked or is_loopback(self.host.addr)), what)
         is_alone = Peer.SECONDARY not in config.servers and Peer.SECONDARY in config.badges.values()
@@ -3245,7 +3237,7 @@ class Relay:
         self.outboxes = {
             peer: Outbox(self, peer, server)
             for peer, server in self.config.servers.items()
-            if not server.is_local
+            if server.url != LOCAL
         }
 
     def _speak(self, version: str) -> None:
@@ -3515,7 +3507,6 @@ BASIC = [("WWW-Authenticate", 'Basic realm="ocpp"')]
 # Which OCPP's security profile 2 allows a charger to have alone (2.0.1 part 2, A00.FR.318).
 CHARGERS_CIPHERS = ("AES128-GCM-SHA256", "AES256-GCM-SHA384")
 TLS_ADVICE = "use wss://, trust the certificate in cert_chain, and have one where client_ca is set"
-TOKEN = re.compile(r"[-\w.!#$%&'*+^`|~]{1,64}", re.ASCII)  # RFC 9110 5.6.2.
 
 
 class RefusedError(Exception):
@@ -3572,7 +3563,7 @@ def taken_offers(headers: Headers) -> list[str]:
     offers = [offer.strip(' \t"') for offer in ",".join(headers.get_all(name)).split(",")]
     if name in headers:
         del headers[name]
-    return [offer for offer in offers if TOKEN.fullmatch(offer)]
+    return [offer for offer in offers if len(offer.split()) == 1]  # Two words are none.
 
 
 def refusal_of(primary: ServerConfig, error: DialError, versions: list[str]) -> RefusedError:
@@ -3706,10 +3697,8 @@ class Proxy:
 
     async def _check(self, charger_id: str, headers: Headers) -> None:
         """Refuse a charger that is not expected here. Raises RefusedError."""
-        if not is_charger_id(charger_id):
-            raise RefusedError(404, "the path does not end in a charger id")
         if not self.config.host.admits(charger_id):
-            raise RefusedError(404, "unknown charger", detail=": not among `chargers` in [host]")
+            raise RefusedError(404, "the path names no charger that may connect", detail=": see `chargers`")
         is_browser = (only(headers, "User-Agent") or "").startswith("Mozilla/")
         if is_browser and "Origin" in headers:  # Chargers' libraries send odd ones, and are let in.
             raise RefusedError(403, "a web page has opened this connection")
@@ -3758,7 +3747,7 @@ class Proxy:
         Some primaries allow one connection per charger; what is dead or left there is closed for it.
         """
         primary = self.config.charger(charger_id).servers[Peer.PRIMARY]
-        while not primary.is_local:
+        while primary.url != LOCAL:
             try:
                 return await self.dialer.dial(Peer.PRIMARY, primary, charger_id, versions, credentials)
             except DialError as error:
@@ -4589,7 +4578,7 @@ async def check(config: Config, path: Path, charger_id: str, badge: str | None) 
 
     `charger_id` may be "": any charger. Return the exit code.
     """
-    if charger_id and not (is_charger_id(charger_id) and config.host.admits(charger_id)):
+    if charger_id and not config.host.admits(charger_id):
         print(f"the proxy refuses {charger_id!a}: it is no charger id, or not among `chargers` in [host]")
         return EXIT_FAILED
     charger, dialer, code = config.charger(charger_id), Dialer(config.host.max_size), EXIT_OK
@@ -4598,7 +4587,7 @@ async def check(config: Config, path: Path, charger_id: str, badge: str | None) 
     versions = charger.versions
     for peer in SERVERS:
         server = charger.servers.get(peer)
-        if server is None or server.is_local:
+        if server is None or server.url == LOCAL:
             print(f"{charger.name(peer)}: {f'{LOCAL}: the proxy itself answers' if server else 'none'}")
             continue
         chosen, answer = await checked(dialer, peer, server, charger_id, versions)
