@@ -3506,7 +3506,7 @@ RETRY_AFTER = [("Retry-After", "10")]  # Seconds; for a charger that finds no pl
 BASIC = [("WWW-Authenticate", 'Basic realm="ocpp"')]
 # Which OCPP's security profile 2 allows a charger to have alone (2.0.1 part 2, A00.FR.318).
 CHARGERS_CIPHERS = ("AES128-GCM-SHA256", "AES256-GCM-SHA384")
-TLS_ADVICE = "use wss://, trust the certificate in cert_chain, and have one where client_ca is set"
+TLS_ADVICE = "; TLS needs wss://, trust in the certificate of cert_chain, and one of its own for client_ca"
 
 
 class RefusedError(Exception):
@@ -3594,7 +3594,7 @@ class Proxy:
         self.files = raised_file_limit()  # That the process may have open.
         self.max_half_open = min(MAX_HALF_OPEN, self.files // 8)
         self.max_chargers = (self.files - 100) // 3  # Each takes one for itself and for each server.
-        self.server: asyncio.Server | None = None
+        self.server: asyncio.Server  # From `start` on.
         self.port = config.host.port  # That it listens on, once it does.
         self.lags: deque[float] = deque(maxlen=120)  # Seconds that the watchdog woke too late: a minute.
 
@@ -3617,8 +3617,7 @@ class Proxy:
 
     async def stop(self) -> None:
         """Close everything; what does not end by itself is cut."""
-        if self.server:
-            self.server.close()
+        self.server.close()
         links = [link for relay in self.relays.values() for link in relay.links()]
         for task in list(self.tasks):
             task.cancel()
@@ -3632,9 +3631,8 @@ class Proxy:
 
     def trouble(self) -> str:
         """Say why it cannot serve; "" = it can."""
-        is_open, failure = self.server and self.server.is_serving(), self.journal.failure
-        trouble = failure and f"the state file cannot be written: {failure}"
-        return trouble if is_open else "the port for chargers is closed"
+        failure = self.journal.failure and f"the state file cannot be written: {self.journal.failure}"
+        return failure if self.server.is_serving() else "the port for chargers is closed"
 
     def loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Tell what asyncio could not do; it would tell of each connection that it cannot accept."""
@@ -3657,7 +3655,7 @@ class Proxy:
         self.tasks.start(self._admit(link), "handshake")
 
     async def _admit(self, link: Link) -> None:
-        say, charger_id = partial(self.complaints.say, logging.INFO), ""
+        charger_id = ""
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 if self.tls:
@@ -3675,13 +3673,10 @@ class Proxy:
             self.complaints.say(logging.WARNING, subject, "%s: refused: %s", who, refusal)
             if not link.opened:
                 link.respond(refusal.response)
-        except (TimeoutError, DialError) as error:
-            what = "a connection that is no websocket is closed: %s"
-            say("no websocket", what, str(error) or "no handshake in time")
-        except OSError as error:
-            address = link.transport and link.transport.get_extra_info("peername", ("unknown",))[0]
-            what, why = "%s: its TLS handshake failed: %s; %s", str(error) or "it hung up"
-            say(f"TLS {address}", what, address, why, TLS_ADVICE)
+        except (OSError, DialError) as error:
+            who = link.transport.get_extra_info("peername")[0] if link.transport else "a visitor"
+            why, advice = str(error) or "nothing more came", TLS_ADVICE if self.tls else ""
+            self.complaints.say(logging.INFO, f"at {who}", "%s: no handshake: %s%s", who, why, advice)
         finally:
             self.handshakes.pop(link, None)
             if not link.opened:
