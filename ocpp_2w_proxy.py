@@ -1649,7 +1649,7 @@ class Router:
         if not (route.is_rejected or is_primarys_alone):
             call.server = session.server if session else self.address(route.owner)
         is_primarys = route.owner is Peer.PRIMARY and not route.refused
-        if is_primarys and call.server == self.address(Peer.PRIMARY) != LOCAL:
+        if is_primarys and call.server == self.config.servers[Peer.PRIMARY].url != LOCAL:
             call.kind = Kind.RELAYED
         elif session or said.facts.role is Role.STOP:
             call.kind = Kind.STORED
@@ -2386,7 +2386,7 @@ LENGTH_16, LENGTH_64 = 126, 127  # or say that the length stands behind it, in 1
 ONE_VERSION = "all must speak one version, named as in versions = ocpp1.6"
 # What to change in the ini, by the status of a server's refusal or the class of what went wrong.
 ADVICE: dict[object, str] = {
-    **dict.fromkeys((401, 403), "check {peer}_user and {peer}_password, or {peer}_auth"),
+    **dict.fromkeys((401, 403), "check {peer}_user and {peer}_password, or its own login ({peer}_auth)"),
     404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
     **dict.fromkeys((101, 400), "it may not speak {version}: " + ONE_VERSION),
     **dict.fromkeys((301, 302, 303, 307, 308), "nobody is followed: put its new address into the ini"),
@@ -3535,11 +3535,10 @@ def only(headers: Headers, name: str) -> str | None:
 def basic_login(authorization: str | None) -> bytes:
     """Return `user:password` of a Basic header; empty for any other."""
     scheme, _, encoded = (authorization or "").partition(" ")
-    try:
-        login = base64.b64decode(encoded.strip().encode() + b"==")  # Some leave out the padding.
-    except ValueError:
-        return b""
-    return login if scheme.lower() == "basic" else b""
+    with suppress(ValueError):
+        if scheme.lower() == "basic":
+            return base64.b64decode(encoded.strip().encode() + b"==")  # Some leave out the padding.
+    return b""
 
 
 def unhexed(text: bytes) -> bytes:
@@ -3566,14 +3565,12 @@ def taken_offers(headers: Headers) -> list[str]:
     return [offer for offer in offers if len(offer.split()) == 1]  # Two words are none.
 
 
-def refusal_of(primary: ServerConfig, error: DialError, versions: list[str]) -> RefusedError:
+def refusal_of(error: DialError, versions: list[str]) -> RefusedError:
     """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
     status, passed_on = error.status or 503, ("WWW-Authenticate", "Retry-After")
     advice = error.advice(Peer.PRIMARY, "it may come again", " or ".join(versions))
     if not 400 <= status < 500:
         return RefusedError(503, "primary cannot be reached", RETRY_AFTER, f": {error}; {advice}")
-    if status in (401, 403) and primary.needs_charger_login:
-        advice = "check the charger's own login, and that primary knows it"
     headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
     return RefusedError(status, "primary refuses it", headers, f": {error}; {advice}")
 
@@ -3746,7 +3743,7 @@ class Proxy:
             try:
                 return await self.dialer.dial(Peer.PRIMARY, primary, charger_id, versions, credentials)
             except DialError as error:
-                refusal, relay = refusal_of(primary, error, versions), self.relays.get(charger_id)
+                refusal, relay = refusal_of(error, versions), self.relays.get(charger_id)
                 if not (error.status and relay):
                     raise refusal from None
             # Where Pongs never come, the watchdog and the system tell the dead.
@@ -4585,10 +4582,10 @@ async def check(config: Config, path: Path, charger_id: str, badge: str | None) 
         if server is None or server.url == LOCAL:
             print(f"{charger.name(peer)}: {f'{LOCAL}: the proxy itself answers' if server else 'none'}")
             continue
-        chosen, answer = await checked(dialer, peer, server, charger_id, versions)
+        spoken, answer = await checked(dialer, peer, server, charger_id, versions)
         print(f"{server.name}: {server.url}: {answer}")
         await tell_way(dialer, server)
-        code, versions = EXIT_FAILED if chosen is None else code, (chosen,) if chosen else versions
+        code, versions = (code, spoken) if spoken else (EXIT_FAILED, versions)
     if not charger_id:
         print("To check the login of one charger, name it: --check CHARGER_ID")
     return code
@@ -4596,25 +4593,25 @@ async def check(config: Config, path: Path, charger_id: str, badge: str | None) 
 
 async def checked(
     dialer: Dialer, peer: Peer, server: ServerConfig, charger_id: str, versions: tuple[str, ...]
-) -> tuple[str | None, str]:
-    """Return the version that a server chose ("" = not known, None = it will not do), and what it said."""
+) -> tuple[tuple[str, ...], str]:
+    """Return the versions that a server may speak (none = it will not do), and what it said."""
     name, wanted = charger_id or "check", " or ".join(versions)
     try:
         link = await dialer.dial(peer, server, name, versions, Credentials())
     except DialError as error:
         if error.status == HTTPStatus.UNAUTHORIZED and server.needs_charger_login:
-            return "", f"answers; it wants the charger's own login, which only the charger has ({error})"
+            return versions, f"wants the charger's own login, which only the charger has ({error})"
         if error.status == HTTPStatus.NOT_FOUND and not charger_id:
-            return "", f"answers; it does not know a charger {name!r}, which is fine ({error})"
+            return versions, f"does not know a charger {name!r}, which is fine ({error})"
         otherwise = "check the address, and that it can be reached from here"
-        return None, f"{error}; {error.advice(peer, otherwise, wanted)}"
+        return (), f"{error}; {error.advice(peer, otherwise, wanted)}"
     version = link.protocol.subprotocol
     link.close(1000)
     await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
     if version is None and "ocpp1.6" not in versions:
-        return None, f"does not speak {wanted}: {ONE_VERSION}"
-    spoken = version or "without a subprotocol: taken as ocpp1.6"
-    return version or "ocpp1.6", f"accepts {server.id or name!r} ({spoken})"
+        return (), f"does not speak {wanted}: {ONE_VERSION}"
+    answer = f"accepts {server.id or name!r} ({version or 'ocpp1.6, as it names no version'})"
+    return (version or "ocpp1.6",), answer
 
 
 async def tell_way(dialer: Dialer, server: ServerConfig) -> None:

@@ -32,16 +32,16 @@ BANNERS = [
 ]
 PURE = ["Messages", "Vocabulary", "Routing"]
 MOST_LINES = {
-    "head": 110,
-    "Configuration": 419,
+    "head": 105,
+    "Configuration": 399,
     "Messages": 180,
-    "Vocabulary": 440,
-    "Routing": 955,
+    "Vocabulary": 419,
+    "Routing": 954,
     "Journal": 295,
     "Link": 429,
     "Outbox": 423,
     "Relay": 285,
-    "Proxy": 362,
+    "Proxy": 340,
     "Status": 641,
     "Command line": 270,
 }
