@@ -3816,15 +3816,15 @@ def server_context(host: HostConfig) -> ssl.SSLContext | None:
 
 def raised_file_limit() -> int:
     """Let the process open as many files as the system allows it; return how many."""
-    try:
+    files = MAX_FILES
+    with suppress(ImportError, ValueError, OSError):  # Windows; macOS allows less than it says.
         import resource
-    except ImportError:  # Windows.
-        return MAX_FILES
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    with suppress(ValueError, OSError):  # macOS allows less than it says.
+
+        files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        files = most
+    return files
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -4653,11 +4653,10 @@ async def demo_server(peer: Peer, ended: asyncio.Event, connection: websockets.S
     """Accept everything, and tell what comes."""
     async for text in connection:
         message = parse(str(text))
-        said = content_of(CHARGER_16, message)
-        answer = said.answer("Accepted", DEMO_TIME, 1 if said.is_start else None)
+        answer = content_of(CHARGER_16, message).answer("Accepted", DEMO_TIME, 1)
         print(f"    {peer.value} gets {message.action} {dump(message.payload)}, answers {answer}")
         await connection.send(result_text(message.message_id, answer))
-        if said.is_stop and peer is Peer.SECONDARY:
+        if message.action == "StopTransaction" and peer is Peer.SECONDARY:
             ended.set()
 
 
