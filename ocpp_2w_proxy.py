@@ -1018,10 +1018,9 @@ def watt_hours(sample: dict[str, Any]) -> float | None:
     """Return what a SampledValue of the energy register says of all phases (1.6 7.43, 2.0.1 2.45)."""
     if sample.get("phase"):
         return None
-    unit, multiplier = sample.get("unit", "Wh"), 0
-    if measure := sample.get("unitOfMeasure"):  # 2.x; 1.6 has the unit in the sample, and values as text.
-        unit = value_at(measure, ("unit",)) or unit
-        multiplier = integer(value_at(measure, ("multiplier",))) or 0
+    # 2.x; 1.6 has the unit in the sample, and values as text.
+    unit = value_at(sample, ("unitOfMeasure", "unit")) or sample.get("unit", "Wh")
+    multiplier = integer(value_at(sample, ("unitOfMeasure", "multiplier"))) or 0
     if unit not in ("Wh", "kWh") or not -9 <= multiplier <= 9 or type(sample.get("value")) is bool:
         return None
     try:
