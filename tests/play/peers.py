@@ -268,7 +268,8 @@ async def running(ini: str, state: Path | None = None) -> AsyncIterator[p.Proxy]
     try:
         yield proxy
     finally:
-        await proxy.stop()
+        if not proxy.journal.is_closed:
+            await proxy.stop()
 
 
 @asynccontextmanager
