@@ -63,7 +63,7 @@ import time
 import urllib.parse
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
@@ -1267,7 +1267,6 @@ class Memory:
     triggers: dict[Peer, float] = field(default_factory=dict)  # Monotonic seconds; until when readings come.
     changed: dict[Row, bool] = field(default_factory=dict)  # Journal.pending.
     later: dict[Session, Callable[[], None]] = field(default_factory=dict)  # Journal.later.
-    is_in_use: bool = False  # A Relay holds it.
 
     def note(self, row: Row, is_there: bool = True) -> None:
         """Let the disk know how a row stands now, or that it is gone."""
@@ -2152,7 +2151,6 @@ class Journal:
         self.counts = Counter[tuple[str | Peer, ...]]()
         # By badge, charger id and UTC seconds of its last showing, the oldest first; MAX_UNLISTED.
         self.unlisted: dict[str, tuple[str, float]] = {}
-        self.present: set[str] = set()  # Ids of the chargers that are connected; MAX_MEMORIES.
         self.memories: dict[str, Memory] = {}  # By charger id; MAX_MEMORIES.
         self.pending: dict[Row, bool] = {}  # Rows that the disk does not know so: are they still there?
         # Sessions whose last reading is not reckoned up yet: with the next one, or when somebody looks.
@@ -2225,16 +2223,15 @@ class Journal:
     def memory(self, charger_id: str) -> Memory:
         """Return the Memory of a charger, a new one if there is none."""
         if charger_id not in self.memories:
-            self.has_room(charger_id)
             memory = self.memories[charger_id] = Memory(charger_id, changed=self.pending, later=self.later)
             memory.note(memory)
         return self.memories[charger_id]
 
-    def has_room(self, charger_id: str) -> bool:
+    def has_room(self, charger_id: str, in_use: Container[str]) -> bool:
         """Whether a charger is remembered, or can be: the oldest idle one is forgotten for it."""
         if charger_id in self.memories or len(self.memories) < MAX_MEMORIES:
             return True
-        unused = (memory for memory in self.memories.values() if not (memory.is_in_use or memory.stored))
+        unused = (m for m in self.memories.values() if not (m.charger in in_use or m.stored))
         idle = next((m for m in unused if all(s.ended is not None for s in m.sessions.values())), None)
         if idle:
             idle.note(self.memories.pop(idle.charger), is_there=False)
@@ -2260,12 +2257,6 @@ class Journal:
         if now.seconds >= self.purge_at:  # Not with a save: nobody is to take the one for the other.
             self.purge_at, old = now.seconds + DAY, [now.utc - KEEP_SECONDS]
             self._run(partial(self._write, [(statement, old) for statement in PURGE]), lambda _: None)
-
-    def _reckon(self, most: int) -> None:
-        """Reckon up the readings that wait for it, the oldest first."""
-        for session in list(itertools.islice(self.later, most)):
-            self.later.pop(session)()
-            self.pending[session] = True
 
     def save(self) -> None:
         """Hand over to the thread what has changed, unless it is still at the last save."""
@@ -2325,28 +2316,27 @@ class Journal:
 
     async def look_up(self, query: str, values: Any = ()) -> list[dict[str, Any]]:
         """Return rows, with all that has happened until now. Raises sqlite3.Error."""
-        for _ in range(0, len(self.later) + 1, RECKONED_AT_ONCE):
-            self._reckon(RECKONED_AT_ONCE)
-            if self.writing and self.job:  # The save that comes after it takes all that has changed.
-                await asyncio.wait([self.job])
-            self.save()
+        for _ in range(0, len(self.later), RECKONED_AT_ONCE):
+            for session in list(itertools.islice(self.later, RECKONED_AT_ONCE)):
+                self.later.pop(session)()
+                self.pending[session] = True
+            await asyncio.sleep(0)
+        if self.writing and self.job:  # The save that comes after it takes all that has changed.
+            await asyncio.wait([self.job])
+        self.save()
         rows = partial(self.database.execute, query, values)
         return await asyncio.get_running_loop().run_in_executor(self.writer, lambda: list(map(dict, rows())))
 
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
-        until = self.clock().seconds + LAST_SAVE_SECONDS
-        self._reckon(len(self.later))
-        while (self.pending or self.writing) and self.clock().seconds < until:
-            self.save()
-            await asyncio.sleep(LAST_SAVE_SECONDS / 100)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.look_up("SELECT 1"), LAST_SAVE_SECONDS)
         if self.pending or self.writing:
             reason = self.failure or "the disk is too slow"
             log.error("state file %s: the last changes may be lost: %s", self.path, reason)
-        if not self.is_closed:
-            self.is_closed = True
-            self.writer.submit(self.database.close)
-            self.writer.shutdown(wait=False)
+        self.is_closed = True
+        self.writer.submit(self.database.close)
+        self.writer.shutdown(wait=False)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -3225,7 +3215,6 @@ class Relay:
         self.journal = journal
         self.now = journal.clock
         self.memory = journal.memory(charger_id)
-        self.memory.is_in_use = True
         self.credentials = Credentials(user_agent=self.memory.user_agent or None)
         self.complaints = Complaints()
         self.link: Link | None = None  # The charger's.
@@ -3303,7 +3292,6 @@ class Relay:
         link.keep_alive(now.seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
         self.journal.counts["connections", Peer.CHARGER] += 1
-        self.journal.present.add(self.charger_id)
         for peer, outbox in self.outboxes.items():
             outbox.away_since = link.opened
             if peer is Peer.PRIMARY and primary:
@@ -3341,7 +3329,6 @@ class Relay:
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
         """Let go of the charger's connection and of all that ends with it."""
         link, self.link = self.link, successor
-        self.journal.present.discard(self.charger_id)
         self._drop_held(len(self.held))
         self.carry_out(self.commands.charger_gone())
         self.router.charger_gone()
@@ -3680,9 +3667,9 @@ class Proxy:
 
     def _check_room(self, charger_id: str) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
-        here, known = self.journal.present, len(self.journal.memories)
+        here, known = self.relays, len(self.journal.memories)
         is_new = charger_id not in here  # One that comes again takes the place of its old one.
-        if len(here) + is_new > self.max_chargers or not self.journal.has_room(charger_id):
+        if len(here) + is_new > self.max_chargers or not self.journal.has_room(charger_id, here):
             detail = f"; {len(here)} chargers are here, {known} known, {self.files} files may be open"
             raise RefusedError(503, "there is no room for it", RETRY_AFTER, detail)
 
@@ -3777,7 +3764,6 @@ class Proxy:
                 watch_at = now + self.config.host.watchdog_interval
             async for relay in in_turns(self.relays.values(), RELAYS_AT_ONCE):
                 if relay.is_idle:
-                    relay.memory.is_in_use = False
                     del self.relays[relay.charger_id]
                     continue
                 # As callbacks of the loop: a fault in one relay is logged there and harms no other.

@@ -465,9 +465,11 @@ def test_a_charger_that_was_forgotten_for_others_is_known_again_when_it_comes(
     for name in ("A", "B"):
         journal.memory(name)
     journal.save()
+    journal.has_room("C", ())
     with patch.object(journal, "_run", lambda _, then: jobs.append(then)):
         journal.memory("C")  # In the place of A,
         journal.save()
+        journal.has_room("A", ())
         journal.memory("A")  # which comes again, in the place of B, while the disk is slow
         jobs.pop()("full")  # and fails.
     journal.save()

@@ -141,7 +141,6 @@ class Script:
     def proxy_forgets(self) -> None:
         """Its Relay, which is idle, and makes another for a charger that comes."""
         assert self.stage.relay.is_idle
-        self.stage.memory.is_in_use = False
         self.stage.begin(self.stage.relay.version)
 
     def proxy_dies(self) -> None:

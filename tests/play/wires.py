@@ -153,7 +153,7 @@ def known(proxy: p.Proxy) -> list[str]:
 
 
 def present(proxy: p.Proxy) -> list[str]:
-    return list(proxy.journal.present)
+    return [charger_id for charger_id, relay in proxy.relays.items() if relay.link]
 
 
 def open_connections(fake: Any) -> int:
