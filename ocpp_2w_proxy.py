@@ -1259,8 +1259,7 @@ class Memory:
     _: KW_ONLY
     number: int = 0  # Its row in the state file; 0 = none yet.
     sessions: dict[TransactionId, Session] = field(default_factory=dict)  # By Session.key; MAX_SESSIONS.
-    stored: dict[Call, None] = field(default_factory=dict)  # In order; MAX_STORED.
-    refused: dict[Call, None] = field(default_factory=dict)  # In order; MAX_STORED with the others.
+    calls: dict[Call, None] = field(default_factory=dict)  # Stored, also refused; by arrival; MAX_STORED.
     room: int = 0  # So many characters more may be stored, at least; below 0 they are counted anew.
     # Who has asked last for something, under which message id: by request id, or else by Action; MAX_FEW.
     asked: dict[int | str, tuple[Peer, MessageId]] = field(default_factory=dict)
@@ -1285,6 +1284,11 @@ class Memory:
         if len(self.sessions) > MAX_SESSIONS:
             ended = (key for key, old in self.sessions.items() if old.ended is not None)
             del self.sessions[next(ended, next(iter(self.sessions)))]
+
+    @property
+    def stored(self) -> list[Call]:
+        """Its stored Calls, but for those that were refused."""
+        return [call for call in self.calls if not call.refused]
 
     def on_connector(self, connector: int | None) -> Session | None:
         """Return the open session on a connector; 0 is the whole station."""
@@ -1328,40 +1332,36 @@ class Memory:
 
     def make_room(self, call: Call) -> list[Decision] | None:
         """Let the oldest readings go for one more stored Call, or what is refused; None = nothing can go."""
-        told, session, kept, waiting = list[Decision](), call.session, self.refused, self.stored
-        mine = [c for c in waiting if c.session is session] if session and session.owner is None else []
+        told, session = list[Decision](), call.session
+        mine = [c for c in self.calls if c.session is session] if session and session.owner is None else []
         surplus = mine if len(mine) >= MAX_OWNERLESS else []
         self.room -= len(call.text)
         while True:
             if self.room < 0:
-                self.room = MAX_STORED_TEXT - sum(len(c.text) for c in (*kept, *waiting, call))
-            is_full = len(kept) + len(waiting) >= MAX_STORED or self.room < 0
-            calls = itertools.chain(surplus, *((kept, waiting) if is_full else ()))
-            readings = (c for c in calls if c.content.is_reading and c.sent is None)
-            oldest = next(itertools.chain(readings, kept if is_full else ()), None)
+                self.room = MAX_STORED_TEXT - sum(len(c.text) for c in (*self.calls, call))
+            is_full = len(self.calls) >= MAX_STORED or self.room < 0
+            calls = self.calls if is_full else ()
+            readings = (c for c in itertools.chain(surplus, calls) if c.content.is_reading and c.sent is None)
+            oldest = next(itertools.chain(readings, (c for c in calls if c.refused)), None)
             if oldest is None:
                 return None if is_full else told
-            what = "stored Calls wait; for each new one the oldest meter values are dropped"
-            told.append(Told(f"{len(waiting)} {what}", dropped=TOO_MANY))
+            what = "stored Calls are kept; for each new one the oldest meter values are dropped"
+            told.append(Told(f"{len(self.calls)} {what}", dropped=TOO_MANY))
             self.remove(oldest)
             surplus = []
 
     def remove(self, call: Call) -> None:
         """Forget a Call that its server has answered, or that goes nowhere."""
-        for calls in (self.stored, self.refused):
-            if call in calls:
-                del calls[call]
-                self.note(call, is_there=False)
+        self.calls.pop(call, None)
+        self.note(call, is_there=False)
 
     def refuse(self, call: Call, words: str) -> None:
-        self.remove(call)
         call.refused, call.sent = words, None
-        self.refused[call] = None
         self.note(call)
 
     def retry(self, utc: float) -> None:
         """Let what CallErrors refused be tried once more, with the rest of its session."""
-        for call in list(self.refused):  # A start comes before its rest.
+        for call in self.calls:  # A start comes before its rest.
             session, is_recent = call.session, utc - call.since < REFUSED_SECONDS
             if not (is_recent and call.refused.startswith(CALL_ERROR)):
                 continue
@@ -1369,12 +1369,9 @@ class Memory:
                 session.refused, session.is_refused = "", False
                 self.note(session)
             if not (session and session.is_refused):  # Else its server could not know what it belongs to.
-                del self.refused[call]
                 call.refused = ""
                 call.rename()
-                self.stored[call] = None
                 self.note(call)
-        self.stored = dict.fromkeys(sorted(self.stored, key=lambda call: call.number or math.inf))
 
 
 # Decisions. Each carries its reason. A Call is one: it is put into the queue of its server.
@@ -1692,12 +1689,12 @@ class Router:
             if said.mark:
                 put_newest(session.answers, said.mark, call.own_answer)
         decisions: list[Decision] = [call] if goes else []
-        if refused and call.kind is Kind.STORED:
-            memory.refuse(call, refused)
-            decisions = [Told(f"{call.action} is kept and not sent: its session is refused: {refused}")]
-        elif call.kind is Kind.STORED and (goes or route.owner is None):
-            memory.stored[call] = None
+        if call.kind is Kind.STORED and (goes or refused or route.owner is None):
+            memory.calls[call] = None
             memory.note(call)
+            if refused:
+                call.refused = refused
+                decisions = [Told(f"{call.action} is kept and not sent: its session is refused: {refused}")]
         return decisions if call.is_awaited else [*decisions, own_answer(call, route.why)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
@@ -2212,13 +2209,9 @@ class Journal:
             content = content_of(VOCABULARIES[row["version"]].charger, message)
             said |= {"session": sessions.get(row["session"]), "number": row["number"], "content": content}
             call = Call(**said, kind=Kind.STORED, action=message.action, message_id=message.message_id)
-            memory = self.memory(call.charger)
-            calls = memory.refused if call.refused else memory.stored
-            calls[call] = None
+            self.memory(call.charger).calls[call] = None
         newest = [read(f"SELECT max(number) FROM {table}").fetchone()[0] for table in TABLES.values()]
         self.number = self.on_disk = max(number or 0 for number in newest)
-        for memory in self.memories.values():
-            memory.retry(utc)
 
     def memory(self, charger_id: str) -> Memory:
         """Return the Memory of a charger, a new one if there is none."""
@@ -2842,8 +2835,8 @@ class Outbox:
 
     def waiting(self) -> Iterator[Call]:
         """Yield the stored Calls for this server, in whatever version."""
-        address, stored = self.server.url, self.relay.memory.stored
-        return (call for call in stored if call.peer is self.peer and call.server == address)
+        peer, address, calls = self.peer, self.server.url, self.relay.memory.calls
+        return (c for c in calls if c.peer is peer and c.server == address and not c.refused)
 
     def fill(self) -> None:
         """Take the stored Calls that this connection may carry."""
@@ -3008,7 +3001,7 @@ class Outbox:
     def _delivered(self, call: Call, message: Message, now: Instant) -> None:
         """Take the answer to a stored Call."""
         words = self.relay.answers.delivered(call, message, now)
-        if call in self.relay.memory.stored:
+        if call in self.relay.memory.calls and not call.refused:
             log.warning("%s: %s got a %s; it is tried again", self.name, call.action, words)
             return
         self.leaving, refused = call, list[Call]()
@@ -3594,8 +3587,8 @@ class Proxy:
         """Deliver what is stored, also what was refused, without waiting for the chargers."""
         for memory in list(self.journal.memories.values()):
             memory.retry(current_instant().utc)
-            if memory.stored:
-                version = next(iter(memory.stored)).version or memory.version or "ocpp1.6"
+            if stored := memory.stored:
+                version = stored[0].version or memory.version or "ocpp1.6"
                 self._relay(memory.charger, version).deliver()
 
     async def stop(self) -> None:
@@ -4374,7 +4367,7 @@ class Status(logging.Handler):
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
         told |= {"port": self.proxy.port, "names": {peer.value: config.default.name(peer) for peer in named}}
         told |= {"sessions": await self.ledger({}, most), "energy": await self._energy()}
-        calls = (call for memory in self.journal.memories.values() for call in memory.refused)
+        calls = (c for memory in self.journal.memories.values() for c in memory.calls if c.refused)
         numbers = {call.session.number for call in calls if call.session and call.since > recent}
         refused = await self.ledger({"numbers": dump([*numbers])}, MOST_TROUBLES, BY_NUMBERS)
         for row in [*refused, *told["sessions"]]:

@@ -226,7 +226,7 @@ async def test_one_finds_a_charger_and_asks_for_more_sessions() -> None:
         call = p.Call(
             "[]", since=time.time(), kind=p.Kind.STORED, action="", message_id="x", content=p.NOTHING
         )
-        proxy.journal.memories["Z-OWES"].stored[call] = None
+        proxy.journal.memories["Z-OWES"].calls[call] = None
         news = await shown(status)
         cards = [card["id"] for card in news["chargers"]]
         assert (len(cards), cards[:3], len(news["sessions"])) == (100, ["Z-OWES", "Z-IN-USE", "HOME-0"], 10)
@@ -359,7 +359,8 @@ async def test_the_state_of_a_session_in_a_word() -> None:
         assert [row["state"] for row in await ledger(status)] == [state for _, state in STATES]
         call = p.own_call("StopTransaction", "{}")
         call.session, call.since = session, time.time()
-        proxy.journal.memory("CP1").refuse(call, "CallError Y")
+        (memory := proxy.journal.memory("CP1")).calls[call] = None
+        memory.refuse(call, "CallError Y")
         assert (await ledger(status))[-1]["words"] == "CallError Y; its server has the stop"
         trouble = str((await shown(status))["trouble"])
         assert "CallError Y; its server has the stop." in trouble

@@ -122,7 +122,7 @@ async def test_nothing_grows_whatever_breaks(tmp_path: Path) -> None:
 def test_what_has_grown_is_found_and_nothing_else() -> None:
     """Memory may grow a little, and a router may remember the last of what comes and goes."""
     start = {MEMORY: 50_000, FILES: 10, "Session": 4, "Relay": 2, "Memory.claims": 0}
-    most = {**start, MEMORY: 50_000 + spare(MEMORY, 2), "Session": 8, "Memory.stored": 0}
+    most = {**start, MEMORY: 50_000 + spare(MEMORY, 2), "Session": 8, "Memory.calls": 0}
     assert growth(start, most, chargers=2) == []
     for name in [*most, "New"]:
         assert len(growth(start, {**most, name: most.get(name, 0) + 1}, chargers=2)) == 1

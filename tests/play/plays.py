@@ -157,7 +157,9 @@ class Stage:
     def open(self) -> None:
         """Start the proxy, with what its state file holds."""
         self.journal = StageJournal.open(self.state, self.now) if self.state else StageJournal(self.now)
-        self.begin(self.journal.memory("CP1").version or self.version)
+        memory = self.journal.memory("CP1")
+        memory.retry(self.now().utc)
+        self.begin(memory.version or self.version)
         self.charger = self.primary = self.secondary = StageLink(self, "nobody", self.version)
 
     def begin(self, version: str) -> None:

@@ -95,7 +95,9 @@ class Script:
             rows = self.stage.journal.database.execute(f"SELECT {columns} FROM sessions ORDER BY number")
             return "|".join(" ".join(map(str, row)).strip() for row in rows)
         if name == "refused at":
-            return " ".join(call.peer.value if call.peer else "nobody" for call in memory.refused)
+            return " ".join(
+                call.peer.value if call.peer else "nobody" for call in memory.calls if call.refused
+            )
         if name == "claims":
             return " ".join(claim.badge for claim in memory.claims)
         if name == "closed":
@@ -104,7 +106,8 @@ class Script:
         if name == "sessions":
             return str(len(memory.sessions))
         if name in ("stored", "refused"):
-            return " ".join(NAMES.get(call.action, call.action) for call in getattr(memory, name))
+            calls = (call for call in memory.calls if bool(call.refused) == (name == "refused"))
+            return " ".join(NAMES.get(call.action, call.action) for call in calls)
         return re.sub(r" ?\| ?", "|", " ".join(self.heard[name]))
 
     # The charger, the proxy and its disk: what VERBS does not have.

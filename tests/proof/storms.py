@@ -223,7 +223,7 @@ class Storm:
         """Nothing grows without end."""
         memory, commands = self.stage.memory, self.stage.relay.commands
         assert len(memory.sessions) <= p.MAX_SESSIONS
-        assert len(memory.stored) + len(memory.refused) <= p.MAX_STORED
+        assert len(memory.calls) <= p.MAX_STORED
         assert max(map(len, (memory.claims, memory.asked, memory.statuses, commands.sent))) <= p.MAX_FEW
         assert len(commands.waiting) <= 2 * p.MAX_FEW
         assert all(len(session.answers) <= p.MAX_FEW for session in memory.sessions.values())
