@@ -1126,7 +1126,6 @@ MAX_SELF_DESCRIPTION = 2**14  # Characters of a boot, of a status, or of an answ
 MAX_OWNERLESS = 100  # Stored Calls of one transaction whose owner is not known yet.
 MAX_STORED = 10_000  # Calls of one charger, with those that are refused;
 MAX_STORED_TEXT = 2**26  # characters of them. Where nothing can go, nothing more is stored or answered.
-MAX_COMMANDS_TEXT = 2**20  # Characters of one server's Calls that wait; a single one may be longer.
 
 CALL_ERROR = "CallError"  # Begins the words of what a CallError has refused: it is tried again.
 ACTION = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # A charger's parser might end it at the first odd character.
@@ -1278,9 +1277,8 @@ class Memory:
                 del self.sessions[session.key]
             session.transaction_id = transaction_id
         self.sessions[session.key] = session
-        if not self.has_charged:
-            self.has_charged = True
-            self.note(self)
+        self.has_charged = True
+        self.note(self)
         if len(self.sessions) > MAX_SESSIONS:
             ended = (key for key, old in self.sessions.items() if old.ended is not None)
             del self.sessions[next(ended, next(iter(self.sessions)))]
@@ -1416,7 +1414,7 @@ class Route(NamedTuple):
 
 
 STATION = Route(Peer.PRIMARY, "concerns the station")  # Only of what it says may the secondary have copies.
-ENDED = Route(Peer.PRIMARY, "it ended without a badge")
+NO_BADGE = Route(Peer.PRIMARY, "no badge came with it")
 
 
 def is_proxy_id(value: object) -> bool:
@@ -1532,19 +1530,17 @@ class Router:
         payload, facts, badge = said.payload, said.facts, normalized(said.badge or "")
         named = {integer(value_at(payload, facts.reservation)), *said.transactions} - {None}
         remote_start = integer(value_at(payload, facts.remote_start))
-
-        def fit(claim: Claim) -> int:
-            """Return how well a claim fits: 0 = not. Servers that count from 1 use the same remoteStartId."""
-            is_named = bool(named & {claim.reservation, claim.transaction})
-            is_numbered = remote_start is not None and remote_start == claim.remote_start
-            is_here = None in (connector, claim.connector) or connector == claim.connector
-            is_its = is_numbered if said.badge is None else badge == claim.badge and is_here
-            return 1 + 2 * (is_named or is_numbered) if is_named or is_its else 0
-
         # A report on a reservation comes after its end.
         utc = now.utc - (CLAIM_SECONDS if said.badge is None else 0.0)
-        claims = [claim for claim in reversed(self.memory.claims) if claim.server == self.address(claim.peer)]
-        claim = max((c for c in claims if utc < c.until and fit(c)), key=fit, default=None)  # Or the newest.
+        claims = [
+            c for c in reversed(self.memory.claims) if utc < c.until and c.server == self.address(c.peer)
+        ]
+        its = numbered = [c for c in claims if remote_start is not None and remote_start == c.remote_start]
+        if said.badge is not None:  # Servers that count from 1 use the same remoteStartId for others.
+            here = [c for c in claims if None in (connector, c.connector) or connector == c.connector]
+            its = sorted((c for c in here if badge == c.badge), key=lambda c: c not in numbered)
+        by_id = (c for c in claims if named & {c.reservation, c.transaction})
+        claim = next(itertools.chain(by_id, its), None)  # Of several the newest.
         if claim is None:
             return None if said.badge is None else self.route_of_badge(said.badge)
         why = "its reservation" if claim.reservation is not None else "its remote start"
@@ -1579,7 +1575,7 @@ class Router:
             session = memory.sessions.get(transaction_id or "")
             if session and said.is_start and session.started_at not in ("", said.timestamp):
                 memory.end(session, now.utc)  # The station counts from the start again.
-                told += self.settle(session, ENDED)
+                told += self.settle(session, NO_BADGE)
                 session = None
         if session is None:
             session = Session(None, "", None, now.utc, now.utc, memory.charger, start=start)
@@ -1597,14 +1593,12 @@ class Router:
         session = self._session_of(said, now, told)
         if session.owner:
             return Route(session.owner, "its transaction", session)
-        reasons = {
-            "it carries no badge": said.facts.role is Role.START,
-            "it needs no authorization": value_at(said.payload, said.facts.badge_type) == "NoAuthorization",
-            "it charges without a badge": value_at(said.payload, said.facts.state) == "Charging",
-            "it ends without a badge": said.is_stop,
-        }
-        without = next((Route(Peer.PRIMARY, why) for why, holds in reasons.items() if holds), None)
-        if route := self._by_badge(said, session.connector, now) or without:
+        told_by = {value_at(said.payload, path) for path in (said.facts.badge_type, said.facts.state)}
+        needs_none = (
+            said.facts.role is Role.START or said.is_stop or told_by & {"NoAuthorization", "Charging"}
+        )
+        route = self._by_badge(said, session.connector, now) or (NO_BADGE if needs_none else None)
+        if route:
             told += self.settle(session, route, said.badge or "")
         return (route or Route(None, "nobody's yet"))._replace(session=session)
 
@@ -1615,8 +1609,7 @@ class Router:
         session.owner, session.badge, session.is_rejected = route.owner, badge, route.is_rejected
         session.server = "" if route.is_rejected else self.address(route.owner)
         self.memory.drop_claims(lambda claim: claim is route.claim)
-        if session.transaction_id is not None or route.claim:  # Else a start is saved with its answer.
-            self.memory.note(session)
+        self.memory.note(session)
         what = f"a session of {self.whose(route)} begins on connector {session.connector}: {route.why}"
         decisions: list[Decision] = [Told(what, badge, route.is_unlisted)]
         for call in [call for call in self.memory.stored if call.session is session]:
@@ -1706,8 +1699,7 @@ class Router:
 
     def _noted(self, session: Session, said: Content, text: str, now: Instant) -> list[Decision]:
         """Keep what people want to know of a session: its times and readings."""
-        is_start, later = said.facts.role is Role.START, self.memory.later
-        is_first = not (is_start or session.is_used) and bool(said.transactions)
+        later, is_first = self.memory.later, bool(said.transactions) and not session.is_used
         session.is_used = session.is_used or is_first
         is_due = is_first or now.utc - session.touched >= READING_SECONDS or len(text) > MAX_SELF_DESCRIPTION
         if said.is_reading and not is_due:
@@ -1721,8 +1713,7 @@ class Router:
             session.started_at, told = session.started_at or said.timestamp, utc_of(said.timestamp)
             if told and FIRST_DAY <= told <= now.utc + DAY:  # Else its clock is not set.
                 session.begun = told
-        if not is_start:  # That is saved with its answer.
-            self.memory.note(session)
+        self.memory.note(session)
         if not said.is_stop or session.stop:
             return []
         session.stopped_at, session.reason = said.timestamp, short(value_at(said.payload, said.facts.reason))
@@ -1769,9 +1760,9 @@ class Router:
             if session.ended is None and now.utc - session.touched > SILENT_SECONDS:
                 told.append(Told(f"session {session.transaction_id} had no stop", session.badge))
                 memory.end(session, now.utc)
-                told += self.settle(session, ENDED)
+                told += self.settle(session, NO_BADGE)
             elif session.ended is not None and now.utc - session.ended > SESSION_SECONDS:
-                told += self.settle(session, ENDED)
+                told += self.settle(session, NO_BADGE)
                 del memory.sessions[session.key]
         return told
 
@@ -1797,8 +1788,7 @@ class Commands:
             rejection = rejection_of(said.facts, message.payload)  # Not every schema has one.
             text = result_text(name, rejection) if rejection else error_text(name, "SecurityError", why)
             return [ToPeer(peer, text, f"refused: {why}", outcome="refused")]
-        sizes = [len(other.text) for other in self.waiting if other.peer is peer]
-        if len(sizes) >= MAX_FEW or sum(sizes) > MAX_COMMANDS_TEXT:
+        if sum(other.peer is peer for other in self.waiting) >= MAX_FEW:
             return self._given_up(call, "too many Calls wait for the charger already")
         if str(name) in {*self.sent, *(str(other.message_id) for other in self.waiting)}:
             call.rename()
@@ -1982,7 +1972,6 @@ class Answers:
             text = result_text(reply_to, answer) if answer else self._told(session, message, text)
             if is_start:
                 session.is_told, session.is_used = True, session.is_used or bool(words)
-                self.memory.note(session)
             # The charger must not know of a session whose owner a restart would forget.
             rows = (session,) if said.is_start or said.badge is not None else ()
         return [*told, ToPeer(Peer.CHARGER, text, "its server answers", rows)]
@@ -2006,8 +1995,7 @@ class Answers:
             usable = usable_id(raw, is_16=True)
             if usable is None or usable in memory.sessions or is_proxy_id(usable):
                 usable = self.router.new_transaction_id(session.owner)
-            is_awaited = call.is_awaited and call.own_answer != "" and not session.is_told
-            if session.transaction_id is None or is_awaited:
+            if session.transaction_id is None:
                 memory.add(session, usable)
         if said.is_stop:
             session.delivered = now.utc

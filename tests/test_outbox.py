@@ -71,7 +71,7 @@ So it is where they are too long; the other server's go on.
     limit is MAX_STORED_TEXT 200, secondary leaves, charger starts 1, charger stops e,
     charger starts 2 SECO1 2, charger starts 3 PRIM1 3, look, limit ends, proxy killed, secondary takes,
     charger starts 2 SECO1 2
-    => primary: Start|; charger: 1:Accepted|2:Accepted; secondary: |Start Start; sessions: 2
+    => primary: Start|; charger: 1:Accepted|2:Accepted; secondary: |Start Start; sessions: 3
 What is in flight is not dropped for what comes: its answer may be on the way.
     charger starts 1, secondary accepts, limit is MAX_STORED 2, charger reads a n=0, charger reads b n=1,
     charger reads c n=2, charger reads d n=3, secondary takes => secondary: Start Meter:7/0 Meter:7/3
