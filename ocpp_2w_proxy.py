@@ -1202,10 +1202,11 @@ class Session:
     server: str = ""  # Its owner's address as it stood when the session began; "" = not known.
     transaction_id: TransactionId | None = None  # As the charger knows it; None until there is one.
     server_id: TransactionId | None = None  # As its owner knows it, usable or not; None until it has told.
-    start: str = ""  # 1.6: what a repeated StartTransaction has in common with this one's.
+    # 1.6: what a repeated StartTransaction has in common with this one's; "" = it would be another session:
+    # the charger has named the id since, or may try again because its owner has refused it.
+    start: str = ""
     stop: str = ""  # What a repeated stop has in common with this one's; "" = it has not come.
-    is_told: bool = False  # 1.6: the charger was told the transaction id,
-    is_used: bool = False  # and has named it since, or may try again because its owner has refused it.
+    is_told: bool = False  # 1.6: the charger was told the transaction id.
     ended: float | None = None  # UTC seconds. Without a stop this is a label: a late stop completes it.
     started_at: str = ""  # By the charger's clock, as it wrote it; "" = not said.
     stopped_at: str = ""  # Likewise.
@@ -1532,9 +1533,7 @@ class Router:
         remote_start = integer(value_at(payload, facts.remote_start))
         # A report on a reservation comes after its end.
         utc = now.utc - (CLAIM_SECONDS if said.badge is None else 0.0)
-        claims = [
-            c for c in reversed(self.memory.claims) if utc < c.until and c.server == self.address(c.peer)
-        ]
+        claims = [c for c in self.memory.claims[::-1] if utc < c.until and c.server == self.address(c.peer)]
         its = numbered = [c for c in claims if remote_start is not None and remote_start == c.remote_start]
         if said.badge is not None:  # Servers that count from 1 use the same remoteStartId for others.
             here = [c for c in claims if None in (connector, c.connector) or connector == c.connector]
@@ -1570,7 +1569,7 @@ class Router:
             reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
             start = fingerprint([said.connector, normalized(said.badge or ""), *reading])
             known = (s for s in reversed(memory.sessions.values()) if s.start == start)
-            session = next((s for s in known if not (s.stop or s.is_used)), None)
+            session = next((s for s in known if not s.stop), None)
         else:
             session = memory.sessions.get(transaction_id or "")
             if session and said.is_start and session.started_at not in ("", said.timestamp):
@@ -1593,12 +1592,10 @@ class Router:
         session = self._session_of(said, now, told)
         if session.owner:
             return Route(session.owner, "its transaction", session)
-        told_by = {value_at(said.payload, path) for path in (said.facts.badge_type, said.facts.state)}
-        needs_none = (
-            said.facts.role is Role.START or said.is_stop or told_by & {"NoAuthorization", "Charging"}
-        )
-        route = self._by_badge(said, session.connector, now) or (NO_BADGE if needs_none else None)
-        if route:
+        kind, state = (value_at(said.payload, path) for path in (said.facts.badge_type, said.facts.state))
+        is_late = said.facts.role is Role.START or said.is_stop or kind == "NoAuthorization"
+        is_late = is_late or state == "Charging"
+        if route := self._by_badge(said, session.connector, now) or (NO_BADGE if is_late else None):
             told += self.settle(session, route, said.badge or "")
         return (route or Route(None, "nobody's yet"))._replace(session=session)
 
@@ -1658,9 +1655,7 @@ class Router:
             return [Told(f"a repeated {message.action} joins the one that waits for its answer")]
         if mark not in session.answers:
             return []
-        if not session.is_told:  # Else a disk that fails need not hold up the answer.
-            session.is_told = True
-            self.memory.note(session)
+        session.is_told = True
         text = result_text(message.message_id, session.answers[mark])
         return [ToPeer(Peer.CHARGER, text, f"repeats a {message.action}", (session,), True)]
 
@@ -1699,8 +1694,8 @@ class Router:
 
     def _noted(self, session: Session, said: Content, text: str, now: Instant) -> list[Decision]:
         """Keep what people want to know of a session: its times and readings."""
-        later, is_first = self.memory.later, bool(said.transactions) and not session.is_used
-        session.is_used = session.is_used or is_first
+        later, is_first = self.memory.later, session.start != "" and bool(said.transactions)
+        session.start = "" if is_first else session.start
         is_due = is_first or now.utc - session.touched >= READING_SECONDS or len(text) > MAX_SELF_DESCRIPTION
         if said.is_reading and not is_due:
             later[session] = lambda: reckon(session, content_of(self.vocabulary.charger, parse(text)))
@@ -1971,7 +1966,7 @@ class Answers:
             answer = session.answers.get(said.mark) if is_again else None
             text = result_text(reply_to, answer) if answer else self._told(session, message, text)
             if is_start:
-                session.is_told, session.is_used = True, session.is_used or bool(words)
+                session.is_told, session.start = True, "" if words else session.start
             # The charger must not know of a session whose owner a restart would forget.
             rows = (session,) if said.is_start or said.badge is not None else ()
         return [*told, ToPeer(Peer.CHARGER, text, "its server answers", rows)]
@@ -2056,7 +2051,7 @@ LOCK_SECONDS = 2.0  # For another process to let go of the file.
 COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
 
 APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 OWED = """SELECT (SELECT count(*) FROM calls WHERE refused IS NULL)
     + (SELECT count(*) FROM sessions WHERE kept != '[]')"""  # Undelivered, in the first edition's tables.
 UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
