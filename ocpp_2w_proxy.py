@@ -1304,6 +1304,7 @@ class Memory:
         stop, badge = said.stop, normalized(said.badge or "")
         sessions = [session for session in self.sessions.values() if session.owner]
         waiting = [s for s in sessions if not (s.stop or s.is_rejected)]
+        holders = {session.connector: session for session in sessions}.values()  # Of each connector.
         for fits, why in (
             ([s for s in sessions if s.stop == stop][:1], "it repeats a stop"),
             ([s for s in waiting if badge and normalized(s.badge) == badge], "the open session of its badge"),
@@ -1312,8 +1313,7 @@ class Memory:
         ):
             found = [session for session in fits if session.ended is None] or fits
             if len(found) > 1:
-                last = {session.connector: session for session in sessions}  # Who holds each connector.
-                found = [session for session in found if last[session.connector] is session]
+                found = [session for session in found if session in holders]
             if fits:
                 return Route(found[0].owner, why, found[0]) if len(found) == 1 else None
         return None
@@ -2136,7 +2136,6 @@ class Journal:
         # Sessions whose last reading is not reckoned up yet: with the next one, or when somebody looks.
         self.later: dict[Session, Callable[[], None]] = {}
         self.writing: dict[Row, bool] = {}  # Those that the thread is at.
-        self.job: asyncio.Future[str] | None = None  # Of the thread; the last one.
         self.waiters: dict[Callable[[], None], None] = {}  # Called after the next save, whatever came of it.
         self.is_closed = False  # There is no next save.
         self.failure = ""  # Why the last save failed; "" = it did not.
@@ -2256,8 +2255,8 @@ class Journal:
 
     def _run(self, job: Callable[[], str], then: Callable[[str], None]) -> None:
         """Let the thread do a job, and the loop then what follows."""
-        self.job = asyncio.get_running_loop().run_in_executor(self.writer, job)
-        self.job.add_done_callback(lambda done: then(done.result()))
+        done = asyncio.get_running_loop().run_in_executor(self.writer, job)
+        done.add_done_callback(lambda done: then(done.result()))
 
     def _write(self, statements: list[tuple[str, Any]]) -> str:
         """Write it all and see it safely on disk, or nothing of it: return why. Runs in the thread."""
@@ -2297,11 +2296,10 @@ class Journal:
                 self.later.pop(session)()
                 self.pending[session] = True
             await asyncio.sleep(0)
-        if self.writing and self.job:  # The save that comes after it takes all that has changed.
-            await asyncio.wait([self.job])
+        ask = partial(asyncio.get_running_loop().run_in_executor, self.writer)
+        await ask(int)  # The thread does one job after the other: the last save is over.
         self.save()
-        rows = partial(self.database.execute, query, values)
-        return await asyncio.get_running_loop().run_in_executor(self.writer, lambda: list(map(dict, rows())))
+        return await ask(lambda: list(map(dict, self.database.execute(query, values))))
 
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
