@@ -1354,10 +1354,6 @@ class Memory:
         self.calls.pop(call, None)
         self.note(call, is_there=False)
 
-    def refuse(self, call: Call, words: str) -> None:
-        call.refused, call.sent = words, None
-        self.note(call)
-
     def retry(self, utc: float) -> None:
         """Let what CallErrors refused be tried once more, with the rest of its session."""
         for call in self.calls:  # A start comes before its rest.
@@ -1665,8 +1661,8 @@ class Router:
         call.rename()
         if session and said.facts.role is Role.START and session.transaction_id is None:
             memory.add(session, self.new_transaction_id(session.owner))
-        refused = session.refused if session and session.is_refused else route.refused
-        goes = call.server not in ("", LOCAL) and not refused
+        call.refused = session.refused if session and session.is_refused else route.refused
+        goes = call.server not in ("", LOCAL) and not call.refused
         if goes and call.peer is Peer.SECONDARY and call.server == self.address(Peer.SECONDARY):
             call.is_awaited = self.config.secondary_replies == "forward" or said.needs_server
         is_rejected = session.is_rejected if session else route.is_rejected
@@ -1677,12 +1673,11 @@ class Router:
             if said.mark:
                 put_newest(session.answers, said.mark, call.own_answer)
         decisions: list[Decision] = [call] if goes else []
-        if call.kind is Kind.STORED and (goes or refused or route.owner is None):
+        if call.kind is Kind.STORED and (goes or call.refused or route.owner is None):
             memory.calls[call] = None
             memory.note(call)
-            if refused:
-                call.refused = refused
-                decisions = [Told(f"{call.action} is kept and not sent: its session is refused: {refused}")]
+            what = f"{call.action} is kept and not sent: its session is refused: {call.refused}"
+            decisions += [Told(what)] if call.refused else []
         return decisions if call.is_awaited else [*decisions, own_answer(call, route.why)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
@@ -1785,8 +1780,6 @@ class Commands:
             return [ToPeer(peer, text, f"refused: {why}", outcome="refused")]
         if sum(other.peer is peer for other in self.waiting) >= MAX_FEW:
             return self._given_up(call, "too many Calls wait for the charger already")
-        if str(name) in {*self.sent, *(str(other.message_id) for other in self.waiting)}:
-            call.rename()
         self.waiting.append(call)
         return self._next(now)
 
@@ -1830,6 +1823,8 @@ class Commands:
         memory, said, facts, peer = self.memory, call.content, call.content.facts, call.peer
         assert peer, "a server has sent it"
         self.outstanding, self.last_served, call.sent = call, peer, now.seconds
+        if str(call.message_id) in self.sent:
+            call.rename()
         put_newest(self.sent, str(call.message_id), call)
         # From now on the charger may say something about it.
         about = call.action if said.request is None else said.request
@@ -1961,14 +1956,14 @@ class Answers:
         if said.facts.role is Role.BOOT:
             self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
             self.memory.note(self.memory)
-        text, rows = under_id(message, reply_to), tuple[Row, ...]()
+        text = under_id(message, reply_to)
         if session and said.mark and message.type is MessageType.CALLRESULT:
             answer = session.answers.get(said.mark) if is_again else None
             text = result_text(reply_to, answer) if answer else self._told(session, message, text)
             if is_start:
                 session.is_told, session.start = True, "" if words else session.start
-            # The charger must not know of a session whose owner a restart would forget.
-            rows = (session,) if said.is_start or said.badge is not None else ()
+        # The charger must not know of a session whose owner a restart would forget.
+        rows = (session,) if session and said.mark else ()
         return [*told, ToPeer(Peer.CHARGER, text, "its server answers", rows)]
 
     def _told(self, session: Session, message: Message, text: str) -> str:
@@ -2005,7 +2000,6 @@ class Answers:
         call.own_answer = ""
         if text and call.session and call.content.facts.role is Role.START:
             call.session.is_told = True
-            self.memory.note(call.session)
         return text  # "": its charger is gone; a repeat is answered again.
 
     def delivered(self, call: Call, message: Message, now: Instant) -> str:
@@ -2023,13 +2017,14 @@ class Answers:
         if not is_error and (is_known or call.content.facts.role is not Role.START):
             memory.remove(call)
             return ""
-        words = words or "no transaction id"
-        memory.refuse(call, words)
+        words, refused = words or "no transaction id", [call]
         if session and call.content.is_start:
             session.refused, session.is_refused = words, True
             memory.note(session)
-            for rest in [other for other in memory.stored if other.session is session]:
-                memory.refuse(rest, words)
+            refused = [other for other in memory.stored if other.session is session]
+        for other in refused:
+            other.refused, other.sent = words, None
+            memory.note(other)
         return words
 
 

@@ -359,8 +359,8 @@ async def test_the_state_of_a_session_in_a_word() -> None:
         assert [row["state"] for row in await ledger(status)] == [state for _, state in STATES]
         call = p.own_call("StopTransaction", "{}")
         call.session, call.since = session, time.time()
-        (memory := proxy.journal.memory("CP1")).calls[call] = None
-        memory.refuse(call, "CallError Y")
+        call.refused, (memory := proxy.journal.memory("CP1")).calls[call] = "CallError Y", None
+        memory.note(call)
         assert (await ledger(status))[-1]["words"] == "CallError Y; its server has the stop"
         trouble = str((await shown(status))["trouble"])
         assert "CallError Y; its server has the stop." in trouble
