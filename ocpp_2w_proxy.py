@@ -2299,7 +2299,9 @@ class Journal:
     async def close(self) -> None:
         """Save the last changes and let go of the file; a disk that takes too long is left behind."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.look_up("SELECT 1"), LAST_SAVE_SECONDS)
+            async with asyncio.timeout(LAST_SAVE_SECONDS):
+                while self.later or self.pending or self.writing:
+                    await self.look_up("SELECT 1")
         if self.pending or self.writing:
             reason = self.failure or "the disk is too slow"
             log.error("state file %s: the last changes may be lost: %s", self.path, reason)
