@@ -1468,7 +1468,6 @@ class Router:
     def __init__(self, config: ChargerConfig, memory: Memory, version: str) -> None:
         self.config = config
         self.memory = memory
-        self.version = version  # The subprotocol.
         self.vocabulary = VOCABULARIES[version]
         # By session and Content.mark: the Call whose answer the charger waits for, for its repeats.
         self.waiting: dict[tuple[Session, str], Call] = {}
@@ -1476,8 +1475,7 @@ class Router:
     def charger_call(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of the charger."""
         said, memory = content_of(self.vocabulary.charger, message), self.memory
-        told: list[Decision] = []
-        role = said.facts.role
+        told, role = list[Decision](), said.facts.role
         if role is Role.START or (role is Role.EVENT and said.transactions):
             route = self._route_of_session(said, now, told)
         else:
@@ -1625,7 +1623,7 @@ class Router:
             route = Route(Peer.SECONDARY, "secondary asked for it")
         is_primarys_alone = is_reading and route.owner is Peer.SECONDARY and askers == {Peer.PRIMARY}
         call = Call(message.text, route.owner, action=message.action, message_id=name, content=said)
-        call.charger, call.version, call.since = memory.charger, self.version, now.utc
+        call.charger, call.version, call.since = memory.charger, memory.version, now.utc
         call.session, call.reply_to, call.why = session, name, route.why
         if not (route.is_rejected or is_primarys_alone):
             call.server = session.server if session else self.address(route.owner)
