@@ -462,8 +462,7 @@ def test_a_charger_that_was_forgotten_for_others_is_known_again_when_it_comes(
     monkeypatch.setattr(p, "MAX_MEMORIES", 2)
     now, jobs = Stage(connect=False).now, list[Any]()
     journal = StageJournal(now, tmp_path / "state.db")
-    for name in ("A", "B"):
-        journal.memory(name)
+    assert journal.memory("A") is not journal.memory("B")
     journal.save()
     journal.has_room("C", ())
     with patch.object(journal, "_run", lambda _, then: jobs.append(then)):

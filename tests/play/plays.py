@@ -157,9 +157,7 @@ class Stage:
     def open(self) -> None:
         """Start the proxy, with what its state file holds."""
         self.journal = StageJournal.open(self.state, self.now) if self.state else StageJournal(self.now)
-        memory = self.journal.memory("CP1")
-        memory.retry(self.now().utc)
-        self.begin(memory.version or self.version)
+        self.begin(self.journal.memory("CP1").version or self.version)
         self.charger = self.primary = self.secondary = StageLink(self, "nobody", self.version)
 
     def begin(self, version: str) -> None:
@@ -173,6 +171,7 @@ class Stage:
         if ini:
             self.config = config_of(ini)
         self.open()
+        self.memory.retry(self.now().utc)
 
     def now(self) -> p.Instant:
         return p.Instant(self.time, self.utc + self.time)
@@ -242,14 +241,8 @@ class Stage:
             self.journal.settle()
 
     def starts(self, badge: str, message_id: str = "s1", connector: int = 1, meter: int = 0) -> None:
-        self.charger.calls(
-            message_id,
-            "StartTransaction",
-            connectorId=connector,
-            idTag=badge,
-            meterStart=meter,
-            timestamp="2026-01-01T00:00:00Z",
-        )
+        told: dict[str, Any] = {"connectorId": connector, "idTag": badge, "meterStart": meter}
+        self.charger.calls(message_id, "StartTransaction", **told, timestamp="2026-01-01T00:00:00Z")
 
     def primary_session(self, server_id: int = 7, badge: str = "PRIM1", connector: int = 1) -> Any:
         return self.session(self.primary, server_id, badge, connector)

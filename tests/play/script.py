@@ -95,9 +95,7 @@ class Script:
             rows = self.stage.journal.database.execute(f"SELECT {columns} FROM sessions ORDER BY number")
             return "|".join(" ".join(map(str, row)).strip() for row in rows)
         if name == "refused at":
-            return " ".join(
-                call.peer.value if call.peer else "nobody" for call in memory.calls if call.refused
-            )
+            return " ".join(getattr(c.peer, "value", "nobody") for c in memory.calls if c.refused)
         if name == "claims":
             return " ".join(claim.badge for claim in memory.claims)
         if name == "closed":
@@ -106,7 +104,7 @@ class Script:
         if name == "sessions":
             return str(len(memory.sessions))
         if name in ("stored", "refused"):
-            calls = (call for call in memory.calls if bool(call.refused) == (name == "refused"))
+            calls = memory.stored if name == "stored" else [c for c in memory.calls if c.refused]
             return " ".join(NAMES.get(call.action, call.action) for call in calls)
         return re.sub(r" ?\| ?", "|", " ".join(self.heard[name]))
 
