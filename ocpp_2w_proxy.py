@@ -1260,7 +1260,6 @@ class Memory:
     number: int = 0  # Its row in the state file; 0 = none yet.
     sessions: dict[TransactionId, Session] = field(default_factory=dict)  # By Session.key; MAX_SESSIONS.
     calls: dict[Call, None] = field(default_factory=dict)  # Stored, also refused; by arrival; MAX_STORED.
-    room: int = 0  # So many characters more may be stored, at least; below 0 they are counted anew.
     # Who has asked last for something, under which message id: by request id, or else by Action; MAX_FEW.
     asked: dict[int | str, tuple[Peer, MessageId]] = field(default_factory=dict)
     triggers: dict[Peer, float] = field(default_factory=dict)  # Monotonic seconds; until when readings come.
@@ -1334,11 +1333,9 @@ class Memory:
         told, session = list[Decision](), call.session
         mine = [c for c in self.calls if c.session is session] if session and session.owner is None else []
         surplus = mine if len(mine) >= MAX_OWNERLESS else []
-        self.room -= len(call.text)
         while True:
-            if self.room < 0:
-                self.room = MAX_STORED_TEXT - sum(len(c.text) for c in (*self.calls, call))
-            is_full = len(self.calls) >= MAX_STORED or self.room < 0
+            size = sum([len(c.text) for c in self.calls], len(call.text))
+            is_full = len(self.calls) >= MAX_STORED or size > MAX_STORED_TEXT
             calls = self.calls if is_full else ()
             readings = (c for c in itertools.chain(surplus, calls) if c.content.is_reading and c.sent is None)
             oldest = next(itertools.chain(readings, (c for c in calls if c.refused)), None)
@@ -1586,9 +1583,9 @@ class Router:
         session = self._session_of(said, now, told)
         if session.owner:
             return Route(session.owner, "its transaction", session)
-        kind, state = (value_at(said.payload, path) for path in (said.facts.badge_type, said.facts.state))
-        is_late = said.facts.role is Role.START or said.is_stop or kind == "NoAuthorization"
-        is_late = is_late or state == "Charging"
+        facts = said.facts
+        kind, state = (value_at(said.payload, path) for path in (facts.badge_type, facts.state))
+        is_late = facts.role is Role.START or said.is_stop or kind == "NoAuthorization" or state == "Charging"
         if route := self._by_badge(said, session.connector, now) or (NO_BADGE if is_late else None):
             told += self.settle(session, route, said.badge or "")
         return (route or Route(None, "nobody's yet"))._replace(session=session)
@@ -1772,7 +1769,8 @@ class Commands:
         said, name = content_of(self.router.vocabulary.server, message), message.message_id
         call = Call(message.text, peer, action=message.action, message_id=name, content=said, reply_to=name)
         call.queued = now.seconds
-        if why := self._forbidden(message, peer) or self._translated(call, peer):
+        forbidden = self._forbidden(message) if peer is Peer.SECONDARY else ""
+        if why := forbidden or self._translated(call, peer):
             rejection = rejection_of(said.facts, message.payload)  # Not every schema has one.
             text = result_text(name, rejection) if rejection else error_text(name, "SecurityError", why)
             return [ToPeer(peer, text, f"refused: {why}", outcome="refused")]
@@ -1781,11 +1779,9 @@ class Commands:
         self.waiting.append(call)
         return self._next(now)
 
-    def _forbidden(self, message: Message, peer: Peer) -> str:
+    def _forbidden(self, message: Message) -> str:
         """Return why the secondary, a guest, may not call this on the charger; "" = it may."""
         action = message.action
-        if peer is Peer.PRIMARY:
-            return ""
         if not ACTION.fullmatch(action):
             return "its Action has characters that no Action has"
         if action in self.router.config.secondary_refuse:
