@@ -2228,12 +2228,11 @@ class Journal:
             return
         statements = list[tuple[str, list[Any]]]()
         self.begun = self.begun if self.failure else self.clock().seconds
-        for row, is_there in list(self.pending.items()):
+        for row, is_there in self.pending.items():
             if not row.number:
                 row.number = self.number = self.number + 1
-            if not is_there and row.number > self.on_disk:
-                del self.pending[row]  # It has come and gone since the last save.
-        self.writing.update(self.pending)
+            if is_there or row.number <= self.on_disk:  # Else it has come and gone since the last save.
+                self.writing[row] = is_there
         self.pending.clear()
         for row, is_there in self.writing.items():
             table, columns = TABLES[type(row)], COLUMNS[type(row)] if is_there else {}
