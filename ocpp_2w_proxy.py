@@ -1671,8 +1671,9 @@ class Router:
         if call.kind is Kind.STORED and (goes or call.refused or route.owner is None):
             memory.calls[call] = None
             memory.note(call)
-            what = f"{call.action} is kept and not sent: its session is refused: {call.refused}"
-            decisions += [Told(what)] if call.refused else []
+            if call.refused:
+                what = f"{call.action} is kept and not sent: its session is refused: {call.refused}"
+                decisions.append(Told(what))
         return decisions if call.is_awaited else [*decisions, own_answer(call, route.why)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
@@ -1957,7 +1958,7 @@ class Answers:
             if is_start:
                 session.is_told, session.start = True, "" if words else session.start
         # The charger must not know of a session whose owner a restart would forget.
-        rows = (session,) if session and said.mark else ()
+        rows = (session,) if session and not said.is_reading else ()
         return [*told, ToPeer(Peer.CHARGER, text, "its server answers", rows)]
 
     def _told(self, session: Session, message: Message, text: str) -> str:
