@@ -1329,16 +1329,15 @@ class Memory:
             self.note(self)
 
     def make_room(self, call: Call) -> list[Decision] | None:
-        """Let the oldest readings go for one more stored Call, or what is refused; None = nothing can go."""
+        """Let the oldest readings go for one more stored Call; None = there are not enough of them."""
         told, session = list[Decision](), call.session
         mine = [c for c in self.calls if c.session is session] if session and session.owner is None else []
         surplus = mine if len(mine) >= MAX_OWNERLESS else []
         while True:
             size = sum([len(c.text) for c in self.calls], len(call.text))
             is_full = len(self.calls) >= MAX_STORED or size > MAX_STORED_TEXT
-            calls = self.calls if is_full else ()
-            readings = (c for c in itertools.chain(surplus, calls) if c.content.is_reading and c.sent is None)
-            oldest = next(itertools.chain(readings, (c for c in calls if c.refused)), None)
+            calls = itertools.chain(surplus, self.calls if is_full else ())
+            oldest = next((c for c in calls if c.content.is_reading and c.sent is None), None)
             if oldest is None:
                 return None if is_full else told
             what = "stored Calls are kept; for each new one the oldest meter values are dropped"
