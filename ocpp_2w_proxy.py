@@ -1731,7 +1731,7 @@ class Router:
         elif call.kind is Kind.STORED and (goes or route.owner is None):
             memory.stored[call] = None
             memory.note(call)
-        return decisions if call.is_awaited else [*decisions, own_answer(call, route.why)]
+        return [*decisions, own_answer(call, route.why)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
         """Return an id that is not in use and names its owner in the lowest bit."""
@@ -2000,9 +2000,9 @@ class Answers:
         is_again = is_start and session is not None and session.server_id is not None
         if session and not is_again and said.facts.role is not Role.METER:
             self._learn(session, call, message, words, now)
-        # Where nobody waits for it, the proxy's own answer is on its way to the charger.
         if call.own_answer and (message.type is MessageType.CALLERROR or not call.is_awaited):
-            return [*told, own_answer(call, "its server cannot answer")]
+            call.is_awaited = False  # The proxy's own answer goes to the charger.
+            return told
         call.own_answer, reply_to = "", self.router.stop_waiting(call)
         repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
         if repeat and repeat.kind is Kind.RELAYED and repeat.sent is None:
@@ -2864,11 +2864,10 @@ class Outbox:
         self.live: list[Call] = []  # Relayed and passing ones; MAX_LIVE.
         self.stored: list[Call] = []  # Those that this connection may carry; MAX_STORED.
         self.leaving: Call | None = None  # The stored one that was answered last, until the disk knows.
-        self.awaited: list[Call] = []  # `forward`: those whose answer the charger waits for.
         self.in_flight: Call | None = None  # Holds the one place; the next Call waits for its answer.
         # What may still be answered, by link and message id: also on a link that is being closed. MAX_LATE,
         # beside those that are stored.
-        self.sent: dict[Link, dict[str, Call]] = {}
+        self.sent: dict[tuple[Link, str], Call] = {}
         self.is_silent = False  # It let an awaited Call time out and has answered nothing since.
         self.link: Link | None = None
         self.dialing: asyncio.Task[None] | None = None
@@ -2906,9 +2905,6 @@ class Outbox:
             return
         else:
             self.live.append(call)
-        if call.is_awaited and call.own_answer and call.reply_to is not None:
-            self.awaited.append(call)
-            self._answer_awaited(now)
         self.pump(now)
 
     def copy(self, call: Call) -> None:
@@ -2922,20 +2918,14 @@ class Outbox:
         elif is_fit and self.link:
             self.put(call)
 
-    def _answer_awaited(self, now: float) -> None:
-        """Let the proxy answer what the charger has waited for long enough."""
+    def stands_in(self, call: Call, now: float) -> bool:
+        """Whether the proxy answers a Call of `forward`: the charger has waited long enough."""
+        is_late = now >= call.queued + min(ANSWER_SECONDS, self.relay.host.call_timeout)
+        self.is_silent = self.is_silent or (is_late and call.sent is not None)
         is_away = not self.is_booted and now >= self.away_since + AWAITED_SECONDS
-        patience = min(ANSWER_SECONDS, self.relay.host.call_timeout)
-        for call in list(self.awaited):
-            is_late = now >= call.queued + patience
-            older = self.stored[: self.stored.index(call)] if call in self.stored else self.stored
-            has_older = any(not (old.own_answer or old.was_kept) for old in older)
-            if not call.own_answer:
-                self.awaited.remove(call)
-            elif is_late or is_away or has_older or self.is_silent:
-                self.is_silent = self.is_silent or (is_late and call.sent is not None)
-                self.awaited.remove(call)
-                self.relay.carry_out([own_answer(call, f"{self.peer.value} does not answer in time")])
+        has_older = any(not (old.own_answer or old.was_kept) for old in self.stored)
+        call.is_awaited = not (is_late or self.is_silent or is_away or has_older)
+        return not call.is_awaited
 
     # What goes out.
 
@@ -2968,12 +2958,11 @@ class Outbox:
             log.debug("%s < %s", self.name, text)
             link.send(text)
             call.sent, self.relay.deadline = now, 0.0
-            sent = self.sent.setdefault(link, {})
-            self.in_flight = sent[str(call.message_id)] = call
-            if len(sent) > MAX_LATE:
-                late = [name for name, old in sent.items() if old.kind is not Kind.STORED]
-                for name in late[:-MAX_LATE]:
-                    del sent[name]
+            self.in_flight = self.sent[link, str(call.message_id)] = call
+            if len(self.sent) > MAX_LATE:
+                late = [key for key, old in self.sent.items() if old.kind is not Kind.STORED]
+                for key in late[:-MAX_LATE]:
+                    del self.sent[key]
 
     def _next(self, now: float) -> Call | None:
         """Return the first Call that may go, by time of arrival; a stored one may have to wait."""
@@ -3009,7 +2998,7 @@ class Outbox:
 
     def _fails(self, call: Call, now: float) -> bool:
         """Whether a stored Call has met a CallError, or gets no answer on this connection."""
-        is_here = self.link is not None and call in self.sent.get(self.link, {}).values()
+        is_here = (self.link, str(call.message_id)) in self.sent
         return now < call.not_before or (is_here and is_overdue(call, now, self.relay.host.call_timeout))
 
     def _is_behind(self, session: Session, now: float) -> bool:
@@ -3026,7 +3015,7 @@ class Outbox:
             self.relay.server_said(self.peer, message)
 
     def _answered(self, link: Link, message: Message) -> None:
-        call = self.sent.get(link, {}).pop(str(message.message_id), None)
+        call = self.sent.pop((link, str(message.message_id)), None)
         if call is self.in_flight:
             self.in_flight = None
         if call is None:
@@ -3164,10 +3153,11 @@ class Outbox:
                 self.dial()
 
     def link_closed(self, link: Link) -> None:
-        for call in self.sent.pop(link, {}).values():
+        for key in [key for key in self.sent if key[0] is link]:
+            call = self.sent.pop(key)
             if call.kind is Kind.STORED:
                 call.sent = None  # It goes again, with the same text and id.
-            elif call in self.awaited:
+            elif call.kind is Kind.PASSING and call.reply_to is not None:  # `forward`: so does this.
                 self.live.insert(0, call)
             else:
                 if call.kind is Kind.RELAYED and call.reply_to is not None:
@@ -3187,15 +3177,15 @@ class Outbox:
         """Let go of the link and of all that ends with it, but for answers until it is closed."""
         self.link, self.in_flight, self.is_booted = None, None, False
         self.own, self.next_at = [], math.inf
-        self.live = [call for call in self.live if call.kind is Kind.RELAYED or call in self.awaited]
+        self.live = [call for call in self.live if call.reply_to is not None]
         self.relay.journal.counts["disconnections", self.peer] += 1
         link.close(1001)
 
     def charger_left(self) -> None:
         """Drop what only the charger waited for; an answer in flight still tells its session."""
-        for call in (*self.awaited, *itertools.chain(*map(dict.values, self.sent.values()))):
+        for call in self.sent.values():
             call.reply_to = None
-        self.live, self.awaited = [], [call for call in self.awaited if call.kind is Kind.STORED]
+        self.live = []
         if self.link is None:
             self.own = []  # The boot that the next connection was to begin with.
         elif not self.is_wanted:
@@ -3206,13 +3196,12 @@ class Outbox:
         now = self.relay.now().seconds
         if not self.link and now >= self.next_at and self.is_wanted:
             self.dial()
-        self._answer_awaited(now)
         self._time_out(now)
         is_at_rest = self.link and not (self.in_flight or self.own)
         if self.link and is_at_rest and not (self.is_wanted and self._wanted_version() == self.version):
             self.link.close(1000, "nothing is left for it in this version")
         self.pump()
-        waits = self.in_flight or self.awaited or (self.is_the_chargers and not self.link)
+        waits = self.in_flight or (self.is_the_chargers and not self.link)
         is_busy = waits or (self.link and (self.own or self.live or self.stored))
         return 0.0 if is_busy else self.next_at
 
@@ -3374,7 +3363,9 @@ class Relay:
         """Let go of the charger's connection and of all that ends with it."""
         link, self.link = self.link, successor
         self.journal.present.discard(self.charger_id)
-        self._drop_held(len(self.held))
+        self.held = [held for held in self.held if held.call]
+        for call in (held.call for held in self.held if held.call):
+            call.reply_to = None  # What its server may still answer is joined by its repeat.
         self.carry_out(self.commands.charger_gone())
         self.router.charger_gone()
         for outbox in self.outboxes.values():
@@ -3440,30 +3431,29 @@ class Relay:
             log.log(level, what, self.charger_id, call.action, call.server)
 
     def _release(self) -> None:
-        """Send the charger what does not wait for the disk any more."""
-        held, self.held, is_behind = self.held, [], False
-        for decision in held:
-            is_known = self.journal.has(*decision.rows) and not (is_behind and not decision.call)
-            if not (is_known or (self.journal.failure and not decision.needs_disk)):
+        """Send the charger what does not wait any more, for its server or for the disk."""
+        held, self.held, is_behind, now = self.held, [], False, self.now().seconds
+        for call in (old.call for old in held[:-MAX_HELD] if old.call):
+            call.reply_to = None
+            self.answers.given(call)
+        for decision in held[-MAX_HELD:]:
+            call, needs_disk = decision.call, decision.needs_disk
+            if call and not call.own_answer:
+                continue  # Its server has answered in the meantime.
+            if call and call.is_awaited and not self.outboxes[Peer.SECONDARY].stands_in(call, now):
                 self.held.append(decision)
+                continue
+            is_known = self.journal.has(*decision.rows) and not (is_behind and not call)
+            is_for_nobody = call and call.reply_to is None  # A repeat is answered again.
+            if is_known or is_for_nobody or (self.journal.failure and not needs_disk):
+                self._send(self.answers.given(call) if call else decision.text, decision.why)
+                if call and call.peer:
+                    self.journal.counts["calls", Peer.CHARGER, call.peer, "recorded"] += 1
+            else:
+                self.held.append(decision)
+                self.journal.wait(self._release)
                 # What comes behind it may name what the charger does not know yet.
-                is_behind = is_behind or not decision.needs_disk
-            elif decision.call is None:
-                self._send(decision.text, decision.why)
-            elif decision.call.own_answer:  # Else its server has answered in the meantime.
-                self._send(self.answers.given(decision.call), decision.why)
-                if decision.call.peer:
-                    self.journal.counts["calls", Peer.CHARGER, decision.call.peer, "recorded"] += 1
-        if self.held:
-            self._drop_held(len(self.held) - MAX_HELD)
-            self.journal.wait(self._release)
-
-    def _drop_held(self, count: int) -> None:
-        """Give the oldest of what waits for the disk to nobody; a repeat is answered again."""
-        for _ in range(count):
-            if call := self.held.pop(0).call:
-                call.reply_to = None
-                self.answers.given(call)
+                is_behind = is_behind or not needs_disk
 
     def _send(self, text: str, why: str) -> None:
         log.debug("%s < %s (%s)", self.charger_id, text, why)
@@ -3488,7 +3478,10 @@ class Relay:
         for link in self.links():
             link.keep_alive(now.seconds, self.host.ping_interval)
         grace, primary, why = self.config.primary_grace, self.outboxes.get(Peer.PRIMARY), ""
-        if self.held and self.journal.failure and now.seconds >= self.journal.begun + grace:
+        is_stuck = self.journal.failure and any(
+            not (held.call and held.call.is_awaited) for held in self.held
+        )
+        if is_stuck and now.seconds >= self.journal.begun + grace:
             why = "what it says cannot be kept"
         elif self.link and primary and not primary.link and now.seconds >= primary.away_since + grace:
             why = "the primary server is away"
