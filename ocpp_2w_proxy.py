@@ -2409,6 +2409,7 @@ RECEIVE_BUFFER = memoryview(bytearray(2**16))
 LIBRARY_LOG = logging.Logger("websockets", logging.WARNING)
 LIBRARY_LOG.parent = log
 Protocol = ServerProtocol | ClientProtocol
+Shown = Mapping[str, str]  # What servers see of a charger's handshake: Authorization, User-Agent.
 uri_of = lru_cache(256)(parse_uri)  # Each server of the ini is dialled again and again.
 TEXT_FRAME = 0x80 | Opcode.TEXT  # The first byte of a frame that holds a whole text (RFC 6455 5.2).
 IS_MASKED = 0x80  # A bit of the second byte; its others are the length,
@@ -2547,8 +2548,7 @@ class Link(asyncio.BufferedProtocol):
         if self.protocol.state is OPEN:
             self.protocol.send_close(code, reason)
             self.flush()
-            if self.on_text is None:  # To see the peer close it, too.
-                self.attach(lambda *_: None, lambda _: None)
+            self.on_text = self.on_text or (lambda *_: None)  # To see the peer close it, too.
 
     def abort(self, because: str = "") -> None:
         """Cut the connection."""
@@ -2735,13 +2735,6 @@ class Tasks(set["asyncio.Task[None]"]):
         return task
 
 
-class Credentials(NamedTuple):
-    """What a charger said of itself in its handshake."""
-
-    authorization: str | None = None
-    user_agent: str | None = None
-
-
 @lru_cache(256)
 def context_of(ca: str, cert: str, key: str) -> ssl.SSLContext:
     """Return the TLS side of all connections to a server, of its keys in the ini."""
@@ -2761,7 +2754,7 @@ class Dialer:
         self.tasks = Tasks()  # Dials; at most one for each outbox.
 
     async def dial(
-        self, peer: Peer, server: ServerConfig, charger_id: str, offers: Iterable[str], shown: Credentials
+        self, peer: Peer, server: ServerConfig, charger_id: str, offers: Iterable[str], shown: Shown
     ) -> Link:
         """Return an open link that waits for its user. Raises DialError."""
         name, base = server.id or charger_id, uri_of(server.url)
@@ -2771,10 +2764,9 @@ class Dialer:
         subprotocols = [Subprotocol(offer) for offer in offers]
         protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=self.max_size, logger=LIBRARY_LOG)
         link, request = Link(protocol), protocol.connect()
-        if shown.user_agent:
-            request.headers["User-Agent"] = shown.user_agent
-        if shown.authorization and server.needs_charger_login:
-            request.headers["Authorization"] = shown.authorization
+        for header, value in shown.items():
+            if header != "Authorization" or server.needs_charger_login:
+                request.headers[header] = value
         with ExitStack() as to_undo:
             to_undo.callback(link.abort)
             try:
@@ -2823,7 +2815,7 @@ AWAITED_SECONDS = 5.0  # and for a secondary that has just gone, or is just conn
 DELIVERY_SECONDS = 120.0  # A secondary that leaves a stored Call unanswered for so long is disconnected.
 OWN_BOOT_SECONDS = 2.0  # A charger that has connected may send its BootNotification itself.
 MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up; its own primary does without.
-BOOT_RETRY_SECONDS = 60.0  # Where the server does not say when to ask again.
+BOOT_RETRY_SECONDS = 60.0  # Where the server does not answer, or does not say when to ask again.
 REDIAL_SECONDS = {Peer.PRIMARY: (0.0, 5.0), Peer.SECONDARY: (1.0, 60.0)}  # The first pause, the longest.
 STEADY_SECONDS = 5.0  # A lost server is back when its connection has stood for so long.
 VERSION_SECONDS = 3600.0  # Between two tries of a version that the server has refused.
@@ -2913,7 +2905,8 @@ class Outbox:
         if is_fit and call.action == "BootNotification":
             self.own, self.is_booted = [call], False
             if self.link:
-                self.next_at, self.away_since = math.inf, self.relay.now().seconds
+                self.away_since = self.relay.now().seconds
+                self.next_at = self.away_since + BOOT_RETRY_SECONDS
             self.pump()
         elif is_fit and self.link:
             self.put(call)
@@ -2948,7 +2941,8 @@ class Outbox:
                 payload = Template(VOCABULARIES[self.version].boot).substitute(model=model)
                 if memory.boot and memory.version == self.version:
                     payload = value_text(memory.boot, (3,))
-                self.own, self.next_at = [own_call("BootNotification", payload), *self.own], math.inf
+                self.own.insert(0, own_call("BootNotification", payload))
+                self.next_at = now + BOOT_RETRY_SECONDS  # Unless it is answered.
             call = self.own.pop(0) if self.own else self._next(now)
             if call is None and now >= self.next_at:  # Any other message tells as much as a Heartbeat.
                 self.next_at, call = now + self.heartbeat_interval, own_call("Heartbeat", "{}")
@@ -3070,7 +3064,7 @@ class Outbox:
                 self.next_at = now + wait
                 log.warning("%s: answers the boot with %s; asked again in %g s", self.name, status, wait)
             return
-        log.info("%s: accepts the charger", self.name)
+        log.log(logging.INFO if is_own else logging.DEBUG, "%s: accepts the charger", self.name)
         if self.peer is Peer.SECONDARY:  # The primary hears the charger's own.
             self.heartbeat_interval = interval or HEARTBEAT_INTERVAL
         self.next_at = now + self.heartbeat_interval
@@ -3097,7 +3091,6 @@ class Outbox:
             is_early = charger and self.peer is Peer.SECONDARY and self.version == self.relay.version
             patience = OWN_BOOT_SECONDS if self.relay.memory.boot else MADE_UP_BOOT_SECONDS
             self.next_at = max(now, charger.opened + patience) if charger and is_early else now
-        log.info("%s: connected to %s", self.name, self.server.url)
         self.relay.journal.counts["connections", self.peer] += 1
         link.keep_alive(now, self.relay.host.ping_interval)
         link.attach(self.link_received, self.link_closed)
@@ -3121,7 +3114,7 @@ class Outbox:
     async def _dial(self) -> None:
         relay, version, link = self.relay, self.version, None
         try:
-            place = (self.peer, self.server, relay.charger_id, [version], relay.credentials)
+            place = (self.peer, self.server, relay.charger_id, [version], relay.shown)
             link = await relay.dialer.dial(*place)
             if (link.protocol.subprotocol or "ocpp1.6") != version:
                 link.close(1002, f"{version} is needed")
@@ -3137,6 +3130,7 @@ class Outbox:
             link = None
         self.dialing = None
         if link and self.is_wanted:
+            log.info("%s: connected to %s", self.name, self.server.url)
             self.connected(link, needs_boot=self.peer is Peer.SECONDARY or bool(relay.memory.boot))
             return
         self._redial_later()
@@ -3197,7 +3191,7 @@ class Outbox:
         if not self.link and now >= self.next_at and self.is_wanted:
             self.dial()
         self._time_out(now)
-        is_at_rest = self.link and not (self.in_flight or self.own)
+        is_at_rest = not (self.in_flight or self.own)
         if self.link and is_at_rest and not (self.is_wanted and self._wanted_version() == self.version):
             self.link.close(1000, "nothing is left for it in this version")
         self.pump()
@@ -3211,8 +3205,6 @@ class Outbox:
         if call and is_overdue(call, now, patience):
             self.in_flight = None
             log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
-            if call.content is NOTHING and call.action == "BootNotification":
-                self.next_at = now + BOOT_RETRY_SECONDS
             if call.kind is Kind.RELAYED:
                 self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
                 self.relay.router.stop_waiting(call)
@@ -3247,7 +3239,7 @@ class Relay:
         self.now = journal.clock
         self.memory = journal.memory(charger_id)
         self.memory.is_in_use = True
-        self.credentials = Credentials(user_agent=self.memory.user_agent or None)
+        self.shown: Shown = {"User-Agent": agent} if (agent := self.memory.user_agent) else {}
         self.complaints = Complaints()
         self.link: Link | None = None  # The charger's.
         self.held: list[ToPeer] = []  # What waits for the disk; MAX_HELD.
@@ -3308,7 +3300,7 @@ class Relay:
             what = "%s: %d stored Calls are kept for %s, which the ini does not name"
             log.warning(what, self.charger_id, left, address)
 
-    def connect(self, link: Link, primary: Link | None, version: str, credentials: Credentials) -> None:
+    def connect(self, link: Link, primary: Link | None, version: str, shown: Shown) -> None:
         """Take the charger's new connection, and the one that its primary accepted for it."""
         if self.link:
             log.info("%s: charger connects again; its old connection is closed", self.charger_id)
@@ -3316,11 +3308,11 @@ class Relay:
         memory, now = self.memory, self.now()
         if memory.version != version:
             memory.boot, memory.statuses = "", {}
-        memory.version, memory.user_agent, memory.seen = version, short(credentials.user_agent), now.utc
+        memory.version, memory.user_agent, memory.seen = version, short(shown.get("User-Agent")), now.utc
         memory.note(memory)
         if version != self.version:
             self._speak(version)
-        self.link, self.credentials, self.deadline = link, credentials, 0.0
+        self.link, self.shown, self.deadline = link, shown, 0.0
         link.keep_alive(now.seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
         self.journal.counts["connections", Peer.CHARGER] += 1
@@ -3433,9 +3425,9 @@ class Relay:
     def _release(self) -> None:
         """Send the charger what does not wait any more, for its server or for the disk."""
         held, self.held, is_behind, now = self.held, [], False, self.now().seconds
-        for call in (old.call for old in held[:-MAX_HELD] if old.call):
-            call.reply_to = None
-            self.answers.given(call)
+        for cut in (old.call for old in held[:-MAX_HELD] if old.call):
+            cut.reply_to = None
+            self.answers.given(cut)
         for decision in held[-MAX_HELD:]:
             call, needs_disk = decision.call, decision.needs_disk
             if call and not call.own_answer:
@@ -3499,16 +3491,15 @@ class Relay:
     def watch(self) -> None:
         """Close the connections that nothing has been seen of for too long."""
         now, host = self.now(), self.host
-        patience = host.ping_interval + host.ping_timeout
-        watched = [(outbox.name, outbox.link, patience) for outbox in self.outboxes.values()]
         if self.link:
             self.memory.seen = now.utc - (now.seconds - self.link.seen)
-            slow = 0 if self.link.has_ponged else 3 * self.memory.heartbeat_interval
-            watched.append((self.charger_id, self.link, max(host.watchdog_stale, slow)))
-        for name, link, patience in watched:
-            if link and now.seconds - link.seen > patience:
-                log.warning("%s: nothing seen for %d s; it is closed", name, now.seconds - link.seen)
-                link.abort()
+        for link in self.links():
+            patience = host.ping_interval + host.ping_timeout
+            if link is self.link:
+                slow = 0 if link.has_ponged else 3 * self.memory.heartbeat_interval
+                patience = max(host.watchdog_stale, slow)
+            if now.seconds - link.seen > patience:
+                link.abort(f"nothing seen for {now.seconds - link.seen:.0f} s")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -3596,7 +3587,7 @@ class Visitor(NamedTuple):
     config: ChargerConfig
     offers: list[str]  # Subprotocols, as it spells them,
     versions: list[str]  # and those of them that the ini allows it.
-    credentials: Credentials
+    shown: Shown  # Of its headers, to the servers.
 
 
 def refusal_of(visitor: Visitor, error: DialError) -> RefusedError:
@@ -3737,10 +3728,10 @@ class Proxy:
         offers = [offer for offer in (offer.strip(' \t"') for offer in spelt) if TOKEN.fullmatch(offer)]
         if name in headers:
             del headers[name]  # The library would find fault with how some spell it.
-        credentials = Credentials(*(only(headers, name) for name in ("Authorization", "User-Agent")))
+        shown = {name: value for name in ("Authorization", "User-Agent") if (value := only(headers, name))}
         config = self.config.charger(charger_id)
         versions = [offer.lower() for offer in offers if offer.lower() in config.versions]
-        return Visitor(charger_id, config, offers, versions, credentials)
+        return Visitor(charger_id, config, offers, versions, shown)
 
     def _check_room(self, charger_id: str) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
@@ -3752,9 +3743,9 @@ class Proxy:
 
     async def _let_in(self, link: Link, request: Request, visitor: Visitor) -> None:
         """Let the charger in if its primary accepts it. Raises RefusedError."""
-        charger_id, config, offers, versions, credentials = visitor
+        charger_id, config, offers, versions, shown = visitor
         self._check_room(charger_id)
-        if config.password and not shows_password(charger_id, config.password, credentials.authorization):
+        if config.password and not shows_password(charger_id, config.password, shown.get("Authorization")):
             await asyncio.sleep(WRONG_LOGIN_SECONDS)
             detail = f": it does not show the user {charger_id} and the `password` of the ini"
             raise RefusedError(401, "its login is not right", BASIC, detail)
@@ -3778,15 +3769,15 @@ class Proxy:
             self._check_room(charger_id)  # Others may have taken it meanwhile.
             if not (old and old.arrived > link.arrived) and link.respond(response, chosen):
                 to_undo.pop_all()
-                self._relay(charger_id, version).connect(link, primary, version, credentials)
+                self._relay(charger_id, version).connect(link, primary, version, shown)
 
     async def _dial_primary(self, visitor: Visitor) -> Link:
         """Return the primary's link for this charger. Raises RefusedError.
 
         Some primaries allow one connection per charger; what is dead or left there is closed for it.
         """
-        charger_id, config, _, versions, credentials = visitor
-        place = (Peer.PRIMARY, config.primary, charger_id, versions or ["ocpp1.6"], credentials)
+        charger_id, config, _, versions, shown = visitor
+        place = (Peer.PRIMARY, config.primary, charger_id, versions or ["ocpp1.6"], shown)
         while True:
             try:
                 return await self.dialer.dial(*place)
@@ -4643,7 +4634,7 @@ async def checked(
     """Return the version that a server chose ("" = not known, None = it will not do), and what it said."""
     name, wanted = charger_id or "check", " or ".join(versions)
     try:
-        link = await dialer.dial(peer, server, name, versions, Credentials())
+        link = await dialer.dial(peer, server, name, versions, {})
     except DialError as error:
         if error.status == HTTPStatus.UNAUTHORIZED and server.needs_charger_login:
             return "", f"answers; it wants the charger's own login, which only the charger has ({error})"
