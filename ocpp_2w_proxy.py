@@ -3221,7 +3221,6 @@ class Outbox:
 # out what the router decides.
 # ---------------------------------------------------------------------------------------------------------
 
-SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
 MAX_HELD = 1000  # Answers of one charger that wait for the disk; of more, the oldest goes.
 
 
@@ -3244,7 +3243,6 @@ class Relay:
         self.link: Link | None = None  # The charger's.
         self.held: list[ToPeer] = []  # What waits for the disk; MAX_HELD.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
-        self.sweep_at = 0.0  # Monotonic seconds; when what has expired is removed.
         self._speak(version)
         self.outboxes = {
             peer: Outbox(self, peer, server)
@@ -3286,8 +3284,6 @@ class Relay:
 
     def deliver(self) -> None:
         """Deliver what is left, without waiting for the charger; tell what has to wait."""
-        self.tick()
-        self.deadline = 0.0
         waiting = Counter(call.server for call in self.memory.stored if call.peer)
         for outbox in self.outboxes.values():
             outbox.fill()
@@ -3299,6 +3295,7 @@ class Relay:
         for address, left in waiting.items():
             what = "%s: %d stored Calls are kept for %s, which the ini does not name"
             log.warning(what, self.charger_id, left, address)
+        self.tick()
 
     def connect(self, link: Link, primary: Link | None, version: str, shown: Shown) -> None:
         """Take the charger's new connection, and the one that its primary accepted for it."""
@@ -3411,8 +3408,7 @@ class Relay:
 
     def _to_server(self, call: Call) -> None:
         outbox = self.outboxes.get(call.peer) if call.peer else None
-        name = outbox.name if outbox else f"{self.charger_id}: {self.config.name(call.peer)}"
-        log.debug("%s = %s", name, call.why or "a copy")
+        log.debug("%s = %s", self.charger_id, call.why or "a copy")
         if outbox and call.content is NOTHING:
             outbox.copy(call)
         elif outbox and call.server == outbox.server.url:
@@ -3480,17 +3476,15 @@ class Relay:
         if why:
             log.warning("%s: the charger is closed, so that it keeps its messages: %s", self.charger_id, why)
             self.disconnect_charger(1012, why)
-        if now.seconds >= self.sweep_at:  # At random, so that not all chargers are looked at at once.
-            self.sweep_at = now.seconds + SWEEP_SECONDS * random.uniform(0.5, 1.0)
-            self.carry_out(self.router.sweep(now))
         times = [outbox.tick() for outbox in self.outboxes.values()]
         self.carry_out(self.commands.tick(now))
-        times += [self.sweep_at, *(link.ping_at for link in self.links())]
-        self.deadline = 0.0 if self.held or self.commands.outstanding else min(times)
+        times += [link.ping_at for link in self.links()]
+        self.deadline = 0.0 if self.held or self.commands.outstanding else min(times, default=math.inf)
 
     def watch(self) -> None:
-        """Close the connections that nothing has been seen of for too long."""
+        """Close the connections that nothing has been seen of for too long; forget what has expired."""
         now, host = self.now(), self.host
+        self.carry_out(self.router.sweep(now))
         if self.link:
             self.memory.seen = now.utc - (now.seconds - self.link.seen)
         for link in self.links():
