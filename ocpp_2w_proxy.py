@@ -2912,7 +2912,7 @@ class Outbox:
             self.put(call)
 
     def stands_in(self, call: Call, now: float) -> bool:
-        """Whether the proxy answers a Call of `forward`: the charger has waited long enough."""
+        """Whether the charger has waited long enough for this server: the proxy answers in its place."""
         is_late = now >= call.queued + min(ANSWER_SECONDS, self.relay.host.call_timeout)
         self.is_silent = self.is_silent or (is_late and call.sent is not None)
         is_away = not self.is_booted and now >= self.away_since + AWAITED_SECONDS
@@ -3143,8 +3143,6 @@ class Outbox:
         if self.is_wanted:
             self.next_at = self.relay.now().seconds + after * random.uniform(0.8, 1.2)
             self.relay.deadline = 0.0
-            if not after:
-                self.dial()
 
     def link_closed(self, link: Link) -> None:
         for key in [key for key in self.sent if key[0] is link]:
@@ -3165,7 +3163,7 @@ class Outbox:
             self._let_go(link)
             self._redial_later()
             self.relay.commands.server_gone(self.peer)
-        self.pump()
+        self.tick()
 
     def _let_go(self, link: Link) -> None:
         """Let go of the link and of all that ends with it, but for answers until it is closed."""
@@ -3241,7 +3239,7 @@ class Relay:
         self.shown: Shown = {"User-Agent": agent} if (agent := self.memory.user_agent) else {}
         self.complaints = Complaints()
         self.link: Link | None = None  # The charger's.
-        self.held: list[ToPeer] = []  # What waits for the disk; MAX_HELD.
+        self.held: list[ToPeer] = []  # What waits for the disk, or for the secondary's answer; MAX_HELD.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
         self._speak(version)
         self.outboxes = {
@@ -3466,10 +3464,8 @@ class Relay:
         for link in self.links():
             link.keep_alive(now.seconds, self.host.ping_interval)
         grace, primary, why = self.config.primary_grace, self.outboxes.get(Peer.PRIMARY), ""
-        is_stuck = self.journal.failure and any(
-            not (held.call and held.call.is_awaited) for held in self.held
-        )
-        if is_stuck and now.seconds >= self.journal.begun + grace:
+        stuck = [held for held in self.held if not (held.call and held.call.is_awaited)]
+        if stuck and self.journal.failure and now.seconds >= self.journal.begun + grace:
             why = "what it says cannot be kept"
         elif self.link and primary and not primary.link and now.seconds >= primary.away_since + grace:
             why = "the primary server is away"
@@ -3487,11 +3483,10 @@ class Relay:
         self.carry_out(self.router.sweep(now))
         if self.link:
             self.memory.seen = now.utc - (now.seconds - self.link.seen)
+        servers = host.ping_interval + host.ping_timeout
         for link in self.links():
-            patience = host.ping_interval + host.ping_timeout
-            if link is self.link:
-                slow = 0 if link.has_ponged else 3 * self.memory.heartbeat_interval
-                patience = max(host.watchdog_stale, slow)
+            slow = 0 if link.has_ponged else 3 * self.memory.heartbeat_interval
+            patience = max(host.watchdog_stale, slow) if link is self.link else servers
             if now.seconds - link.seen > patience:
                 link.abort(f"nothing seen for {now.seconds - link.seen:.0f} s")
 
