@@ -1489,11 +1489,6 @@ def own_call(action: str, payload: str, peer: Peer | None = None) -> Call:
     return Call(call_text(name, action, payload), peer, action=action, message_id=name, content=NOTHING)
 
 
-def own_answer(call: Call, why: str) -> ToPeer:
-    """Give the charger the proxy's own answer to a Call, once all that was stored for it is on disk."""
-    return ToPeer(Peer.CHARGER, "", why, (call.session, call), needs_disk=True, call=call)
-
-
 def put_newest(table: dict[Any, Any], key: Any, value: Any, most: int | None = None) -> None:
     """Take an entry as the newest of a table; beyond its bound the oldest goes."""
     table.pop(key, None)
@@ -1731,7 +1726,8 @@ class Router:
         elif call.kind is Kind.STORED and (goes or route.owner is None):
             memory.stored[call] = None
             memory.note(call)
-        return [*decisions, own_answer(call, route.why)]
+        # Once all that was stored for it is on disk.
+        return [*decisions, ToPeer(Peer.CHARGER, "", route.why, (session, call), needs_disk=True, call=call)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
         """Return an id that is not in use and names its owner in the lowest bit."""
