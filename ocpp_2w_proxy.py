@@ -3153,7 +3153,8 @@ class Outbox:
                 self.relay.router.stop_waiting(call)  # It may have been carried out; its sender repeats it.
         if link is self.link:
             now, self.trouble = self.relay.now().seconds, link.closed_by
-            log.info("%s: disconnected (%s)", self.name, link.closed_by)
+            level = logging.INFO if self.is_wanted else logging.DEBUG
+            log.log(level, "%s: disconnected (%s)", self.name, link.closed_by)
             if self.relay.link and now >= link.opened + STEADY_SECONDS:
                 self.away_since, self.redial_after = now, REDIAL_SECONDS[self.peer][0]
             self._let_go(link)
