@@ -2866,6 +2866,7 @@ class Outbox:
         self.other_version_at = 0.0  # When another version than the charger's may be tried again; monotonic.
         self.away_since = 0.0  # Monotonic seconds; since when the charger is without it, if it is.
         self.is_booted = False  # The server accepted a BootNotification on this connection.
+        self.boot_at = 0.0  # Monotonic seconds; until then the charger may send one itself.
         self.heartbeat_interval = math.inf  # Seconds, as the secondary asked for.
         self.fill()
 
@@ -2896,13 +2897,12 @@ class Outbox:
         self.pump(now)
 
     def copy(self, call: Call) -> None:
-        """Take a copy, which is made only while there is a connection; a boot waits for the next."""
+        """Take a copy, which is made only while there is a connection; of a boot, that its time has come."""
         is_fit = self.version == self.relay.version and (self.link is None or self.link.is_open)
         if is_fit and call.action == "BootNotification":
-            self.own, self.is_booted = [call], False
+            self.own, self.is_booted, self.boot_at = [], False, 0.0
             if self.link:
-                self.away_since = self.relay.now().seconds
-                self.next_at = self.away_since + BOOT_RETRY_SECONDS
+                self.next_at = self.away_since = self.relay.now().seconds
             self.pump()
         elif is_fit and self.link:
             self.put(call)
@@ -2937,7 +2937,7 @@ class Outbox:
                 payload = Template(VOCABULARIES[self.version].boot).substitute(model=model)
                 if memory.boot and memory.version == self.version:
                     payload = value_text(memory.boot, (3,))
-                self.own.insert(0, own_call("BootNotification", payload))
+                self.own = [own_call("BootNotification", payload)]
                 self.next_at = now + BOOT_RETRY_SECONDS  # Unless it is answered.
             call = self.own.pop(0) if self.own else self._next(now)
             if call is None and now >= self.next_at:  # Any other message tells as much as a Heartbeat.
@@ -3073,22 +3073,19 @@ class Outbox:
 
     def connected(self, link: Link, needs_boot: bool) -> None:
         """Take a link that has just been opened; the one before it is closed."""
-        now, charger = self.relay.now().seconds, self.relay.link
         if self.dialing:
             self.dialing.cancel()  # This link is not to be replaced by it.
             self.dialing = None
         if self.link:
             self._let_go(self.link)
         self.link, self.version = link, link.protocol.subprotocol or "ocpp1.6"
-        self.trouble, self.next_at, self.relay.deadline = "", math.inf, 0.0
+        self.trouble, self.relay.deadline = "", 0.0
+        if self.version != self.relay.version:
+            self.boot_at = 0.0  # The charger's own would not go.
+        self.next_at = self.boot_at if needs_boot else math.inf
         self.fill()
-        if needs_boot and not self.own:
-            # The charger may be about to send one itself.
-            is_early = charger and self.peer is Peer.SECONDARY and self.version == self.relay.version
-            patience = OWN_BOOT_SECONDS if self.relay.memory.boot else MADE_UP_BOOT_SECONDS
-            self.next_at = max(now, charger.opened + patience) if charger and is_early else now
         self.relay.journal.counts["connections", self.peer] += 1
-        link.keep_alive(now, self.relay.host.ping_interval)
+        link.keep_alive(self.relay.now().seconds, self.relay.host.ping_interval)
         link.attach(self.link_received, self.link_closed)
         self.pump()
 
@@ -3110,8 +3107,7 @@ class Outbox:
     async def _dial(self) -> None:
         relay, version, link = self.relay, self.version, None
         try:
-            place = (self.peer, self.server, relay.charger_id, [version], relay.shown)
-            link = await relay.dialer.dial(*place)
+            link = await relay.dialer.dial(self.peer, self.server, relay.charger_id, [version], relay.shown)
             if (link.protocol.subprotocol or "ocpp1.6") != version:
                 link.close(1002, f"{version} is needed")
                 raise DialError(f"it answered without a subprotocol to {version}: see versions")
@@ -3175,9 +3171,7 @@ class Outbox:
         for call in self.sent.values():
             call.reply_to = None
         self.live = []
-        if self.link is None:
-            self.own = []  # The boot that the next connection was to begin with.
-        elif not self.is_wanted:
+        if self.link and not self.is_wanted:
             self.link.close(1001, "the charger is gone")
 
     def tick(self) -> float:
@@ -3190,9 +3184,8 @@ class Outbox:
         if self.link and is_at_rest and not (self.is_wanted and self._wanted_version() == self.version):
             self.link.close(1000, "nothing is left for it in this version")
         self.pump()
-        waits = self.in_flight or (self.is_the_chargers and not self.link)
-        is_busy = waits or (self.link and (self.own or self.live or self.stored))
-        return 0.0 if is_busy else self.next_at
+        waits = (self.own or self.live or self.stored) if self.link else self.is_the_chargers
+        return 0.0 if self.in_flight or waits else self.next_at
 
     def _time_out(self, now: float) -> None:
         call, timeout = self.in_flight, self.relay.host.call_timeout
@@ -3314,6 +3307,7 @@ class Relay:
             if peer is Peer.PRIMARY and primary:
                 outbox.connected(primary, needs_boot=False)
             else:
+                outbox.boot_at = link.opened + (OWN_BOOT_SECONDS if memory.boot else MADE_UP_BOOT_SECONDS)
                 outbox.dial()
         link.attach(self.link_received, self.link_closed)
 
