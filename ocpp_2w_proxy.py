@@ -3143,10 +3143,9 @@ class Outbox:
                 call.sent = None  # It goes again, with the same text and id.
             elif call.kind is Kind.PASSING and call.reply_to is not None:  # `forward`: so does this.
                 self.live.insert(0, call)
-            else:
-                if call.kind is Kind.RELAYED and call.reply_to is not None:
-                    self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
-                self.relay.router.stop_waiting(call)  # It may have been carried out; its sender repeats it.
+            elif self.relay.router.stop_waiting(call) is not None:
+                # Relayed, and not sent again: it may have been carried out, and its sender repeats it.
+                self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
         if link is self.link:
             now, self.trouble = self.relay.now().seconds, link.closed_by
             level = logging.INFO if self.is_wanted else logging.DEBUG
@@ -3193,9 +3192,8 @@ class Outbox:
         if call and is_overdue(call, now, patience):
             self.in_flight = None
             log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
-            if call.kind is Kind.RELAYED:
+            if call.kind is Kind.RELAYED and self.relay.router.stop_waiting(call) is not None:
                 self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
-                self.relay.router.stop_waiting(call)
         is_left = bool(self.stored) and is_overdue(self.stored[0], now, DELIVERY_SECONDS)
         if is_left and self.link and self.link.is_open and not self.is_the_chargers:
             log.warning("%s: left a stored Call unanswered for %g s; redialled", self.name, DELIVERY_SECONDS)

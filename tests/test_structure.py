@@ -39,7 +39,7 @@ MOST_LINES = {
     "Routing": 955,
     "Journal": 295,
     "Link": 421,
-    "Outbox": 404,
+    "Outbox": 402,
     "Relay": 280,
     "Proxy": 362,
     "Status": 641,
