@@ -2897,12 +2897,13 @@ class Outbox:
         self.pump(now)
 
     def copy(self, call: Call) -> None:
-        """Take a copy, which is made only while there is a connection; of a boot, that its time has come."""
+        """Take a copy, which is made only while there is a connection; the next begins with the last boot."""
         is_fit = self.version == self.relay.version and (self.link is None or self.link.is_open)
         if is_fit and call.action == "BootNotification":
-            self.own, self.is_booted, self.boot_at = [], False, 0.0
+            self.is_booted, self.boot_at = False, 0.0
             if self.link:
-                self.next_at = self.away_since = self.relay.now().seconds
+                self.own, self.away_since = [call], self.relay.now().seconds
+                self.next_at = self.away_since + BOOT_RETRY_SECONDS
             self.pump()
         elif is_fit and self.link:
             self.put(call)

@@ -39,7 +39,7 @@ MOST_LINES = {
     "Routing": 955,
     "Journal": 295,
     "Link": 421,
-    "Outbox": 402,
+    "Outbox": 403,
     "Relay": 280,
     "Proxy": 362,
     "Status": 641,
