@@ -1445,11 +1445,6 @@ def own_call(action: str, payload: str, peer: Peer | None = None) -> Call:
     return Call(call_text(name, action, payload), peer, action=action, message_id=name, content=NOTHING)
 
 
-def own_answer(call: Call, why: str) -> ToPeer:
-    """Give the charger the proxy's own answer to a Call, once all that was stored for it is on disk."""
-    return ToPeer(Peer.CHARGER, "", why, (call.session, call), needs_disk=True, call=call)
-
-
 def put_newest(table: dict[Any, Any], key: Any, value: Any, most: int | None = None) -> None:
     """Take an entry as the newest of a table; beyond its bound the oldest goes."""
     table.pop(key, None)
@@ -1673,7 +1668,8 @@ class Router:
             if call.refused:
                 what = f"{call.action} is kept and not sent: its session is refused: {call.refused}"
                 decisions.append(Told(what))
-        return decisions if call.is_awaited else [*decisions, own_answer(call, route.why)]
+        # Once all that was stored for it is on disk.
+        return [*decisions, ToPeer(Peer.CHARGER, "", route.why, (session, call), needs_disk=True, call=call)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
         """Return an id that is not in use and names its owner in the lowest bit."""
@@ -1938,9 +1934,9 @@ class Answers:
         is_again = is_start and session is not None and session.server_id is not None
         if session and not is_again and said.facts.role is not Role.METER:
             self._learn(session, call, message, words, now)
-        # Where nobody waits for it, the proxy's own answer is on its way to the charger.
         if call.own_answer and (message.type is MessageType.CALLERROR or not call.is_awaited):
-            return [*told, own_answer(call, "its server cannot answer")]
+            call.is_awaited = False  # The proxy's own answer goes to the charger.
+            return told
         call.own_answer, reply_to = "", self.router.stop_waiting(call)
         repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
         if repeat and repeat.kind is Kind.RELAYED and repeat.sent is None:
@@ -2331,6 +2327,7 @@ RECEIVE_BUFFER = memoryview(bytearray(2**16))
 LIBRARY_LOG = logging.Logger("websockets", logging.WARNING)
 LIBRARY_LOG.parent = log
 Protocol = ServerProtocol | ClientProtocol
+Shown = Mapping[str, str]  # What servers see of a charger's handshake: Authorization, User-Agent.
 uri_of = lru_cache(256)(parse_uri)  # Each server of the ini is dialled again and again.
 TEXT_FRAME = 0x80 | Opcode.TEXT  # The first byte of a frame that holds a whole text (RFC 6455 5.2).
 IS_MASKED = 0x80  # A bit of the second byte; its others are the length,
@@ -2469,8 +2466,7 @@ class Link(asyncio.BufferedProtocol):
         if self.protocol.state is OPEN:
             self.protocol.send_close(code, reason)
             self.flush()
-            if self.on_text is None:  # To see the peer close it, too.
-                self.attach(lambda *_: None, lambda _: None)
+            self.on_text = self.on_text or (lambda *_: None)  # To see the peer close it, too.
 
     def abort(self, because: str = "") -> None:
         """Cut the connection."""
@@ -2657,13 +2653,6 @@ class Tasks(set["asyncio.Task[None]"]):
         return task
 
 
-class Credentials(NamedTuple):
-    """What a charger said of itself in its handshake."""
-
-    authorization: str | None = None
-    user_agent: str | None = None
-
-
 @lru_cache(256)
 def context_of(ca: str, cert: str, key: str) -> ssl.SSLContext:
     """Return the TLS side of all connections to a server, of its keys in the ini."""
@@ -2683,7 +2672,7 @@ class Dialer:
         self.tasks = Tasks()  # Dials; at most one for each outbox.
 
     async def dial(
-        self, peer: Peer, server: ServerConfig, charger_id: str, offers: Iterable[str], shown: Credentials
+        self, peer: Peer, server: ServerConfig, charger_id: str, offers: Iterable[str], shown: Shown
     ) -> Link:
         """Return an open link that waits for its user. Raises DialError."""
         name, base = server.id or charger_id, uri_of(server.url)
@@ -2693,10 +2682,9 @@ class Dialer:
         subprotocols = [Subprotocol(offer) for offer in offers]
         protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=self.max_size, logger=LIBRARY_LOG)
         link, request = Link(protocol), protocol.connect()
-        if shown.user_agent:
-            request.headers["User-Agent"] = shown.user_agent
-        if shown.authorization and server.needs_charger_login:
-            request.headers["Authorization"] = shown.authorization
+        for header, value in shown.items():
+            if header != "Authorization" or server.needs_charger_login:
+                request.headers[header] = value
         with ExitStack() as to_undo:
             to_undo.callback(link.abort)
             try:
@@ -2745,7 +2733,7 @@ AWAITED_SECONDS = 5.0  # and for a secondary that has just gone, or is just conn
 DELIVERY_SECONDS = 120.0  # A secondary that leaves a stored Call unanswered for so long is disconnected.
 OWN_BOOT_SECONDS = 2.0  # A charger that has connected may send its BootNotification itself.
 MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up; its own primary does without.
-BOOT_RETRY_SECONDS = 60.0  # Where the server does not say when to ask again.
+BOOT_RETRY_SECONDS = 60.0  # Where the server does not answer, or does not say when to ask again.
 REDIAL_SECONDS = {Peer.PRIMARY: (0.0, 5.0), Peer.SECONDARY: (1.0, 60.0)}  # The first pause, the longest.
 STEADY_SECONDS = 5.0  # A lost server is back when its connection has stood for so long.
 VERSION_SECONDS = 3600.0  # Between two tries of a version that the server has refused.
@@ -2786,11 +2774,10 @@ class Outbox:
         self.live: list[Call] = []  # Relayed and passing ones; MAX_LIVE.
         self.stored: list[Call] = []  # Those that this connection may carry; MAX_STORED.
         self.leaving: Call | None = None  # The stored one that was answered last, until the disk knows.
-        self.awaited: list[Call] = []  # `forward`: those whose answer the charger waits for.
         self.in_flight: Call | None = None  # Holds the one place; the next Call waits for its answer.
         # What may still be answered, by link and message id: also on a link that is being closed. MAX_LATE,
         # beside those that are stored.
-        self.sent: dict[Link, dict[str, Call]] = {}
+        self.sent: dict[tuple[Link, str], Call] = {}
         self.is_silent = False  # It let an awaited Call time out and has answered nothing since.
         self.link: Link | None = None
         self.dialing: asyncio.Task[None] | None = None
@@ -2801,6 +2788,7 @@ class Outbox:
         self.other_version_at = 0.0  # When another version than the charger's may be tried again; monotonic.
         self.away_since = 0.0  # Monotonic seconds; since when the charger is without it, if it is.
         self.is_booted = False  # The server accepted a BootNotification on this connection.
+        self.boot_at = 0.0  # Monotonic seconds; until then the charger may send one itself.
         self.heartbeat_interval = math.inf  # Seconds, as the secondary asked for.
         self.fill()
 
@@ -2828,36 +2816,28 @@ class Outbox:
             return
         else:
             self.live.append(call)
-        if call.is_awaited and call.own_answer and call.reply_to is not None:
-            self.awaited.append(call)
-            self._answer_awaited(now)
         self.pump(now)
 
     def copy(self, call: Call) -> None:
-        """Take a copy, which is made only while there is a connection; a boot waits for the next."""
+        """Take a copy, which is made only while there is a connection; the next begins with the last boot."""
         is_fit = self.version == self.relay.version and (self.link is None or self.link.is_open)
         if is_fit and call.action == "BootNotification":
-            self.own, self.is_booted = [call], False
+            self.is_booted, self.boot_at = False, 0.0
             if self.link:
-                self.next_at, self.away_since = math.inf, self.relay.now().seconds
+                self.own, self.away_since = [call], self.relay.now().seconds
+                self.next_at = self.away_since + BOOT_RETRY_SECONDS
             self.pump()
         elif is_fit and self.link:
             self.put(call)
 
-    def _answer_awaited(self, now: float) -> None:
-        """Let the proxy answer what the charger has waited for long enough."""
+    def stands_in(self, call: Call, now: float) -> bool:
+        """Whether the charger has waited long enough for this server: the proxy answers in its place."""
+        is_late = now >= call.queued + min(ANSWER_SECONDS, self.relay.host.call_timeout)
+        self.is_silent = self.is_silent or (is_late and call.sent is not None)
         is_away = not self.is_booted and now >= self.away_since + AWAITED_SECONDS
-        patience = min(ANSWER_SECONDS, self.relay.host.call_timeout)
-        for call in list(self.awaited):
-            is_late = now >= call.queued + patience
-            older = self.stored[: self.stored.index(call)] if call in self.stored else self.stored
-            has_older = any(not (old.own_answer or old.was_kept) for old in older)
-            if not call.own_answer:
-                self.awaited.remove(call)
-            elif is_late or is_away or has_older or self.is_silent:
-                self.is_silent = self.is_silent or (is_late and call.sent is not None)
-                self.awaited.remove(call)
-                self.relay.carry_out([own_answer(call, f"{self.peer.value} does not answer in time")])
+        has_older = any(not (old.own_answer or old.was_kept) for old in self.stored)
+        call.is_awaited = not (is_late or self.is_silent or is_away or has_older)
+        return not call.is_awaited
 
     # What goes out.
 
@@ -2880,7 +2860,8 @@ class Outbox:
                 payload = Template(VOCABULARIES[self.version].boot).substitute(model=model)
                 if memory.boot and memory.version == self.version:
                     payload = value_text(memory.boot, (3,))
-                self.own, self.next_at = [own_call("BootNotification", payload), *self.own], math.inf
+                self.own = [own_call("BootNotification", payload)]
+                self.next_at = now + BOOT_RETRY_SECONDS  # Unless it is answered.
             call = self.own.pop(0) if self.own else self._next(now)
             if call is None and now >= self.next_at:  # Any other message tells as much as a Heartbeat.
                 self.next_at, call = now + self.heartbeat_interval, own_call("Heartbeat", "{}")
@@ -2890,12 +2871,11 @@ class Outbox:
             log.debug("%s < %s", self.name, text)
             link.send(text)
             call.sent, self.relay.deadline = now, 0.0
-            sent = self.sent.setdefault(link, {})
-            self.in_flight = sent[str(call.message_id)] = call
-            if len(sent) > MAX_LATE:
-                late = [name for name, old in sent.items() if old.kind is not Kind.STORED]
-                for name in late[:-MAX_LATE]:
-                    del sent[name]
+            self.in_flight = self.sent[link, str(call.message_id)] = call
+            if len(self.sent) > MAX_LATE:
+                late = [key for key, old in self.sent.items() if old.kind is not Kind.STORED]
+                for key in late[:-MAX_LATE]:
+                    del self.sent[key]
 
     def _next(self, now: float) -> Call | None:
         """Return the first Call that may go, by time of arrival; a stored one may have to wait."""
@@ -2931,7 +2911,7 @@ class Outbox:
 
     def _fails(self, call: Call, now: float) -> bool:
         """Whether a stored Call has met a CallError, or gets no answer on this connection."""
-        is_here = self.link is not None and call in self.sent.get(self.link, {}).values()
+        is_here = (self.link, str(call.message_id)) in self.sent
         return now < call.not_before or (is_here and is_overdue(call, now, self.relay.host.call_timeout))
 
     def _is_behind(self, session: Session, now: float) -> bool:
@@ -2948,7 +2928,7 @@ class Outbox:
             self.relay.server_said(self.peer, message)
 
     def _answered(self, link: Link, message: Message) -> None:
-        call = self.sent.get(link, {}).pop(str(message.message_id), None)
+        call = self.sent.pop((link, str(message.message_id)), None)
         if call is self.in_flight:
             self.in_flight = None
         if call is None:
@@ -3003,7 +2983,7 @@ class Outbox:
                 self.next_at = now + wait
                 log.warning("%s: answers the boot with %s; asked again in %g s", self.name, status, wait)
             return
-        log.info("%s: accepts the charger", self.name)
+        log.log(logging.INFO if is_own else logging.DEBUG, "%s: accepts the charger", self.name)
         if self.peer is Peer.SECONDARY:  # The primary hears the charger's own.
             self.heartbeat_interval = interval or HEARTBEAT_INTERVAL
         self.next_at = now + self.heartbeat_interval
@@ -3016,23 +2996,19 @@ class Outbox:
 
     def connected(self, link: Link, needs_boot: bool) -> None:
         """Take a link that has just been opened; the one before it is closed."""
-        now, charger = self.relay.now().seconds, self.relay.link
         if self.dialing:
             self.dialing.cancel()  # This link is not to be replaced by it.
             self.dialing = None
         if self.link:
             self._let_go(self.link)
         self.link, self.version = link, link.protocol.subprotocol or "ocpp1.6"
-        self.trouble, self.next_at, self.relay.deadline = "", math.inf, 0.0
+        self.trouble, self.relay.deadline = "", 0.0
+        if self.version != self.relay.version:
+            self.boot_at = 0.0  # The charger's own would not go.
+        self.next_at = self.boot_at if needs_boot else math.inf
         self.fill()
-        if needs_boot and not self.own:
-            # The charger may be about to send one itself.
-            is_early = charger and self.peer is Peer.SECONDARY and self.version == self.relay.version
-            patience = OWN_BOOT_SECONDS if self.relay.memory.boot else MADE_UP_BOOT_SECONDS
-            self.next_at = max(now, charger.opened + patience) if charger and is_early else now
-        log.info("%s: connected to %s", self.name, self.server.url)
         self.relay.journal.counts["connections", self.peer] += 1
-        link.keep_alive(now, self.relay.host.ping_interval)
+        link.keep_alive(self.relay.now().seconds, self.relay.host.ping_interval)
         link.attach(self.link_received, self.link_closed)
         self.pump()
 
@@ -3054,8 +3030,7 @@ class Outbox:
     async def _dial(self) -> None:
         relay, version, link = self.relay, self.version, None
         try:
-            place = (self.peer, self.server, relay.charger_id, [version], relay.credentials)
-            link = await relay.dialer.dial(*place)
+            link = await relay.dialer.dial(self.peer, self.server, relay.charger_id, [version], relay.shown)
             if (link.protocol.subprotocol or "ocpp1.6") != version:
                 link.close(1002, f"{version} is needed")
                 raise DialError(f"it answered without a subprotocol to {version}: see versions")
@@ -3070,6 +3045,7 @@ class Outbox:
             link = None
         self.dialing = None
         if link and self.is_wanted:
+            log.info("%s: connected to %s", self.name, self.server.url)
             self.connected(link, needs_boot=self.peer is Peer.SECONDARY or bool(relay.memory.boot))
             return
         self._redial_later()
@@ -3082,45 +3058,42 @@ class Outbox:
         if self.is_wanted:
             self.next_at = self.relay.now().seconds + after * random.uniform(0.8, 1.2)
             self.relay.deadline = 0.0
-            if not after:
-                self.dial()
 
     def link_closed(self, link: Link) -> None:
-        for call in self.sent.pop(link, {}).values():
+        for key in [key for key in self.sent if key[0] is link]:
+            call = self.sent.pop(key)
             if call.kind is Kind.STORED:
                 call.sent = None  # It goes again, with the same text and id.
-            elif call in self.awaited:
+            elif call.kind is Kind.PASSING and call.reply_to is not None:  # `forward`: so does this.
                 self.live.insert(0, call)
-            else:
-                if call.kind is Kind.RELAYED and call.reply_to is not None:
-                    self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
-                self.relay.router.stop_waiting(call)  # It may have been carried out; its sender repeats it.
+            elif self.relay.router.stop_waiting(call) is not None:
+                # Relayed, and not sent again: it may have been carried out, and its sender repeats it.
+                self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
         if link is self.link:
             now, self.trouble = self.relay.now().seconds, link.closed_by
-            log.info("%s: disconnected (%s)", self.name, link.closed_by)
+            level = logging.INFO if self.is_wanted else logging.DEBUG
+            log.log(level, "%s: disconnected (%s)", self.name, link.closed_by)
             if self.relay.link and now >= link.opened + STEADY_SECONDS:
                 self.away_since, self.redial_after = now, REDIAL_SECONDS[self.peer][0]
             self._let_go(link)
             self._redial_later()
             self.relay.commands.server_gone(self.peer)
-        self.pump()
+        self.tick()
 
     def _let_go(self, link: Link) -> None:
         """Let go of the link and of all that ends with it, but for answers until it is closed."""
         self.link, self.in_flight, self.is_booted = None, None, False
         self.own, self.next_at = [], math.inf
-        self.live = [call for call in self.live if call.kind is Kind.RELAYED or call in self.awaited]
+        self.live = [call for call in self.live if call.reply_to is not None]
         self.relay.journal.counts["disconnections", self.peer] += 1
         link.close(1001)
 
     def charger_left(self) -> None:
         """Drop what only the charger waited for; an answer in flight still tells its session."""
-        for call in (*self.awaited, *itertools.chain(*map(dict.values, self.sent.values()))):
+        for call in self.sent.values():
             call.reply_to = None
-        self.live, self.awaited = [], [call for call in self.awaited if call.kind is Kind.STORED]
-        if self.link is None:
-            self.own = []  # The boot that the next connection was to begin with.
-        elif not self.is_wanted:
+        self.live = []
+        if self.link and not self.is_wanted:
             self.link.close(1001, "the charger is gone")
 
     def tick(self) -> float:
@@ -3128,15 +3101,13 @@ class Outbox:
         now = self.relay.now().seconds
         if not self.link and now >= self.next_at and self.is_wanted:
             self.dial()
-        self._answer_awaited(now)
         self._time_out(now)
-        is_at_rest = self.link and not (self.in_flight or self.own)
+        is_at_rest = not (self.in_flight or self.own)
         if self.link and is_at_rest and not (self.is_wanted and self._wanted_version() == self.version):
             self.link.close(1000, "nothing is left for it in this version")
         self.pump()
-        waits = self.in_flight or self.awaited or (self.is_the_chargers and not self.link)
-        is_busy = waits or (self.link and (self.own or self.live or self.stored))
-        return 0.0 if is_busy else self.next_at
+        waits = (self.own or self.live or self.stored) if self.link else self.is_the_chargers
+        return 0.0 if self.in_flight or waits else self.next_at
 
     def _time_out(self, now: float) -> None:
         call, timeout = self.in_flight, self.relay.host.call_timeout
@@ -3144,11 +3115,8 @@ class Outbox:
         if call and is_overdue(call, now, patience):
             self.in_flight = None
             log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
-            if call.content is NOTHING and call.action == "BootNotification":
-                self.next_at = now + BOOT_RETRY_SECONDS
-            if call.kind is Kind.RELAYED:
+            if call.kind is Kind.RELAYED and self.relay.router.stop_waiting(call) is not None:
                 self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
-                self.relay.router.stop_waiting(call)
         is_left = bool(self.stored) and is_overdue(self.stored[0], now, DELIVERY_SECONDS)
         if is_left and self.link and self.link.is_open and not self.is_the_chargers:
             log.warning("%s: left a stored Call unanswered for %g s; redialled", self.name, DELIVERY_SECONDS)
@@ -3162,7 +3130,6 @@ class Outbox:
 # out what the router decides.
 # ---------------------------------------------------------------------------------------------------------
 
-SWEEP_SECONDS = 3600.0  # How often what has expired is removed from memory.
 MAX_HELD = 1000  # Answers of one charger that wait for the disk; of more, the oldest goes.
 
 
@@ -3179,12 +3146,11 @@ class Relay:
         self.journal = journal
         self.now = journal.clock
         self.memory = journal.memory(charger_id)
-        self.credentials = Credentials(user_agent=self.memory.user_agent or None)
+        self.shown: Shown = {"User-Agent": agent} if (agent := self.memory.user_agent) else {}
         self.complaints = Complaints()
         self.link: Link | None = None  # The charger's.
-        self.held: list[ToPeer] = []  # What waits for the disk; MAX_HELD.
+        self.held: list[ToPeer] = []  # What waits for the disk, or for the secondary's answer; MAX_HELD.
         self.deadline = 0.0  # Monotonic seconds; when `tick` has something to do.
-        self.sweep_at = 0.0  # Monotonic seconds; when what has expired is removed.
         self._speak(version)
         self.outboxes = {
             peer: Outbox(self, peer, server)
@@ -3226,8 +3192,6 @@ class Relay:
 
     def deliver(self) -> None:
         """Deliver what is left, without waiting for the charger; tell what has to wait."""
-        self.tick()
-        self.deadline = 0.0
         waiting = Counter(call.server for call in self.memory.stored if call.peer)
         for outbox in self.outboxes.values():
             outbox.fill()
@@ -3239,8 +3203,9 @@ class Relay:
         for address, left in waiting.items():
             what = "%s: %d stored Calls are kept for %s, which the ini does not name"
             log.warning(what, self.charger_id, left, address)
+        self.tick()
 
-    def connect(self, link: Link, primary: Link | None, version: str, credentials: Credentials) -> None:
+    def connect(self, link: Link, primary: Link | None, version: str, shown: Shown) -> None:
         """Take the charger's new connection, and the one that its primary accepted for it."""
         if self.link:
             log.info("%s: charger connects again; its old connection is closed", self.charger_id)
@@ -3248,11 +3213,11 @@ class Relay:
         memory, now = self.memory, self.now()
         if memory.version != version:
             memory.boot, memory.statuses = "", {}
-        memory.version, memory.user_agent, memory.seen = version, short(credentials.user_agent), now.utc
+        memory.version, memory.user_agent, memory.seen = version, short(shown.get("User-Agent")), now.utc
         memory.note(memory)
         if version != self.version:
             self._speak(version)
-        self.link, self.credentials, self.deadline = link, credentials, 0.0
+        self.link, self.shown, self.deadline = link, shown, 0.0
         link.keep_alive(now.seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
         self.journal.counts["connections", Peer.CHARGER] += 1
@@ -3261,6 +3226,7 @@ class Relay:
             if peer is Peer.PRIMARY and primary:
                 outbox.connected(primary, needs_boot=False)
             else:
+                outbox.boot_at = link.opened + (OWN_BOOT_SECONDS if memory.boot else MADE_UP_BOOT_SECONDS)
                 outbox.dial()
         link.attach(self.link_received, self.link_closed)
 
@@ -3293,7 +3259,9 @@ class Relay:
     def disconnect_charger(self, code: int, reason: str = "", successor: Link | None = None) -> None:
         """Let go of the charger's connection and of all that ends with it."""
         link, self.link = self.link, successor
-        self._drop_held(len(self.held))
+        self.held = [held for held in self.held if held.call]
+        for call in (held.call for held in self.held if held.call):
+            call.reply_to = None  # What its server may still answer is joined by its repeat.
         self.carry_out(self.commands.charger_gone())
         self.router.charger_gone()
         for outbox in self.outboxes.values():
@@ -3347,8 +3315,7 @@ class Relay:
 
     def _to_server(self, call: Call) -> None:
         outbox = self.outboxes.get(call.peer) if call.peer else None
-        name = outbox.name if outbox else f"{self.charger_id}: {self.config.name(call.peer)}"
-        log.debug("%s = %s", name, call.why or "a copy")
+        log.debug("%s = %s", self.charger_id, call.why or "a copy")
         if outbox and call.content is NOTHING:
             outbox.copy(call)
         elif outbox and call.server == outbox.server.url:
@@ -3359,30 +3326,29 @@ class Relay:
             log.log(level, what, self.charger_id, call.action, call.server)
 
     def _release(self) -> None:
-        """Send the charger what does not wait for the disk any more."""
-        held, self.held, is_behind = self.held, [], False
-        for decision in held:
-            is_known = self.journal.has(*decision.rows) and not (is_behind and not decision.call)
-            if not (is_known or (self.journal.failure and not decision.needs_disk)):
+        """Send the charger what does not wait any more, for its server or for the disk."""
+        held, self.held, is_behind, now = self.held, [], False, self.now().seconds
+        for cut in (old.call for old in held[:-MAX_HELD] if old.call):
+            cut.reply_to = None
+            self.answers.given(cut)
+        for decision in held[-MAX_HELD:]:
+            call, needs_disk = decision.call, decision.needs_disk
+            if call and not call.own_answer:
+                continue  # Its server has answered in the meantime.
+            if call and call.is_awaited and not self.outboxes[Peer.SECONDARY].stands_in(call, now):
                 self.held.append(decision)
+                continue
+            is_known = self.journal.has(*decision.rows) and not (is_behind and not call)
+            is_for_nobody = call and call.reply_to is None  # A repeat is answered again.
+            if is_known or is_for_nobody or (self.journal.failure and not needs_disk):
+                self._send(self.answers.given(call) if call else decision.text, decision.why)
+                if call and call.peer:
+                    self.journal.counts["calls", Peer.CHARGER, call.peer, "recorded"] += 1
+            else:
+                self.held.append(decision)
+                self.journal.wait(self._release)
                 # What comes behind it may name what the charger does not know yet.
-                is_behind = is_behind or not decision.needs_disk
-            elif decision.call is None:
-                self._send(decision.text, decision.why)
-            elif decision.call.own_answer:  # Else its server has answered in the meantime.
-                self._send(self.answers.given(decision.call), decision.why)
-                if decision.call.peer:
-                    self.journal.counts["calls", Peer.CHARGER, decision.call.peer, "recorded"] += 1
-        if self.held:
-            self._drop_held(len(self.held) - MAX_HELD)
-            self.journal.wait(self._release)
-
-    def _drop_held(self, count: int) -> None:
-        """Give the oldest of what waits for the disk to nobody; a repeat is answered again."""
-        for _ in range(count):
-            if call := self.held.pop(0).call:
-                call.reply_to = None
-                self.answers.given(call)
+                is_behind = is_behind or not needs_disk
 
     def _send(self, text: str, why: str) -> None:
         log.debug("%s < %s (%s)", self.charger_id, text, why)
@@ -3407,34 +3373,31 @@ class Relay:
         for link in self.links():
             link.keep_alive(now.seconds, self.host.ping_interval)
         grace, primary, why = self.config.primary_grace, self.outboxes.get(Peer.PRIMARY), ""
-        if self.held and self.journal.failure and now.seconds >= self.journal.begun + grace:
+        stuck = [held for held in self.held if not (held.call and held.call.is_awaited)]
+        if stuck and self.journal.failure and now.seconds >= self.journal.begun + grace:
             why = "what it says cannot be kept"
         elif self.link and primary and not primary.link and now.seconds >= primary.away_since + grace:
             why = "the primary server is away"
         if why:
             log.warning("%s: the charger is closed, so that it keeps its messages: %s", self.charger_id, why)
             self.disconnect_charger(1012, why)
-        if now.seconds >= self.sweep_at:  # At random, so that not all chargers are looked at at once.
-            self.sweep_at = now.seconds + SWEEP_SECONDS * random.uniform(0.5, 1.0)
-            self.carry_out(self.router.sweep(now))
         times = [outbox.tick() for outbox in self.outboxes.values()]
         self.carry_out(self.commands.tick(now))
-        times += [self.sweep_at, *(link.ping_at for link in self.links())]
-        self.deadline = 0.0 if self.held or self.commands.outstanding else min(times)
+        times += [link.ping_at for link in self.links()]
+        self.deadline = 0.0 if self.held or self.commands.outstanding else min(times, default=math.inf)
 
     def watch(self) -> None:
-        """Close the connections that nothing has been seen of for too long."""
+        """Close the connections that nothing has been seen of for too long; forget what has expired."""
         now, host = self.now(), self.host
-        patience = host.ping_interval + host.ping_timeout
-        watched = [(outbox.name, outbox.link, patience) for outbox in self.outboxes.values()]
+        self.carry_out(self.router.sweep(now))
         if self.link:
             self.memory.seen = now.utc - (now.seconds - self.link.seen)
-            slow = 0 if self.link.has_ponged else 3 * self.memory.heartbeat_interval
-            watched.append((self.charger_id, self.link, max(host.watchdog_stale, slow)))
-        for name, link, patience in watched:
-            if link and now.seconds - link.seen > patience:
-                log.warning("%s: nothing seen for %d s; it is closed", name, now.seconds - link.seen)
-                link.abort()
+        servers = host.ping_interval + host.ping_timeout
+        for link in self.links():
+            slow = 0 if link.has_ponged else 3 * self.memory.heartbeat_interval
+            patience = max(host.watchdog_stale, slow) if link is self.link else servers
+            if now.seconds - link.seen > patience:
+                link.abort(f"nothing seen for {now.seconds - link.seen:.0f} s")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -3655,7 +3618,7 @@ class Proxy:
         """Let the charger in if its primary accepts it. Raises RefusedError."""
         headers, config, protocol = request.headers, self.config.charger(charger_id), link.protocol
         await self._check(charger_id, headers)
-        credentials = Credentials(only(headers, "Authorization"), only(headers, "User-Agent"))
+        shown = {name: value for name in ("Authorization", "User-Agent") if (value := only(headers, name))}
         offers = taken_offers(headers)
         versions = [offer.lower() for offer in offers if offer.lower() in config.versions]
         if "Connection" not in headers and "Upgrade" in headers:
@@ -3669,7 +3632,7 @@ class Proxy:
                 link.close(1002, "no common subprotocol")
             detail = f": it speaks {', '.join(offers)}, `versions` allows {', '.join(config.versions)}"
             raise RefusedError(101, "no common version", detail=detail)
-        primary = await self._dial_primary(charger_id, versions or ["ocpp1.6"], credentials)
+        primary = await self._dial_primary(charger_id, versions or ["ocpp1.6"], shown)
         version = (primary.protocol.subprotocol if primary else next(iter(versions), None)) or "ocpp1.6"
         chosen = next((offer for offer in offers if offer.lower() == version), None)  # As it spells it.
         with ExitStack() as to_undo:
@@ -3679,11 +3642,9 @@ class Proxy:
             old = charger_id in self.relays and self.relays[charger_id].link
             if not (old and old.arrived > link.arrived) and link.respond(response, chosen):
                 to_undo.pop_all()
-                self._relay(charger_id, version).connect(link, primary, version, credentials)
+                self._relay(charger_id, version).connect(link, primary, version, shown)
 
-    async def _dial_primary(
-        self, charger_id: str, versions: list[str], credentials: Credentials
-    ) -> Link | None:
+    async def _dial_primary(self, charger_id: str, versions: list[str], shown: Shown) -> Link | None:
         """Return the primary's link for this charger; None = it is local. Raises RefusedError.
 
         Some primaries allow one connection per charger; what is dead or left there is closed for it.
@@ -3691,7 +3652,7 @@ class Proxy:
         primary = self.config.charger(charger_id).servers[Peer.PRIMARY]
         while primary.url != LOCAL:
             try:
-                return await self.dialer.dial(Peer.PRIMARY, primary, charger_id, versions, credentials)
+                return await self.dialer.dial(Peer.PRIMARY, primary, charger_id, versions, shown)
             except DialError as error:
                 refusal, relay = refusal_of(error, versions), self.relays.get(charger_id)
                 if not (error.status and relay):
@@ -4546,7 +4507,7 @@ async def checked(
     """Return the versions that a server may speak (none = it will not do), and what it said."""
     name, wanted = charger_id or "check", " or ".join(versions)
     try:
-        link = await dialer.dial(peer, server, name, versions, Credentials())
+        link = await dialer.dial(peer, server, name, versions, {})
     except DialError as error:
         if error.status == HTTPStatus.UNAUTHORIZED and server.needs_charger_login:
             return versions, f"wants the charger's own login, which only the charger has ({error})"

@@ -64,7 +64,7 @@ A repeated stored stop is answered and not stored again, after a kill neither; r
     proxy killed, charger stops g
     => secondary: Start Meter:7 Meter:7 Stop:7; charger: 1:Accepted m n e f g; stored:
 Everything waits until the secondary accepts the boot, which goes again after the interval that it names.
-    all noted, secondary leaves, charger starts 1, secondary boots Pending 20, secondary returns, 18 s, look,
+    all noted, secondary leaves, charger starts 1, secondary boots Pending 20, secondary returns, 17 s, look,
     secondary boots Rejected 0, 3 s, look, secondary boots Accepted 300, 65 s
     => secondary: Boot:M|Boot:M|Boot:M Start
 So it is where they are too long; the other server's go on.

@@ -62,7 +62,7 @@ class StageLink:
         if self.is_open:
             self.is_open, self.closed_with = False, (code, reason)
 
-    def abort(self) -> None:
+    def abort(self, _because: str = "") -> None:
         self.close(1006)
 
     # What the play does with it.
@@ -193,7 +193,7 @@ class Stage:
         if p.Peer.PRIMARY in self.relay.outboxes:
             primary = self.primary = StageLink(self, "primary", version)
         self.charger = charger
-        self.relay.connect(charger, primary, version, p.Credentials())
+        self.relay.connect(charger, primary, version, {})
 
     def secondary_connects(self, accepts: bool = True) -> None:
         self.secondary = self.connects(p.Peer.SECONDARY)

@@ -201,7 +201,7 @@ async def secondary_falls_silent(folder: Path, trouble: Trouble) -> str:
     async with world(folder, "secondary" * (trouble is unplug)) as w, charger(w.proxy) as cp:
         await w.secondary.heard.call("BootNotification")
         async with trouble(w, w.secondary):
-            gone = await is_told(w.proxy, "secondary: nothing seen", rig.PING_SECONDS + SLACK)
+            gone = await is_told(w.proxy, "secondary: disconnected (nothing seen", rig.PING_SECONDS + SLACK)
             seen = await goes_on(cp, "SECO1")
         back = await delivered(w.secondary, "SECO1")
     return f"closed after {gone}; a charge took {seen}; delivered {back} after it was well"
@@ -238,7 +238,7 @@ async def primary_lost(folder: Path, trouble: Trouble) -> str:
         await cp.starts("PRIM1")
         await w.secondary.connection()
         async with trouble(w, w.primary):
-            words = "primary: " if trouble is down else "primary: nothing seen"
+            words = "primary: " if trouble is down else "primary: disconnected (nothing seen"
             gone = await is_told(w.proxy, words, rig.PING_SECONDS + SLACK)
             closed = await is_closed(cp.connection, 1012, GRACE + SLACK)
         told = f"lost after {gone}, the charger closed {closed} later"
@@ -250,7 +250,7 @@ async def primary_unplugged(folder: Path) -> str:
     async with world(folder, "primary", primary_grace=30) as w, charger(w.proxy) as cp:
         number = await cp.starts("PRIM1")
         with rig.unplugged(w.far):
-            gone = await is_told(w.proxy, "primary: nothing seen", rig.PING_SECONDS + SLACK)
+            gone = await is_told(w.proxy, "primary: disconnected (nothing seen", rig.PING_SECONDS + SLACK)
         back = await took(cp.ends("PRIM1", number), "the session ends", 30)
         await delivered(w.primary, "PRIM1")
     return f"closed after {gone}; the session ended {back} after it was plugged in"

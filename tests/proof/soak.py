@@ -44,7 +44,7 @@ SETTINGS = {"ping_interval": 3, "ping_timeout": 6, "call_timeout": 3, "watchdog_
 SETTINGS |= {"watchdog_interval": 1, "primary_grace": 3}  # All of them seconds.
 
 # What the proxy waits for, in the time of a soak; a week is 16 s.
-TIMES = {"READING": 3, "SESSION": 30, "CLAIM": 20, "SILENT": 60, "SWEEP": 5, "DIAL": 4, "HANDSHAKE": 3}
+TIMES = {"READING": 3, "SESSION": 30, "CLAIM": 20, "SILENT": 60, "DIAL": 4, "HANDSHAKE": 3}
 TIMES |= {"CLOSE": 1, "PROBE": 1, "PASSING": 1, "ANSWER": 2, "AWAITED": 1, "DELIVERY": 3, "BOOT_RETRY": 2}
 TIMES |= {"STEADY": 1}
 WEEK_SECONDS = 32.0  # Until a session and a claim are forgotten, and swept.
