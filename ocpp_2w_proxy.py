@@ -2115,7 +2115,7 @@ TABLES: dict[type, str] = {Memory: "chargers", Session: "sessions", Call: "calls
 COLUMNS = {k: {f.name: re.split(r"\W", str(f.type))[0] for f in fields(k) if not f.kw_only} for k in TABLES}
 SCHEMA = [
     *(f"CREATE TABLE {TABLES[k]} (number INTEGER PRIMARY KEY, {', '.join(COLUMNS[k])})" for k in TABLES),
-    "CREATE INDEX sessions_by_begin ON sessions (begun)",
+    "CREATE INDEX sessions_by_begin ON sessions (begun, number, owner, meter_start, meter_stop, is_rejected)",
     "CREATE INDEX calls_by_session ON calls (session)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
@@ -3896,7 +3896,6 @@ MAX_LEDGER_ROWS = 50_000  # Of one request, about 10 MB: read at once, while sav
 LOOK_UP_SECONDS = 20.0  # For the disk to answer; for a request to be complete and answered, three times that.
 MAX_GUESSES_AT_ONCE = 8  # Wrong passwords that are answered later: nobody guesses many, nobody is shut out.
 LATE_SECONDS = 60.0  # Calls that wait for so long are a trouble.
-FRESH_TIMES = 30  # The sums of energy are as old as it took to make them, times this, at most.
 GONE_SECONDS = {False: DAY, True: 7 * DAY}  # A charger that was not seen for so long; by whether it charged.
 
 Record = dict[Any, Any]  # A session of the ledger, or what a page is told of something, as JSON.
@@ -3944,12 +3943,22 @@ SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
 FROM judged ORDER BY begun DESC, number DESC
 """
 ENERGY = """
-SELECT substr(date(begun, 'unixepoch', 'localtime'), 1, size) AS day, owner,
-    CAST(sum(round(meter_stop) - round(meter_start)) AS INTEGER) AS wh
-FROM sessions, (SELECT length('2026-01') AS size UNION SELECT length('2026-01-31')) -- Months, days.
-WHERE begun >= strftime('%s', 'now', 'localtime', 'start of month', '-32 days', 'utc') + 0
-    AND owner IS NOT NULL AND meter_stop > meter_start AND NOT is_rejected
-GROUP BY day, owner
+WITH RECURSIVE dates (date, first, next) AS (  -- The last and this month, and the last 30 days.
+    SELECT substr(first, 1, 7), first, date(first, '+1 month') FROM (
+        SELECT date('now', 'localtime', 'start of month') AS first
+        UNION SELECT date('now', 'localtime', 'start of month', '-1 month')
+    )
+    UNION SELECT date('now', 'localtime'), date('now', 'localtime'), date('now', 'localtime', '+1 day')
+    UNION SELECT date(first, '-1 day'), date(first, '-1 day'), first FROM dates
+    WHERE length(date) = 10 AND first > date('now', 'localtime', '-29 days')
+)
+SELECT date, total(wh) FILTER (WHERE owner = 'primary') AS "primary",
+    total(wh) FILTER (WHERE owner = 'secondary') AS secondary
+FROM dates LEFT JOIN (
+    SELECT begun, owner, round(meter_stop) - round(meter_start) AS wh
+    FROM sessions WHERE meter_stop > meter_start AND NOT is_rejected
+) ON begun >= strftime('%s', first, 'utc') + 0 AND begun < strftime('%s', next, 'utc') + 0
+GROUP BY date ORDER BY length(date), date
 """
 
 
@@ -4243,8 +4252,6 @@ class Status(logging.Handler):
         self.shown: Callable[[str], str] = str if proxy.config.full_badges else masked
         self.config = proxy.config.status
         self.guesses = asyncio.Semaphore(MAX_GUESSES_AT_ONCE)
-        self.sums = Counter[tuple[str, str]]()  # Wh by day or month, and owner, since the last month began.
-        self.sums_until = 0.0  # Monotonic seconds; so long they are fresh.
         self.server: websockets.Server | None = None
 
     async def start(self) -> None:
@@ -4441,7 +4448,8 @@ class Status(logging.Handler):
         told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
         told |= {"port": self.proxy.port, "names": {peer.value: config.default.name(peer) for peer in named}}
-        told |= {"sessions": await self.ledger({}, most), "energy": await self._energy()}
+        told["sessions"], energy = await self.ledger({}, most), await self.journal.look_up(ENERGY)
+        told["energy"] = {"months": energy[1::-1], "days": energy[2:]}
         calls = (call for memory in self.journal.memories.values() for call in memory.refused)
         numbers = {call.session.number for call in calls if call.session and call.since > recent}
         refused = await self.ledger({"numbers": dump([*numbers])}, MOST_TROUBLES, BY_NUMBERS)
@@ -4507,18 +4515,6 @@ class Status(logging.Handler):
             what = f"A badge that is on no list was shown at {charger_id}:"
             todo = "Copy the number to primary_rfid or secondary_rfid in the ini, and restart the proxy."
             yield {"what": what, "todo": todo, "copy": badge}
-
-    async def _energy(self) -> Record:
-        """Return the Wh of this and the last month, and of each of the last 30 days, by owner."""
-        today, began = datetime.now().replace(hour=12), time.monotonic()  # By this machine's clock.
-        months = [f"{month:%Y-%m}" for month in (today, today.replace(day=1) - timedelta(days=1))]
-        days = [f"{today - timedelta(days=back):%Y-%m-%d}" for back in range(29, -1, -1)]
-        if began >= self.sums_until:
-            rows = await self.journal.look_up(ENERGY)
-            self.sums = Counter({(row["day"], row["owner"]): row["wh"] for row in rows})
-            self.sums_until = time.monotonic() + FRESH_TIMES * (time.monotonic() - began)
-        told = [{"date": d} | {p.value: self.sums[d, p.value] for p in SERVERS} for d in months + days]
-        return {"months": told[:2], "days": told[2:]}
 
 
 # ---------------------------------------------------------------------------------------------------------
