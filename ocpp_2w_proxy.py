@@ -2116,7 +2116,7 @@ COLUMNS = {k: {f.name: re.split(r"\W", str(f.type))[0] for f in fields(k) if not
 SCHEMA = [
     *(f"CREATE TABLE {TABLES[k]} (number INTEGER PRIMARY KEY, {', '.join(COLUMNS[k])})" for k in TABLES),
     "CREATE INDEX sessions_by_begin ON sessions (begun, number, owner, meter_start, meter_stop, is_rejected)",
-    "CREATE INDEX calls_by_session ON calls (session)",
+    "CREATE INDEX calls_by_session ON calls (session, refused, since)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 ]
@@ -3900,12 +3900,14 @@ GONE_SECONDS = {False: DAY, True: 7 * DAY}  # A charger that was not seen for so
 
 Record = dict[Any, Any]  # A session of the ledger, or what a page is told of something, as JSON.
 
-LEDGER_COLUMNS = (  # Of the CSV; behind them, for programs, `begun` and `ended`.
+LEDGER_COLUMNS = (  # Of the CSV; behind them, for programs, `number`, `begun` and `ended`.
     *("charger", "connector", "badge", "owner", "start", "stop", "meter_start", "meter_stop", "wh"),
     *("transaction_id", "server_transaction_id", "reason", "delivered", "state", "words"),
 )
-BY_DAYS = "begun >= :since AND begun < :until"  # Which sessions; or those of these numbers.
+BY_DAYS = "begun >= :since AND begun < :until"  # Which sessions.
 BY_NUMBERS = "number IN (SELECT value FROM json_each(:numbers))"
+BY_REFUSAL = f"""number IN (SELECT session FROM calls
+    WHERE refused != '' AND since > strftime('%s', 'now') - {REFUSED_SECONDS})"""
 LEDGER = """
 WITH found AS (
     SELECT *, (SELECT max(refused) FROM calls WHERE session = sessions.number) AS refused_call,
@@ -3939,7 +3941,8 @@ SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
         || iif(against = '' OR state = 'refused', '', 'its start was answered with ') || against
         || iif(against = '' OR stop = '', '', '; its server ' || iif(delivered, 'has', 'does not have')
         || ' the stop'), '; ') AS words,
-    begun, iif(stopped BETWEEN begun AND ended + 86400, stopped, ended) AS ended  -- The charger's, if sane.
+    number, begun,
+    iif(stopped BETWEEN begun AND ended + 86400, stopped, ended) AS ended  -- The charger's own, if sane.
 FROM judged ORDER BY begun DESC, number DESC
 """
 ENERGY = """
@@ -4392,7 +4395,7 @@ class Status(logging.Handler):
 
     async def _look(self, find: str = "") -> tuple[Record, list[Any]]:
         """Return what is counted, and who is to be shown, by rank; the loop runs in between."""
-        totals: Record = Counter({AGE: 0.0, ("waiting",): 0})
+        totals: Record = Counter({AGE: 0.0})
         found, utc, admits = list[Any](), time.time(), self.proxy.config.host.admits
         async for memory in in_turns(self.journal.memories.values(), RELAYS_AT_ONCE):
             relay, is_known = self.proxy.relays.get(memory.charger), memory.has_charged or bool(memory.stored)
@@ -4404,8 +4407,8 @@ class Status(logging.Handler):
             wanted = [o for o in relay.outboxes.values() if o.link or o.is_wanted] if relay else []
             for outbox in wanted:
                 totals["servers", outbox.peer.value, "connected" if outbox.link else "down"] += 1
-                totals["down", outbox.relay.config.name(outbox.peer), outbox.trouble] += not outbox.link
-            totals["waiting",] += len(memory.stored)
+                if outbox.trouble:
+                    totals["down", outbox.relay.config.name(outbox.peer), outbox.trouble] += 1
             for call in memory.stored:
                 totals["stored_calls", to_column(call.peer) or "unknown"] += 1
                 totals[AGE] = max(totals[AGE], utc - call.since)
@@ -4417,7 +4420,7 @@ class Status(logging.Handler):
                     totals["sessions", to_column(session.owner) or "unknown", what] += 1
             is_well = all(outbox.link for outbox in wanted) and not memory.stored
             if (state != "gone" or memory.stored) and find in memory.charger.lower():
-                found.append((is_well, not opened, state != "online", memory.charger, memory))
+                found.append((is_well, not opened, state != "online", memory.charger, memory, opened))
         return totals, found
 
     async def _metrics(self) -> str:
@@ -4443,36 +4446,31 @@ class Status(logging.Handler):
         """Return all that the page shows; the README tells its fields."""
         config, wanted, find = self.proxy.config, asked.get("sessions", ""), asked.get("find", "")
         most = min(int(wanted), MOST_SESSIONS) if re.fullmatch(r"[0-9]{1,6}", wanted) else SESSIONS
-        configs, recent = (config.default, *config.chargers.values()), time.time() - REFUSED_SECONDS
+        configs = (config.default, *config.chargers.values())
         named = [peer for peer in SERVERS if any(each.server(peer) for each in configs)]
         told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
         told |= {"port": self.proxy.port, "names": {peer.value: config.default.name(peer) for peer in named}}
         told["sessions"], energy = await self.ledger({}, most), await self.journal.look_up(ENERGY)
         told["energy"] = {"months": energy[1::-1], "days": energy[2:]}
-        calls = (call for memory in self.journal.memories.values() for call in memory.refused)
-        numbers = {call.session.number for call in calls if call.session and call.since > recent}
-        refused = await self.ledger({"numbers": dump([*numbers])}, MOST_TROUBLES, BY_NUMBERS)
-        for row in [*refused, *told["sessions"]]:
-            row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
         totals, found = await self._look(told["find"])
         ranked = sorted(found)[:MOST_CHARGERS]
-        told["chargers"] = [self._charger(memory) async for *_, memory in in_turns(ranked, 1)]
+        kw = {session.number: session.power and session.power / 1000 for *_, o in ranked for session in o}
+        opened = await self.ledger({"numbers": dump([*kw])}, which=BY_NUMBERS)
+        refused = await self.ledger({}, MOST_TROUBLES, BY_REFUSAL)
+        for row in (*told["sessions"], *opened, *refused):
+            row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
+            row["kw"] = kw.get(row["number"])
+        told["chargers"] = [self._charger(found[-2], opened) async for found in in_turns(ranked, 1)]
         told |= {name: totals["chargers", name] for name in ("online", "offline")}
-        told |= {"waiting": totals["waiting",], "trouble": list(self._troubles(totals, refused))}
+        told["waiting"] = sum(count for key, count in totals.items() if key[0] == "stored_calls")
+        told["trouble"] = list(self._troubles(totals, told["waiting"], refused))
         return told | {"events": list(self.events)}
 
-    def _charger(self, memory: Memory) -> Record:
+    def _charger(self, memory: Memory, opened: list[Record]) -> Record:
         """Return what the page shows of a charger."""
         relay, skew = self.proxy.relays.get(memory.charger), time.time() - time.monotonic()
-        link, connectors, sessions, servers = relay.link if relay else None, [], [], []
-        for session in (session for session in memory.sessions.values() if session.ended is None):
-            owner = "" if session.is_rejected else to_column(session.owner)
-            view = {"connector": session.connector, "owner": owner, "begun": session.begun}
-            first, last, watts = session.meter_start, session.meter_stop, session.power
-            view["wh"] = None if first is None or last is None else round(last) - round(first)
-            view |= {"badge": self.shown(session.badge), "kw": None if watts is None else watts / 1000}
-            sessions.append(view)
+        link, connectors, servers = relay.link if relay else None, [], []
         for text in memory.statuses.values():
             said = content_of(VOCABULARIES[memory.version].charger, parse(text))
             place = said.payload.get("connectorId") if said.connector is None else said.connector
@@ -4490,27 +4488,28 @@ class Status(logging.Handler):
             servers.append(server | {"next": None if next_at == math.inf else next_at})
         told = {"id": memory.charger, "online": link is not None, "version": memory.version}
         told |= {"since": link.opened + skew if link else memory.seen or None, "servers": servers}
-        return told | {"connectors": connectors, "waiting": len(memory.stored), "sessions": sessions}
+        told |= {"connectors": connectors, "waiting": len(memory.stored)}
+        return told | {"sessions": [row for row in opened if row["charger"] == memory.charger]}
 
-    def _troubles(self, totals: Record, refused: list[Record]) -> Iterator[Record]:
+    def _troubles(self, totals: Record, waiting: int, refused: list[Record]) -> Iterator[Record]:
         """Yield what a person should look at, with what to do."""
         if trouble := self.proxy.trouble():
             yield {"what": f"The proxy cannot serve: {trouble}.", "todo": "See the disk, and the log."}
-        downs = Counter({key[1:]: n for key, n in totals.items() if key[0] == "down" and key[2] and n})
-        for (server, why), count in downs.most_common(MOST_TROUBLES):
+        downs = Counter({key: count for key, count in totals.items() if key[0] == "down"})
+        for (_, server, why), count in downs.most_common(MOST_TROUBLES):
             what = f"{server} is down for {count} charger{'s' * (count > 1)}: {self.clean(why)}."
             yield {"what": what, "todo": "It is dialled again. What belongs to it waits here, safe on disk."}
         if totals[AGE] > LATE_SECONDS:
-            what = f"Messages wait: {totals['waiting',]}, the oldest for {totals[AGE] / 60:.0f} min."
+            what = f"Messages wait: {waiting}, the oldest for {totals[AGE] / 60:.0f} min."
             yield {"what": what, "todo": "Each goes once its server is connected and accepts the charger."}
         for row in refused:
             server, kwh = self._server_of(row), (row["wh"] or 0) / 1000
             what = (
                 f"{server} refuses the session of badge {row['badge']} at {row['charger']} of {kwh:.2f} kWh"
             )
-            again = " It is tried again once a day." if CALL_ERROR in row["words"] else ""
             todo = f"Ask who runs {server} to accept this badge and charger; the ledger has the session."
-            yield {"what": f"{what}: {row['words']}.", "todo": todo + again}
+            todo += " It is tried again once a day." if CALL_ERROR in row["words"] else ""
+            yield {"what": f"{what}: {row['words']}.", "todo": todo}
         for badge, (charger_id, _) in list(self.journal.unlisted.items())[-MOST_TROUBLES:]:
             what = f"A badge that is on no list was shown at {charger_id}:"
             todo = "Copy the number to primary_rfid or secondary_rfid in the ini, and restart the proxy."
