@@ -4014,31 +4014,30 @@ PAGE = """\
   :root { --ground: #10141a; --paper: #1a2028; --ink: #e6eaf0; --faint: #9aa6b6; --line: #2e3742; }
   :root { --mark: #3a1d1b; --primary: #7fb0ff; --secondary: #f0a660; --good: #74d193; --bad: #ff8d82; }
 }
+* { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.4 system-ui, sans-serif; }
-header, main { max-width: 1080px; margin: 0 auto; padding: 0 14px; }
+header, main { max-width: 1080px; margin: 0 auto; padding: 0 14px; overflow-wrap: anywhere; }
 header { display: flex; flex-wrap: wrap; gap: 0 14px; align-items: baseline; padding-top: 14px; }
-h1 { font-size: 19px; margin: 0; } h2 { font-size: 15px; margin: 18px 0 6px; } p { margin: 2px 0; }
-h3 { font-size: 15px; margin: 0; } h3, .trouble, .list > *, .copy { overflow-wrap: anywhere; }
+h1, .big { font-size: 19px; } h2, h3 { font-size: 15px; } h2 { margin: 18px 0 6px; } h1, h3 { margin: 0; }
+p { margin: 2px 0; } .small { font-size: 13px; } .big { font-weight: 600; }
 .faint { color: var(--faint); } .good { color: var(--good); } .bad { color: var(--bad); }
-.primary, a { color: var(--primary); } .secondary { color: var(--secondary); } .small { font-size: 13px; }
+.primary, a { color: var(--primary); } .secondary { color: var(--secondary); }
 .box { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 10px 12px; }
-.cards { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
 .trouble { background: var(--mark); border-color: var(--bad); margin-top: 8px; }
-* { box-sizing: border-box; } .row { display: flex; justify-content: space-between; gap: 10px; }
+.cards { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
+.row { display: flex; justify-content: space-between; gap: 10px; }
 .list > * { padding: 6px 0; } .list > * + * { border-top: 1px solid var(--line); }
-.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.big { font-size: 19px; font-weight: 600; } .copy { font-family: ui-monospace, monospace; user-select: all; }
-.session { display: grid; gap: 0 14px; grid-template-columns: 15em 1.3fr 1fr 6em; }
-.event { display: grid; gap: 0 12px; grid-template-columns: 11em 1fr; }
+.session { display: grid; gap: 0 14px; grid-template-columns: 1fr auto; }
+.session > :nth-child(n + 3) { grid-column: 1 / 3; }
+@media (min-width: 700px) {
+  .list > .session { grid-template-columns: 15em 6em 1fr 1.3fr; } .list > .session > * { grid-column: auto; }
+}
+.number { font-variant-numeric: tabular-nums; white-space: nowrap; text-align: right; }
+.copy { font-family: ui-monospace, monospace; user-select: all; }
 button, input { font: inherit; color: inherit; background: var(--ground); padding: 4px 10px; }
 button, input { border: 1px solid var(--line); border-radius: 6px; }
 input { width: 100%; max-width: 260px; margin-bottom: 8px; }
 svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--faint); font-size: 11px; }
-@media (max-width: 700px) {
-  .event { grid-template-columns: 1fr; } .session { grid-template-columns: 1fr auto; }
-  .session > :nth-child(2) { grid-area: 3 / 1; } .session > :nth-child(3) { grid-area: 2 / 1 / 3 / 3; }
-  .session > :nth-child(4) { grid-area: 1 / 2; }
-}
 </style>
 <header><h1>ocpp-2w-proxy</h1><p id="summary" class="faint" aria-live="polite">loading ...</p></header>
 <main hidden>
@@ -4067,9 +4066,8 @@ const when = (utc, more) => new Date(utc * 1000).toLocaleString([], {...day, ...
 
 // An element, of a class or with attributes; those of a drawing are SVG.
 function make(tag, more, ...parts) {
-  const isDrawn = ["svg", "line", "text", "rect", "title"].includes(tag);
-  const space = isDrawn ? "http://www.w3.org/2000/svg" : document.documentElement.namespaceURI;
-  const node = document.createElementNS(space, tag);
+  const isDrawn = ["svg", "line", "text", "rect", "title"].includes(tag), svg = "http://www.w3.org/2000/svg";
+  const node = isDrawn ? document.createElementNS(svg, tag) : document.createElement(tag);
   if (typeof more === "string") more = {class: more};
   for (const key in more) node.setAttribute(key, more[key]);
   node.append(...parts.filter(part => part !== null && part !== ""));
@@ -4081,27 +4079,30 @@ function draw(id, list, each, none = () => make("p", "faint", "None yet.")) {
   const text = JSON.stringify([list, told.names]);
   if (at(id).shown === text) return;
   at(id).shown = text;
-  at(id).replaceChildren(...(list.length ? list.map(each) : [none()]));
+  at(id).replaceChildren(...(list.length ? list.map(one => each(one)) : [none()]));
 }
 
 const named = key => key === "" ? "rejected" : told.names[key] ?? key ?? "nobody yet";
 const owner = key => make("span", key ?? "", named(key));
-const whose = one => make("span", "", owner(one.owner), ` badge ${one.badge || "none"}`);
 
 const trouble = ({what, todo, copy}) => make("div", "box trouble",
   make("p", "", what, " ", copy ? make("span", "copy", copy) : ""), make("p", "faint small", todo));
 
 function server({name, peer, state, words, next}) {
-  const wait = next === null ? "" : `; next try at ${when(next, {second: "2-digit"}).split(", ").pop()}`;
+  const wait = next === null ? "" : `; next try at ${new Date(next * 1000).toLocaleTimeString()}`;
   const kind = state === "connected" ? "good" : state === "down" ? "bad" : "faint";
   const text = make("span", kind, words ? `${state}: ${words}${wait}` : state);
   return make("p", "small", make("span", peer, name), " ", text);
 }
 
-function openSession({kw, wh, connector, begun, ...one}) {
-  const energy = make("span", "number", kwh(wh), kw === null ? "" : ` ${kw.toFixed(1)} kW`);
-  const where = `connector ${connector ?? "?"}, since ${when(begun)}`;
-  return make("div", "", make("p", "row", whose(one), energy), make("p", "faint small", where));
+function session(one, place = one.charger) {
+  const end = one.ended ? ` \\u2013 ${new Date(one.ended * 1000).toLocaleTimeString([], two)}` : "";
+  const energy = [kwh(one.wh), one.kw === null ? "" : ` ${one.kw.toFixed(1)} kW`];
+  const fine = ["delivered", "recorded", "open"].includes(one.state) && !one.words;
+  const state = make("span", fine ? "" : "bad", one.state, one.words && `: ${one.words}`);
+  return make("div", "session", make("span", "", when(one.begun) + end), make("span", "number", ...energy),
+    make("span", "", owner(one.owner), ` badge ${one.badge || "none"}`),
+    make("span", "faint", `${place}, `, state));
 }
 
 function charger(one) {
@@ -4111,7 +4112,7 @@ function charger(one) {
     make("span", one.online ? "good" : "bad", one.online ? "online" : "offline")),
     make("p", "faint small", [seen, one.version, words].filter(Boolean).join(" \\u00b7 ")),
     ...one.servers.map(server), make("p", "bad small", one.waiting ? waits(one.waiting) : ""),
-    ...one.sessions.map(openSession));
+    ...one.sessions.map(each => session(each, `connector ${each.connector ?? "?"}`)));
 }
 
 function nobody() {
@@ -4123,14 +4124,6 @@ function nobody() {
   return make("p", "box", text, make("span", "copy", address));
 }
 
-function session(one) {
-  const fine = ["delivered", "recorded", "open"].includes(one.state) && !one.words;
-  const state = make("span", fine ? "faint" : "bad", one.words ? `${one.state}: ${one.words}` : one.state);
-  const end = one.ended ? ` \\u2013 ${new Date(one.ended * 1000).toLocaleTimeString([], two)}` : "";
-  return make("div", "session", make("span", "", when(one.begun) + end),
-    make("span", "faint", one.charger, ", ", state), whose(one), make("span", "number", kwh(one.wh)));
-}
-
 function month(sums) {
   const name = new Date(`${sums.date}-15T12:00`).toLocaleDateString([], {month: "long", year: "numeric"});
   return make("div", "", make("p", "faint small", name), ...Object.keys(told.names).map(key =>
@@ -4138,35 +4131,33 @@ function month(sums) {
 }
 
 function chart(days) {
-  const width = 350, height = 120, left = 34, step = (width - left) / 30, foot = 18 + height;
-  const most = Math.max(...days.map(one => one.primary + one.secondary), 1000);
+  const most = Math.max(...days.map(one => one.primary + one.secondary), 1000), height = 120, foot = 138;
   const unit = 10 ** Math.floor(Math.log10(most)), top = Math.ceil(most / unit) * unit;
-  const parts = [make("text", {x: left, y: 10}, "kWh a day")];
+  const parts = [make("text", {x: 34, y: 10}, "kWh a day")];
   for (const share of [0, 0.5, 1]) {
     const y = foot - height * share;
-    parts.push(make("line", {x1: left, x2: width, y1: y, y2: y, stroke: "var(--line)"}),
-      make("text", {x: left - 4, y: y + 4, "text-anchor": "end"}, share * top / 1000));
+    parts.push(make("line", {x1: 34, x2: 334, y1: y, y2: y, stroke: "var(--line)"}),
+      make("text", {x: 30, y: y + 4, "text-anchor": "end"}, share * top / 1000));
   }
   days.forEach((one, number) => {
+    const x = 35 + 10 * number;
     let y = foot;
     for (const key of ["primary", "secondary"]) {
-      const size = one[key] / top * height, x = left + number * step + 1, width = step - 2;
+      const size = one[key] / top * height, fill = `var(--${key})`;
       const title = make("title", "", `${one.date}, ${named(key)}: ${kwh(one[key])}`);
-      parts.push(make("rect", {x, y: y -= size, width, height: size, fill: `var(--${key})`}, title));
+      parts.push(make("rect", {x, y: y -= size, width: 8, height: size, fill}, title));
     }
     if (number % 7 === 2) {
       const text = new Date(`${one.date}T12:00`).toLocaleDateString([], day);
-      const middle = {x: left + (number + 0.5) * step, y: foot + 15, "text-anchor": "middle"};
-      parts.push(make("text", middle, text));
+      parts.push(make("text", {x: x + 4, y: foot + 15, "text-anchor": "middle"}, text));
     }
   });
   const label = "Energy of the last 30 days, by day and server";
-  return make("svg", {viewBox: `0 0 ${width} ${foot + 20}`, role: "img", "aria-label": label}, ...parts);
+  return make("svg", {viewBox: "0 0 334 158", role: "img", "aria-label": label}, ...parts);
 }
 
-const event = ({at: utc, level, text}) => make("div", "event",
-  make("span", "faint number", when(utc, {second: "2-digit"})),
-  make("span", level === "INFO" ? "" : "bad", text));
+const event = ({at: utc, level, text}) => make("p", level === "INFO" ? "" : "bad",
+  make("span", "faint number", when(utc, {second: "2-digit"})), " ", text);
 
 function drawAll() {
   const known = told.online + told.offline, wait = told.waiting ? `, ${waits(told.waiting)}` : "";
@@ -4207,7 +4198,7 @@ REPORT = Template("""\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Charging report $month</title><style>
 @page { size: A4; margin: 18mm; } body { max-width: 180mm; margin: 8mm auto; padding: 0 2mm; }
-body { font: 9pt/1.4 system-ui, sans-serif; color: #000; background: #fff; }
+body { font: clamp(7pt, 2.4vw, 9pt)/1.4 system-ui, sans-serif; color: #000; background: #fff; }
 h1 { font-size: 16pt; margin: 0; } h2 { font-size: 12pt; margin: 8mm 0 1mm; break-after: avoid; }
 p { margin: 1mm 0; color: #444; } table { border-collapse: collapse; width: 100%; } th { text-align: left; }
 h2, td:nth-child(3) { overflow-wrap: anywhere; } tr { break-inside: avoid; } .sum { font-weight: 600; }

@@ -95,7 +95,7 @@ async def test_a_session_appears_while_it_runs(width: int, is_dark: bool) -> Non
             await cp.calls("c", "StatusNotification", connectorId=1, errorCode="NoError", status="Charging")
             await shows(page, "chargers", "1: Charging")
             number = await cp.starts("SECO1234", when="x")
-            await shows(page, "chargers", "Employer AG badge ****1234", "connector 1, since")
+            await shows(page, "chargers", "Employer AG badge ****1234", "connector 1, open")
             await reads(cp, number, 1500)
             for place in ("chargers", "sessions", "months"):
                 await shows(page, place, "1.50 kWh")
