@@ -3946,14 +3946,12 @@ SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
 FROM judged ORDER BY begun DESC, number DESC
 """
 ENERGY = """
-WITH RECURSIVE dates (date, first, next) AS (  -- The last and this month, and the last 30 days.
-    SELECT substr(first, 1, 7), first, date(first, '+1 month') FROM (
-        SELECT date('now', 'localtime', 'start of month') AS first
-        UNION SELECT date('now', 'localtime', 'start of month', '-1 month')
-    )
-    UNION SELECT date('now', 'localtime'), date('now', 'localtime'), date('now', 'localtime', '+1 day')
-    UNION SELECT date(first, '-1 day'), date(first, '-1 day'), first FROM dates
-    WHERE length(date) = 10 AND first > date('now', 'localtime', '-29 days')
+WITH RECURSIVE back (n) AS (SELECT 0 UNION SELECT n + 1 FROM back WHERE n < 29),
+dates (date, first, next) AS (  -- This and the last month, and the last 30 days.
+    SELECT strftime('%Y-%m', first), first, date(first, '+1 month')
+    FROM (SELECT date('now', 'localtime', 'start of month', -n || ' months') AS first FROM back WHERE n < 2)
+    UNION SELECT first, first, date(first, '+1 day')
+    FROM (SELECT date('now', 'localtime', -n || ' days') AS first FROM back)
 )
 SELECT date, total(wh) FILTER (WHERE owner = 'primary') AS "primary",
     total(wh) FILTER (WHERE owner = 'secondary') AS secondary
@@ -4001,10 +3999,10 @@ METRICS = {  # Labels, help, and what is told from the start, as 0, so that the 
 }
 
 
-# The page: one file, no outside resource. What it is told is put in as text (textContent), never as markup.
-PAGE = """\
+# The pages: no outside resource. What they are told is put in as text, never as markup.
+HEAD = """\
 <!doctype html>
-<html lang="en"><meta charset="utf-8"><title>ocpp-2w-proxy</title><link rel="icon" href="data:,">
+<html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <style>
@@ -4029,16 +4027,26 @@ p { margin: 2px 0; } .small { font-size: 13px; } .big { font-weight: 600; }
 .list > * { padding: 6px 0; } .list > * + * { border-top: 1px solid var(--line); }
 .session { display: grid; gap: 0 14px; grid-template-columns: 1fr auto; }
 .session > :nth-child(n + 3) { grid-column: 1 / 3; }
-@media (min-width: 700px) {
+@media print, (min-width: 700px) {
+  td:not(:nth-child(3)) { white-space: nowrap; }
   .list > .session { grid-template-columns: 15em 6em 1fr 1.3fr; } .list > .session > * { grid-column: auto; }
 }
 .number { font-variant-numeric: tabular-nums; white-space: nowrap; text-align: right; }
 .copy { font-family: ui-monospace, monospace; user-select: all; }
 button, input { font: inherit; color: inherit; background: var(--ground); padding: 4px 10px; }
 button, input { border: 1px solid var(--line); border-radius: 6px; }
-input { width: 100%; max-width: 260px; margin-bottom: 8px; }
+input { width: 100%; max-width: 260px; margin-bottom: 8px; } #events { max-height: 24em; overflow: auto; }
 svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--faint); font-size: 11px; }
+@page { size: A4; margin: 18mm; }
+table { border-collapse: collapse; width: 100%; font-size: clamp(9px, 2.4vw, 13px); overflow-wrap: normal; }
+th, td { border-bottom: 1px solid var(--line); padding: 4px 4px 4px 0; text-align: left; }
+th:nth-child(n + 5), td:nth-child(n + 5) { text-align: right; font-variant-numeric: tabular-nums; }
+td { vertical-align: top; } td:nth-child(3) { overflow-wrap: anywhere; } .sum { font-weight: 600; }
+tr { break-inside: avoid; } h2 { break-after: avoid; }
 </style>
+"""
+PAGE = """\
+<title>ocpp-2w-proxy</title>
 <header><h1>ocpp-2w-proxy</h1><p id="summary" class="faint" aria-live="polite">loading ...</p></header>
 <main hidden>
 <div id="trouble" role="alert"></div>
@@ -4052,12 +4060,11 @@ svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--fa
 <h2>Energy</h2>
 <div class="box"><div id="months" class="cards"></div><div id="days"></div></div>
 <h2>What happened</h2>
-<div id="events" class="box list small"></div>
-<p class="small"><button id="older">More events</button></p>
+<div id="events" class="box list small" tabindex="0"></div>
 </main>
 <script>
 "use strict";
-let told = null, sessions = 10, events = 8;
+let told = null, sessions = 10;
 const at = id => document.getElementById(id);
 const kwh = wh => wh === null ? "" : `${(wh / 1000).toFixed(2)} kWh`;
 const waits = count => count === 1 ? "1 message waits" : `${count} messages wait`;
@@ -4159,55 +4166,42 @@ function chart(days) {
 const event = ({at: utc, level, text}) => make("p", level === "INFO" ? "" : "bad",
   make("span", "faint number", when(utc, {second: "2-digit"})), " ", text);
 
-function drawAll() {
-  const known = told.online + told.offline, wait = told.waiting ? `, ${waits(told.waiting)}` : "";
-  at("summary").textContent = `${told.online} of ${known} chargers online${wait}`;
-  at("find").hidden = !told.find && known < 8;
-  at("more").hidden = told.sessions.length < sessions || sessions >= 200;
-  at("older").hidden = told.events.length <= events;
-  draw("trouble", told.trouble, trouble, () => "");
-  draw("chargers", told.chargers, charger, nobody);
-  draw("sessions", told.sessions, session);
-  draw("months", told.energy.months, month);
-  draw("days", [told.energy.days], chart);
-  draw("events", told.events.slice(-events).reverse(), event);
-  document.querySelector("main").hidden = false;
-}
-
 async function poll() {
   try {
     const asked = new URLSearchParams({find: at("find").value, sessions});
     const news = await (await fetch(`status.json?${asked}`)).json();  // An error is none.
     if (news.find !== at("find").value.trim().toLowerCase()) return;  // Somebody has typed on.
     told = news;
-    drawAll();
   } catch {
     at("summary").textContent = "The proxy does not answer; what stands here may be old. Trying again.";
+    return;
   }
+  const known = told.online + told.offline, wait = told.waiting ? `, ${waits(told.waiting)}` : "";
+  at("summary").textContent = `${told.online} of ${known} chargers online${wait}`;
+  at("find").hidden = !told.find && known < 8;
+  at("more").hidden = told.sessions.length < sessions || sessions >= 200;
+  draw("trouble", told.trouble, trouble, () => "");
+  draw("chargers", told.chargers, charger, nobody);
+  draw("sessions", told.sessions, session);
+  draw("months", told.energy.months, month);
+  draw("days", [told.energy.days], chart);
+  draw("events", told.events.reverse(), event);
+  document.querySelector("main").hidden = false;
 }
 
 at("find").oninput = poll;
 at("more").onclick = () => { sessions = Math.min(sessions + 40, 200); poll(); };
-at("older").onclick = () => { events = 100; drawAll(); };
 setInterval(poll, 2000);
 poll();
 </script>
 """
 
 REPORT = Template("""\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Charging report $month</title><style>
-@page { size: A4; margin: 18mm; } body { max-width: 180mm; margin: 8mm auto; padding: 0 2mm; }
-body { font: clamp(7pt, 2.4vw, 9pt)/1.4 system-ui, sans-serif; color: #000; background: #fff; }
-h1 { font-size: 16pt; margin: 0; } h2 { font-size: 12pt; margin: 8mm 0 1mm; break-after: avoid; }
-p { margin: 1mm 0; color: #444; } table { border-collapse: collapse; width: 100%; } th { text-align: left; }
-h2, td:nth-child(3) { overflow-wrap: anywhere; } tr { break-inside: avoid; } .sum { font-weight: 600; }
-th, td { border-bottom: 0.2mm solid #bbb; padding: 1mm 2mm 1mm 0; vertical-align: top; }
-@media print, (min-width: 600px) { td:not(:nth-child(3)) { white-space: nowrap; } }
-th:nth-child(n+5), td:nth-child(n+5) { text-align: right; font-variant-numeric: tabular-nums; }
-</style></head><body><h1>Charging report $month</h1>
-<p>Sessions that began from $from to $to; times of zone $zone. Made $made by ocpp-2w-proxy $version.</p>
-$parts</body></html>
+<title>Charging report $month</title>
+<header><h1>Charging report $month</h1></header><main>
+<p class="small faint">Sessions that began from $from to $to; times of zone $zone.
+Made $made by ocpp-2w-proxy $version.</p>
+$parts</main>
 """)
 REPORT_PART = """\
 <h2>{}: badge {}</h2><table>
@@ -4216,17 +4210,15 @@ REPORT_PART = """\
 """
 
 
-def hashes(tag: str) -> str:
-    """Return the part of a policy that lets the pages use their own text under a tag, and nothing else."""
-    texts = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE + REPORT.template, re.DOTALL)
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
-    return " ".join([f"{tag}-src", *(f"'sha256-{digest}'" for digest in digests)])
-
-
+STYLE_HASH, SCRIPT_HASH = (
+    base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    for text in re.findall(r"<(?:style|script)>(.*?)</", HEAD + PAGE, re.DOTALL)
+)
 AGE = ("oldest_stored_call_age_seconds",)
 STATUS_HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; {hashes('script')}; {hashes('style')}; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": f"default-src 'none'; script-src 'sha256-{SCRIPT_HASH}'; "
+    f"style-src 'sha256-{STYLE_HASH}'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -4309,7 +4301,7 @@ class Status(logging.Handler):
         """Return the media type and text of a path. Raises RefusedError, TimeoutError or sqlite3.Error."""
         match path:
             case "/":
-                return "text/html", PAGE
+                return "text/html", HEAD + PAGE
             case "/status.json":
                 return "application/json", dump(await self._told(asked))
             case "/sessions.csv":
@@ -4376,7 +4368,7 @@ class Status(logging.Handler):
             text += REPORT_PART.format(*place, "".join(lines), len(lines), sums[place] / 1000)
         values = {"month": f"{first:%B %Y}", "zone": time.strftime("%Z"), "version": __version__} | days
         values["parts"] = text or "<p>No session began in this month.</p>"
-        return REPORT.substitute(values, made=time.strftime("%Y-%m-%d %H:%M"))
+        return HEAD + REPORT.substitute(values, made=time.strftime("%Y-%m-%d %H:%M"))
 
     # The state of things.
 
