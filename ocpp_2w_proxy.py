@@ -3904,6 +3904,8 @@ LEDGER_COLUMNS = (  # Of the CSV; behind them, for programs, `number`, `begun` a
     *("charger", "connector", "badge", "owner", "start", "stop", "meter_start", "meter_stop", "wh"),
     *("transaction_id", "server_transaction_id", "reason", "delivered", "state", "words"),
 )
+# Where a spreadsheet would take what follows for a formula, at the start or where it may split a line.
+FORMULA = re.compile(r"(?:^|[;\t\r\n]+)(?=\s*[=+\-@])")
 BY_DAYS = "begun >= :since AND begun < :until"  # Which sessions.
 BY_NUMBERS = "number IN (SELECT value FROM json_each(:numbers))"
 BY_REFUSAL = f"""number IN (SELECT session FROM calls
@@ -3963,21 +3965,7 @@ GROUP BY date ORDER BY length(date), date
 """
 
 
-def cell(value: Any) -> Any:
-    """Return a value that no spreadsheet takes for a formula, wherever it may split a line."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"^(?=[=+\-@])", "'", re.sub(r"[;\t\r\n]+(?=\s*[=+\-@])", " ", value))
-
-
-def local_day(text: str, days: int = 0) -> float:
-    """Return the UTC seconds of a time; or of `days` after a day of this machine's. May raise ValueError."""
-    days = days if len(text) <= len("2026-01-01") else 0
-    return (datetime.fromisoformat(text) + timedelta(days=days)).astimezone(UTC).timestamp()
-
-
 # Metrics: their names and labels are those of version 1.
-
 BOTH, UP_DOWN = "primary|secondary", "primary connected|primary down|secondary connected|secondary down"
 METRICS = {  # Labels, help, and what is told from the start, as 0, so that the first is an increase.
     "info": ("version", "The proxy's version.", ""),
@@ -4320,16 +4308,17 @@ class Status(logging.Handler):
 
     async def ledger(self, asked: Record, most: int = 0, which: str = BY_DAYS) -> list[Record]:
         """Return sessions as they stand now, the newest first. Raises sqlite3.Error or RefusedError."""
-        place, default = Record(owner="", charger="", badge="") | asked, self.proxy.config.default
-        named = {default.name(peer): peer.value for peer in SERVERS}
-        place |= {"owner": named.get(place["owner"], place["owner"]), "rows": most or MAX_LEDGER_ROWS + 1}
-        try:
-            place["since"] = local_day(asked.get("from", "2000-01-01"))
-            place["until"] = local_day(asked.get("to", "2999-12-31"), 1)
+        default, to = self.proxy.config.default, asked.get("to", "2999-12-31")
+        names = {default.name(peer): peer.value for peer in SERVERS}
+        place = Record(owner="", charger="", badge="") | asked | {"rows": most or MAX_LEDGER_ROWS + 1}
+        place |= {"owner": names.get(place["owner"], place["owner"]), "badge": normalized(place["badge"])}
+        try:  # By this machine's clock; a day ends with its last microsecond.
+            place["since"] = datetime.fromisoformat(asked.get("from", "2000-01-01")).timestamp()
+            to = f"{to}T23:59:59.999999" if len(to) <= len("2999-12-31") else to
+            place["until"] = datetime.fromisoformat(to).timestamp()
         except (ValueError, OverflowError):
             what = "from and to: expected days, as 2026-01-31, or times, as 2026-01-31T12:00:00Z"
             raise RefusedError(400, what) from None
-        place["badge"] = normalized(place["badge"])
         rows = await self.journal.look_up(LEDGER.format(which), place)
         if len(rows) > MAX_LEDGER_ROWS:
             raise RefusedError(400, "too many sessions; ask for fewer days")
@@ -4341,7 +4330,8 @@ class Status(logging.Handler):
         table = csv.DictWriter(text, LEDGER_COLUMNS, extrasaction="ignore")
         table.writeheader()
         async for row in in_turns(reversed(await self.ledger(asked)), AT_ONCE):
-            table.writerow({name: cell(value) for name, value in row.items()})
+            safe = {name: FORMULA.sub("'", text) for name, text in row.items() if isinstance(text, str)}
+            table.writerow(row | safe)
         return text.getvalue()
 
     async def _report(self, asked: dict[str, str]) -> str:
@@ -4355,11 +4345,12 @@ class Status(logging.Handler):
         parts, sums = dict[tuple[str, str], list[str]](), Counter[tuple[str, str]]()
         async for row in in_turns(reversed(await self.ledger(asked | days)), AT_ONCE):
             if row["owner"]:
-                place = (html.escape(self._server_of(row)), html.escape(row["badge"] or "none"))
-                times = (time.localtime(utc) if utc else None for utc in (row["begun"], row["ended"]))
+                server = self.proxy.config.charger(row["charger"]).name(Peer(row["owner"]))
+                place = (html.escape(server), html.escape(row["badge"] or "none"))
+                times = (time.localtime(row[at]) if row[at] else None for at in ("begun", "ended"))
                 told = [time.strftime("%Y-%m-%d %H:%M", at) if at else "" for at in times]
-                energies = (row["meter_start"], row["meter_stop"], row["wh"])
                 told += [row["charger"], row["state"]]
+                energies = (row[at] for at in ("meter_start", "meter_stop", "wh"))
                 told += ["" if wh is None else f"{wh / 1000:.3f}" for wh in energies]
                 parts.setdefault(place, []).append("<tr><td>" + "<td>".join(map(html.escape, told)))
                 sums[place] += row["wh"] or 0

@@ -279,7 +279,7 @@ async def test_the_ledger_tells_all_of_a_session() -> None:
         booked(proxy, badge="=1+1", reason='@SUM(A1),"x"')
         booked(proxy, badge="A;=1+1", reason="x\n -1")
         rows = [(row["badge"], row["reason"]) for row in await ledger(status)]
-        assert rows[1:] == [("'=1+1", '\'@SUM(A1),"x"'), ("A =1+1", "x  -1")]
+        assert rows[1:] == [("'=1+1", '\'@SUM(A1),"x"'), ("A'=1+1", "x' -1")]
         booked(proxy, ended=TEN + p.DAY)  # Its stop came late.
         assert (await shown(status))["sessions"][0]["ended"] == TEN + 7200
 
@@ -326,7 +326,7 @@ async def test_what_cannot_be_told_is_said_with_what_to_do(monkeypatch: Patch) -
         for query in (
             "from=yesterday",
             "to=2026-13-01",
-            "from=9999-12-31&to=9999-12-31",
+            "from=0001-01-01",
             "from=0001-01-01T0",
         ):
             reply = await get(status, f"/sessions.csv?{query}")
