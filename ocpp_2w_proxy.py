@@ -4021,9 +4021,8 @@ p { margin: 2px 0; } .small { font-size: 13px; } .big { font-weight: 600; }
 }
 .number { font-variant-numeric: tabular-nums; white-space: nowrap; text-align: right; }
 .copy { font-family: ui-monospace, monospace; user-select: all; }
-button, input { font: inherit; color: inherit; background: var(--ground); padding: 4px 10px; }
-button, input { border: 1px solid var(--line); border-radius: 6px; }
-input { width: 100%; max-width: 260px; margin-bottom: 8px; } #events { max-height: 24em; overflow: auto; }
+button, input { font: inherit; } input { width: 100%; max-width: 260px; margin-bottom: 8px; }
+#events { max-height: 24em; overflow: auto; }
 svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--faint); font-size: 11px; }
 @page { size: A4; margin: 18mm; }
 table { border-collapse: collapse; width: 100%; font-size: clamp(9px, 2.4vw, 13px); overflow-wrap: normal; }
@@ -4065,16 +4064,16 @@ function make(tag, more, ...parts) {
   const node = isDrawn ? document.createElementNS(svg, tag) : document.createElement(tag);
   if (typeof more === "string") more = {class: more};
   for (const key in more) node.setAttribute(key, more[key]);
-  node.append(...parts.filter(part => part !== null && part !== ""));
+  node.append(...parts);
   return node;
 }
 
 // Draw a place anew if what it shows has changed: what somebody has marked stays marked.
-function draw(id, list, each, none = () => make("p", "faint", "None yet.")) {
+function draw(id, list, each, none = make("p", "faint", "None yet.")) {
   const text = JSON.stringify([list, told.names]);
   if (at(id).shown === text) return;
   at(id).shown = text;
-  at(id).replaceChildren(...(list.length ? list.map(one => each(one)) : [none()]));
+  at(id).replaceChildren(...(list.length ? list.map(one => each(one)) : [none]));
 }
 
 const named = key => key === "" ? "rejected" : told.names[key] ?? key ?? "nobody yet";
@@ -4142,13 +4141,10 @@ function chart(days) {
       const title = make("title", "", `${one.date}, ${named(key)}: ${kwh(one[key])}`);
       parts.push(make("rect", {x, y: y -= size, width: 8, height: size, fill}, title));
     }
-    if (number % 7 === 2) {
-      const text = new Date(`${one.date}T12:00`).toLocaleDateString([], day);
-      parts.push(make("text", {x: x + 4, y: foot + 15, "text-anchor": "middle"}, text));
-    }
+    const text = number % 7 === 2 ? new Date(`${one.date}T12:00`).toLocaleDateString([], day) : "";
+    parts.push(make("text", {x: x + 4, y: foot + 15, "text-anchor": "middle"}, text));
   });
-  const label = "Energy of the last 30 days, by day and server";
-  return make("svg", {viewBox: "0 0 334 158", role: "img", "aria-label": label}, ...parts);
+  return make("svg", {viewBox: "0 0 334 158", role: "img", "aria-label": "Energy by day"}, ...parts);
 }
 
 const event = ({at: utc, level, text}) => make("p", level === "INFO" ? "" : "bad",
@@ -4168,8 +4164,8 @@ async function poll() {
   at("summary").textContent = `${told.online} of ${known} chargers online${wait}`;
   at("find").hidden = !told.find && known < 8;
   at("more").hidden = told.sessions.length < sessions || sessions >= 200;
-  draw("trouble", told.trouble, trouble, () => "");
-  draw("chargers", told.chargers, charger, nobody);
+  draw("trouble", told.trouble, trouble, "");
+  draw("chargers", told.chargers, charger, nobody());
   draw("sessions", told.sessions, session);
   draw("months", told.energy.months, month);
   draw("days", [told.energy.days], chart);
@@ -4184,13 +4180,13 @@ poll();
 </script>
 """
 
-REPORT = Template("""\
-<title>Charging report $month</title>
-<header><h1>Charging report $month</h1></header><main>
-<p class="small faint">Sessions that began from $from to $to; times of zone $zone.
-Made $made by ocpp-2w-proxy $version.</p>
-$parts</main>
-""")
+REPORT = """\
+{0}<title>Charging report {1:%B %Y}</title>
+<header><h1>Charging report {1:%B %Y}</h1></header><main>
+<p class="small faint">Sessions that began from {1:%Y-%m-%d} to {2:%Y-%m-%d}; times of zone {3:%Z}.
+Made {3:%Y-%m-%d %H:%M} by ocpp-2w-proxy {4}.</p>
+{5}</main>
+"""
 REPORT_PART = """\
 <h2>{}: badge {}</h2><table>
 <thead><tr><th>Begin<th>End<th>Charger<th>State<th>Meter, begin<th>Meter, end<th>kWh
@@ -4357,9 +4353,8 @@ class Status(logging.Handler):
         text = ""
         for place, lines in sorted(parts.items()):
             text += REPORT_PART.format(*place, "".join(lines), len(lines), sums[place] / 1000)
-        values = {"month": f"{first:%B %Y}", "zone": time.strftime("%Z"), "version": __version__} | days
-        values["parts"] = text or "<p>No session began in this month.</p>"
-        return HEAD + REPORT.substitute(values, made=time.strftime("%Y-%m-%d %H:%M"))
+        text = text or "<p>No session began in this month.</p>"
+        return REPORT.format(HEAD, first, last, datetime.now().astimezone(), __version__, text)
 
     # The state of things.
 
