@@ -3889,15 +3889,13 @@ def raised_file_limit() -> int:
 # what has happened.
 # ---------------------------------------------------------------------------------------------------------
 
-MOST_CHARGERS, MOST_SESSIONS, MOST_TROUBLES, MOST_EVENTS = 100, 200, 30, 100  # That a page shows.
-SESSIONS = 10  # That it shows unless it asks for more.
+SESSIONS, MOST_SESSIONS, MOST_CHARGERS, MOST_TROUBLES, MOST_EVENTS = 10, 200, 100, 30, 100  # On a page.
 AT_ONCE = 200  # Sessions that are written or drawn before others have a turn.
 MAX_LEDGER_ROWS = 50_000  # Of one request, about 10 MB: read at once, while saves wait.
 LOOK_UP_SECONDS = 20.0  # For the disk to answer; for a request to be complete and answered, three times that.
 MAX_GUESSES_AT_ONCE = 8  # Wrong passwords that are answered later: nobody guesses many, nobody is shut out.
 LATE_SECONDS = 60.0  # Calls that wait for so long are a trouble.
 GONE_SECONDS = {False: DAY, True: 7 * DAY}  # A charger that was not seen for so long; by whether it charged.
-
 Record = dict[Any, Any]  # A session of the ledger, or what a page is told of something, as JSON.
 
 LEDGER_COLUMNS = (  # Of the CSV; behind them, for programs, `number`, `begun` and `ended`.
@@ -3912,24 +3910,12 @@ BY_REFUSAL = f"""number IN (SELECT session FROM calls
     WHERE refused != '' AND since > strftime('%s', 'now') - {REFUSED_SECONDS})"""
 LEDGER = """
 WITH found AS (
-    SELECT *, (SELECT max(refused) FROM calls WHERE session = sessions.number) AS refused_call,
+    SELECT *, strftime('%s', stopped_at) + 0 AS stopped,
+        ifnull((SELECT max(refused) FROM calls WHERE session = sessions.number), '') AS refused_call,
         (SELECT min(since) FROM calls WHERE session = sessions.number AND refused = '') AS waits_since
     FROM sessions WHERE {} AND :owner IN ('', owner) AND :charger IN ('', charger)
         AND :badge IN ('', replace(replace(lower(trim(badge)), ':', ''), '-', ''))
     ORDER BY begun DESC, number DESC LIMIT :rows
-), judged AS (
-    SELECT *, ifnull(nullif(refused_call, ''), refused) AS against, strftime('%s', stopped_at) + 0 AS stopped,
-        CASE
-            WHEN is_rejected THEN 'rejected'
-            WHEN refused_call != '' OR is_refused THEN 'refused'
-            WHEN waits_since IS NOT NULL THEN 'waiting'
-            WHEN ended IS NULL THEN 'open'
-            WHEN server IN ('', 'local') THEN 'recorded'
-            WHEN delivered THEN 'delivered'
-            WHEN stop = '' THEN 'no stop'
-            ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
-        END AS state
-    FROM found
 )
 SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
     ifnull(nullif(started_at, ''), strftime('%Y-%m-%dT%H:%M:%SZ', begun, 'unixepoch')) AS start,
@@ -3937,15 +3923,26 @@ SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
     CAST(round(meter_stop) AS INTEGER) AS meter_stop,
     CAST(round(meter_stop) - round(meter_start) AS INTEGER) AS wh,
     transaction_id, server_id AS server_transaction_id, reason,
-    ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered, state,
+    ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered,
+    CASE
+        WHEN is_rejected THEN 'rejected'
+        WHEN refused_call != '' OR is_refused THEN 'refused'
+        WHEN waits_since IS NOT NULL THEN 'waiting'
+        WHEN ended IS NULL THEN 'open'
+        WHEN server IN ('', 'local') THEN 'recorded'
+        WHEN delivered THEN 'delivered'
+        WHEN stop = '' THEN 'no stop'
+        ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
+    END AS state,
     trim(
-        iif(state = 'waiting', strftime('since %Y-%m-%dT%H:%M:%SZ; ', waits_since, 'unixepoch'), '')
-        || iif(against = '' OR state = 'refused', '', 'its start was answered with ') || against
-        || iif(against = '' OR stop = '', '', '; its server ' || iif(delivered, 'has', 'does not have')
-        || ' the stop'), '; ') AS words,
+        ifnull(strftime('since %Y-%m-%dT%H:%M:%SZ; ', waits_since, 'unixepoch'), '')
+        || iif(refused_call != '', refused_call,
+            iif(refused = '' OR is_refused, '', 'its start was answered with ') || refused)
+        || iif(refused_call || refused = '' OR stop = '', '', '; its server '
+            || iif(delivered, 'has', 'does not have') || ' the stop'), '; ') AS words,
     number, begun,
     iif(stopped BETWEEN begun AND ended + 86400, stopped, ended) AS ended  -- The charger's own, if sane.
-FROM judged ORDER BY begun DESC, number DESC
+FROM found ORDER BY begun DESC, number DESC
 """
 ENERGY = """
 WITH RECURSIVE back (n) AS (SELECT 0 UNION SELECT n + 1 FROM back WHERE n < 29),
@@ -3955,12 +3952,10 @@ dates (date, first, next) AS (  -- This and the last month, and the last 30 days
     UNION SELECT first, first, date(first, '+1 day')
     FROM (SELECT date('now', 'localtime', -n || ' days') AS first FROM back)
 )
-SELECT date, total(wh) FILTER (WHERE owner = 'primary') AS "primary",
-    total(wh) FILTER (WHERE owner = 'secondary') AS secondary
-FROM dates LEFT JOIN (
-    SELECT begun, owner, round(meter_stop) - round(meter_start) AS wh
-    FROM sessions WHERE meter_stop > meter_start AND NOT is_rejected
-) ON begun >= strftime('%s', first, 'utc') + 0 AND begun < strftime('%s', next, 'utc') + 0
+SELECT date, total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'primary') AS "primary",
+    total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'secondary') AS secondary
+FROM dates LEFT JOIN sessions ON meter_stop > meter_start AND NOT is_rejected
+    AND begun >= strftime('%s', first, 'utc') + 0 AND begun < strftime('%s', next, 'utc') + 0
 GROUP BY date ORDER BY length(date), date
 """
 
@@ -3986,11 +3981,9 @@ METRICS = {  # Labels, help, and what is told from the start, as 0, so that the 
     "refused_handshakes_total": ("status", "Handshakes of chargers that were refused.", ""),
 }
 
-
 # The pages: no outside resource. What they are told is put in as text, never as markup.
 HEAD = """\
-<!doctype html>
-<html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">
+<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <style>
@@ -4020,16 +4013,14 @@ p { margin: 2px 0; } .small { font-size: 13px; } .big { font-weight: 600; }
   .list > .session { grid-template-columns: 15em 6em 1fr 1.3fr; } .list > .session > * { grid-column: auto; }
 }
 .number { font-variant-numeric: tabular-nums; white-space: nowrap; text-align: right; }
-.copy { font-family: ui-monospace, monospace; user-select: all; }
+.copy { font-family: monospace; user-select: all; } #events { max-height: 24em; overflow: auto; }
 button, input { font: inherit; } input { width: 100%; max-width: 260px; margin-bottom: 8px; }
-#events { max-height: 24em; overflow: auto; }
 svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--faint); font-size: 11px; }
-@page { size: A4; margin: 18mm; }
+@page { size: A4; margin: 18mm; } tr { break-inside: avoid; } h2 { break-after: avoid; }
 table { border-collapse: collapse; width: 100%; font-size: clamp(9px, 2.4vw, 13px); overflow-wrap: normal; }
 th, td { border-bottom: 1px solid var(--line); padding: 4px 4px 4px 0; text-align: left; }
 th:nth-child(n + 5), td:nth-child(n + 5) { text-align: right; font-variant-numeric: tabular-nums; }
 td { vertical-align: top; } td:nth-child(3) { overflow-wrap: anywhere; } .sum { font-weight: 600; }
-tr { break-inside: avoid; } h2 { break-after: avoid; }
 </style>
 """
 PAGE = """\
@@ -4050,7 +4041,6 @@ PAGE = """\
 <div id="events" class="box list small" tabindex="0"></div>
 </main>
 <script>
-"use strict";
 let told = null, sessions = 10;
 const at = id => document.getElementById(id);
 const kwh = wh => wh === null ? "" : `${(wh / 1000).toFixed(2)} kWh`;
@@ -4079,6 +4069,8 @@ function draw(id, list, each, none = make("p", "faint", "None yet.")) {
 const named = key => key === "" ? "rejected" : told.names[key] ?? key ?? "nobody yet";
 const owner = key => make("span", key ?? "", named(key));
 
+const event = ({at: utc, level, text}) => make("p", level === "INFO" ? "" : "bad",
+  make("span", "faint number", when(utc, {second: "2-digit"})), " ", text);
 const trouble = ({what, todo, copy}) => make("div", "box trouble",
   make("p", "", what, " ", copy ? make("span", "copy", copy) : ""), make("p", "faint small", todo));
 
@@ -4112,16 +4104,16 @@ function charger(one) {
 function nobody() {
   if (told.find) return make("p", "box", "No charger has such an id.");
   const isHere = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  const here = isHere ? "THIS-MACHINE" : location.hostname, isAny = ["0.0.0.0", "::"].includes(told.addr);
-  const address = `${told.scheme}://${isAny ? here : told.addr}:${told.port}/`;
+  const here = isHere ? "THIS-MACHINE" : location.hostname;
+  const host = ["0.0.0.0", "::"].includes(told.addr) ? here : told.addr;
   const text = "No charger has connected yet. Type this address into it, and its id behind: ";
-  return make("p", "box", text, make("span", "copy", address));
+  return make("p", "box", text, make("span", "copy", `${told.scheme}://${host}:${told.port}/`));
 }
 
 function month(sums) {
   const name = new Date(`${sums.date}-15T12:00`).toLocaleDateString([], {month: "long", year: "numeric"});
   return make("div", "", make("p", "faint small", name), ...Object.keys(told.names).map(key =>
-    make("p", "row", owner(key), make("span", "number big", kwh(sums[key] ?? 0)))));
+    make("p", "row", owner(key), make("span", "number big", kwh(sums[key])))));
 }
 
 function chart(days) {
@@ -4135,11 +4127,10 @@ function chart(days) {
   }
   days.forEach((one, number) => {
     const x = 35 + 10 * number;
-    let y = foot;
-    for (const key of ["primary", "secondary"]) {
-      const size = one[key] / top * height, fill = `var(--${key})`;
+    for (const [key, sum] of [["secondary", one.primary + one.secondary], ["primary", one.primary]]) {
+      const size = sum / top * height, fill = `var(--${key})`;
       const title = make("title", "", `${one.date}, ${named(key)}: ${kwh(one[key])}`);
-      parts.push(make("rect", {x, y: y -= size, width: 8, height: size, fill}, title));
+      parts.push(make("rect", {x, y: foot - size, width: 8, height: size, fill}, title));
     }
     const text = number % 7 === 2 ? new Date(`${one.date}T12:00`).toLocaleDateString([], day) : "";
     parts.push(make("text", {x: x + 4, y: foot + 15, "text-anchor": "middle"}, text));
@@ -4147,19 +4138,12 @@ function chart(days) {
   return make("svg", {viewBox: "0 0 334 158", role: "img", "aria-label": "Energy by day"}, ...parts);
 }
 
-const event = ({at: utc, level, text}) => make("p", level === "INFO" ? "" : "bad",
-  make("span", "faint number", when(utc, {second: "2-digit"})), " ", text);
-
 async function poll() {
-  try {
-    const asked = new URLSearchParams({find: at("find").value, sessions});
-    const news = await (await fetch(`status.json?${asked}`)).json();  // An error is none.
-    if (news.find !== at("find").value.trim().toLowerCase()) return;  // Somebody has typed on.
-    told = news;
-  } catch {
-    at("summary").textContent = "The proxy does not answer; what stands here may be old. Trying again.";
-    return;
-  }
+  const asked = new URLSearchParams({find: at("find").value, sessions});
+  const news = await fetch(`status.json?${asked}`).then(answer => answer.json()).catch(() => null);
+  if (!news) at("summary").textContent = "The proxy does not answer; what you see may be old. Trying again.";
+  if (news?.find !== at("find").value.trim().toLowerCase()) return;  // Or somebody has typed on.
+  told = news;
   const known = told.online + told.offline, wait = told.waiting ? `, ${waits(told.waiting)}` : "";
   at("summary").textContent = `${told.online} of ${known} chargers online${wait}`;
   at("find").hidden = !told.find && known < 8;
@@ -4192,8 +4176,6 @@ REPORT_PART = """\
 <thead><tr><th>Begin<th>End<th>Charger<th>State<th>Meter, begin<th>Meter, end<th>kWh
 <tbody>{}<tr class=sum><td>Sum<td>{} sessions<td><td><td><td><td>{:.3f}</table>
 """
-
-
 STYLE_HASH, SCRIPT_HASH = (
     base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     for text in re.findall(r"<(?:style|script)>(.*?)</", HEAD + PAGE, re.DOTALL)
@@ -4241,8 +4223,6 @@ class Status(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = self.clean(record.getMessage())
         self.events.append({"at": record.created, "level": record.levelname, "text": text})
-
-    # Requests.
 
     async def _answer(self, connection: websockets.ServerConnection, request: Request) -> Response:
         path, _, query = request.path.partition("?")
@@ -4300,21 +4280,17 @@ class Status(logging.Handler):
                 return "text/plain", "ok\n"
         raise RefusedError(404, "there are /, /status.json, /sessions.csv, /report, /healthz and /metrics")
 
-    # The ledger.
-
     async def ledger(self, asked: Record, most: int = 0, which: str = BY_DAYS) -> list[Record]:
         """Return sessions as they stand now, the newest first. Raises sqlite3.Error or RefusedError."""
-        default, to = self.proxy.config.default, asked.get("to", "2999-12-31")
-        names = {default.name(peer): peer.value for peer in SERVERS}
+        names = {self.proxy.config.default.name(peer): peer.value for peer in SERVERS}
         place = Record(owner="", charger="", badge="") | asked | {"rows": most or MAX_LEDGER_ROWS + 1}
         place |= {"owner": names.get(place["owner"], place["owner"]), "badge": normalized(place["badge"])}
-        try:  # By this machine's clock; a day ends with its last microsecond.
-            place["since"] = datetime.fromisoformat(asked.get("from", "2000-01-01")).timestamp()
-            to = f"{to}T23:59:59.999999" if len(to) <= len("2999-12-31") else to
-            place["until"] = datetime.fromisoformat(to).timestamp()
+        try:  # Days of this machine's clock, to the last microsecond.
+            place["since"] = datetime.fromisoformat(f"{asked.get('from', '2000-01-01')}T00:00").timestamp()
+            until = f"{asked.get('to', '2999-12-31')}T23:59:59.999999"
+            place["until"] = datetime.fromisoformat(until).timestamp()
         except (ValueError, OverflowError):
-            what = "from and to: expected days, as 2026-01-31, or times, as 2026-01-31T12:00:00Z"
-            raise RefusedError(400, what) from None
+            raise RefusedError(400, "from and to: expected days, as 2026-01-31") from None
         rows = await self.journal.look_up(LEDGER.format(which), place)
         if len(rows) > MAX_LEDGER_ROWS:
             raise RefusedError(400, "too many sessions; ask for fewer days")
@@ -4350,13 +4326,10 @@ class Status(logging.Handler):
                 told += ["" if wh is None else f"{wh / 1000:.3f}" for wh in energies]
                 parts.setdefault(place, []).append("<tr><td>" + "<td>".join(map(html.escape, told)))
                 sums[place] += row["wh"] or 0
-        text = ""
+        text = "" if parts else "<p>No session began in this month.</p>"
         for place, lines in sorted(parts.items()):
             text += REPORT_PART.format(*place, "".join(lines), len(lines), sums[place] / 1000)
-        text = text or "<p>No session began in this month.</p>"
         return REPORT.format(HEAD, first, last, datetime.now().astimezone(), __version__, text)
-
-    # The state of things.
 
     def _server_of(self, row: Record) -> str:
         """Return what people call the server that a session of the ledger belongs to."""
@@ -4381,12 +4354,12 @@ class Status(logging.Handler):
             for call in memory.stored:
                 totals["stored_calls", to_column(call.peer) or "unknown"] += 1
                 totals[AGE] = max(totals[AGE], utc - call.since)
-            opened = [session for session in memory.sessions.values() if session.ended is None]
-            for session in memory.sessions.values():
-                what = "open" if session.ended is None else "ended"
+            recent = [s for s in memory.sessions.values() if (s.ended or utc) >= utc - SESSION_SECONDS]
+            opened = [session for session in recent if session.ended is None]
+            for session in recent:
+                what = "ended" if session.ended else "open"
                 what = "rejected" if session.is_rejected else "refused" if session.refused else what
-                if session.ended is None or session.ended >= utc - SESSION_SECONDS:
-                    totals["sessions", to_column(session.owner) or "unknown", what] += 1
+                totals["sessions", to_column(session.owner) or "unknown", what] += 1
             is_well = all(outbox.link for outbox in wanted) and not memory.stored
             if (state != "gone" or memory.stored) and find in memory.charger.lower():
                 found.append((is_well, not opened, state != "online", memory.charger, memory, opened))
@@ -4396,8 +4369,8 @@ class Status(logging.Handler):
         """Return what is counted, in the text format of Prometheus (0.0.4)."""
         samples, _ = await self._look()
         samples["info", __version__] = 1
-        samples["event_loop_lag_seconds",] = max(self.proxy.lags, default=0.0)
         samples["state_file_failing",] = int(bool(self.journal.failure))
+        samples["event_loop_lag_seconds",] = max(self.proxy.lags, default=0.0)
         for (counted, *names), count in self.journal.counts.items():
             samples[f"{counted}_total", *map(to_column, names)] = count
         lines = []
@@ -4415,11 +4388,9 @@ class Status(logging.Handler):
         """Return all that the page shows; the README tells its fields."""
         config, wanted, find = self.proxy.config, asked.get("sessions", ""), asked.get("find", "")
         most = min(int(wanted), MOST_SESSIONS) if re.fullmatch(r"[0-9]{1,6}", wanted) else SESSIONS
-        configs = (config.default, *config.chargers.values())
-        named = [peer for peer in SERVERS if any(each.server(peer) for each in configs)]
         told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
-        told |= {"port": self.proxy.port, "names": {peer.value: config.default.name(peer) for peer in named}}
+        told |= {"port": self.proxy.port, "names": {p.value: config.default.name(p) for p in SERVERS}}
         told["sessions"], energy = await self.ledger({}, most), await self.journal.look_up(ENERGY)
         told["energy"] = {"months": energy[1::-1], "days": energy[2:]}
         totals, found = await self._look(told["find"])
@@ -4454,7 +4425,7 @@ class Status(logging.Handler):
                 state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
                 next_at = outbox.next_at + skew
             server = {"peer": peer.value, "name": relay.config.name(peer), "state": state, "words": why}
-            servers.append(server | {"next": None if next_at == math.inf else next_at})
+            servers.append(server | {"next": next_at if next_at < math.inf else None})
         told = {"id": memory.charger, "online": link is not None, "version": memory.version}
         told |= {"since": link.opened + skew if link else memory.seen or None, "servers": servers}
         told |= {"connectors": connectors, "waiting": len(memory.stored)}
