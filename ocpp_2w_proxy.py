@@ -4331,10 +4331,6 @@ class Status(logging.Handler):
             text += REPORT_PART.format(*place, "".join(lines), len(lines), sums[place] / 1000)
         return REPORT.format(HEAD, first, last, datetime.now().astimezone(), __version__, text)
 
-    def _server_of(self, row: Record) -> str:
-        """Return what people call the server that a session of the ledger belongs to."""
-        return self.proxy.config.charger(row["charger"]).name(Peer(row["owner"]) if row["owner"] else None)
-
     async def _look(self, find: str = "") -> tuple[Record, list[Any]]:
         """Return what is counted, and who is to be shown, by rank; the loop runs in between."""
         totals: Record = Counter({AGE: 0.0})
@@ -4395,13 +4391,14 @@ class Status(logging.Handler):
         told["energy"] = {"months": energy[1::-1], "days": energy[2:]}
         totals, found = await self._look(told["find"])
         ranked = sorted(found)[:MOST_CHARGERS]
-        kw = {session.number: session.power and session.power / 1000 for *_, o in ranked for session in o}
-        opened = await self.ledger({"numbers": dump([*kw])}, which=BY_NUMBERS)
+        power = {session.number: session.power for *_, charging in ranked for session in charging}
+        opened = await self.ledger({"numbers": dump([*power])}, which=BY_NUMBERS)
         refused = await self.ledger({}, MOST_TROUBLES, BY_REFUSAL)
         for row in (*told["sessions"], *opened, *refused):
+            watts = power.get(row["number"])
             row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
-            row["kw"] = kw.get(row["number"])
-        told["chargers"] = [self._charger(found[-2], opened) async for found in in_turns(ranked, 1)]
+            row["kw"] = None if watts is None else watts / 1000
+        told["chargers"] = [self._charger(memory, opened) async for *_, memory, _ in in_turns(ranked, 1)]
         told |= {name: totals["chargers", name] for name in ("online", "offline")}
         told["waiting"] = sum(count for key, count in totals.items() if key[0] == "stored_calls")
         told["trouble"] = list(self._troubles(totals, told["waiting"], refused))
@@ -4443,7 +4440,8 @@ class Status(logging.Handler):
             what = f"Messages wait: {waiting}, the oldest for {totals[AGE] / 60:.0f} min."
             yield {"what": what, "todo": "Each goes once its server is connected and accepts the charger."}
         for row in refused:
-            server, kwh = self._server_of(row), (row["wh"] or 0) / 1000
+            server = self.proxy.config.charger(row["charger"]).name(row["owner"] and Peer(row["owner"]))
+            kwh = (row["wh"] or 0) / 1000
             what = (
                 f"{server} refuses the session of badge {row['badge']} at {row['charger']} of {kwh:.2f} kWh"
             )
