@@ -3956,9 +3956,8 @@ SELECT date, total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner =
     total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'secondary') AS secondary
 FROM dates LEFT JOIN sessions ON meter_stop > meter_start AND NOT is_rejected
     AND begun >= strftime('%s', first, 'utc') + 0 AND begun < strftime('%s', next, 'utc') + 0
-GROUP BY date ORDER BY length(date), date
+GROUP BY date ORDER BY length(date), date  -- The months first. The index by begin holds all of it.
 """
-
 
 # Metrics: their names and labels are those of version 1.
 BOTH, UP_DOWN = "primary|secondary", "primary connected|primary down|secondary connected|secondary down"
