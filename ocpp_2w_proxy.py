@@ -4082,7 +4082,7 @@ function server({name, peer, state, words, next}) {
 
 function session(one, place = one.charger) {
   const end = one.ended ? ` \\u2013 ${new Date(one.ended * 1000).toLocaleTimeString([], two)}` : "";
-  const energy = [kwh(one.wh), one.kw === null ? "" : ` ${one.kw.toFixed(1)} kW`];
+  const energy = [kwh(one.wh), one.kw == null ? "" : ` ${one.kw.toFixed(1)} kW`];
   const fine = ["delivered", "recorded", "open"].includes(one.state) && !one.words;
   const state = make("span", fine ? "" : "bad", one.state, one.words && `: ${one.words}`);
   return make("div", "session", make("span", "", when(one.begun) + end), make("span", "number", ...energy),
@@ -4393,10 +4393,11 @@ class Status(logging.Handler):
         power = {session.number: session.power for *_, charging in ranked for session in charging}
         opened = await self.ledger({"numbers": dump([*power])}, which=BY_NUMBERS)
         refused = await self.ledger({}, MOST_TROUBLES, BY_REFUSAL)
-        for row in (*told["sessions"], *opened, *refused):
-            watts = power.get(row["number"])
-            row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
+        for row in opened:
+            watts = power[row["number"]]
             row["kw"] = None if watts is None else watts / 1000
+        for row in (*told["sessions"], *opened, *refused):
+            row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
         told["chargers"] = [self._charger(memory, opened) async for *_, memory, _ in in_turns(ranked, 1)]
         told |= {name: totals["chargers", name] for name in ("online", "offline")}
         told["waiting"] = sum(count for key, count in totals.items() if key[0] == "stored_calls")

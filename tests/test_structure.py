@@ -42,7 +42,7 @@ MOST_LINES = {
     "Outbox": 423,
     "Relay": 285,
     "Proxy": 362,
-    "Status": 573,
+    "Status": 574,
     "Command line": 270,
 }
 INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}
