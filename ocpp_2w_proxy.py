@@ -2047,8 +2047,8 @@ TABLES: dict[type, str] = {Memory: "chargers", Session: "sessions", Call: "calls
 COLUMNS = {k: {f.name: re.split(r"\W", str(f.type))[0] for f in fields(k) if not f.kw_only} for k in TABLES}
 SCHEMA = [
     *(f"CREATE TABLE {TABLES[k]} (number INTEGER PRIMARY KEY, {', '.join(COLUMNS[k])})" for k in TABLES),
-    "CREATE INDEX sessions_by_begin ON sessions (begun)",
-    "CREATE INDEX calls_by_session ON calls (session)",
+    "CREATE INDEX sessions_by_begin ON sessions (begun, number, owner, meter_start, meter_stop, is_rejected)",
+    "CREATE INDEX calls_by_session ON calls (session, refused, since)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 ]
@@ -3746,44 +3746,33 @@ def raised_file_limit() -> int:
 # what has happened.
 # ---------------------------------------------------------------------------------------------------------
 
-MOST_CHARGERS, MOST_SESSIONS, MOST_TROUBLES, MOST_EVENTS = 100, 200, 30, 100  # That a page shows.
-SESSIONS = 10  # That it shows unless it asks for more.
+SESSIONS, MOST_SESSIONS, MOST_CHARGERS, MOST_TROUBLES, MOST_EVENTS = 10, 200, 100, 30, 100  # On a page.
 AT_ONCE = 200  # Sessions that are written or drawn before others have a turn.
 MAX_LEDGER_ROWS = 50_000  # Of one request, about 10 MB: read at once, while saves wait.
 LOOK_UP_SECONDS = 20.0  # For the disk to answer; for a request to be complete and answered, three times that.
 MAX_GUESSES_AT_ONCE = 8  # Wrong passwords that are answered later: nobody guesses many, nobody is shut out.
 LATE_SECONDS = 60.0  # Calls that wait for so long are a trouble.
-FRESH_TIMES = 30  # The sums of energy are as old as it took to make them, times this, at most.
 GONE_SECONDS = {False: DAY, True: 7 * DAY}  # A charger that was not seen for so long; by whether it charged.
-
 Record = dict[Any, Any]  # A session of the ledger, or what a page is told of something, as JSON.
 
-LEDGER_COLUMNS = (  # Of the CSV; behind them, for programs, `begun` and `ended`.
+LEDGER_COLUMNS = (  # Of the CSV; behind them, for programs, `number`, `begun` and `ended`.
     *("charger", "connector", "badge", "owner", "start", "stop", "meter_start", "meter_stop", "wh"),
     *("transaction_id", "server_transaction_id", "reason", "delivered", "state", "words"),
 )
-BY_DAYS = "begun >= :since AND begun < :until"  # Which sessions; or those of these numbers.
+# Where a spreadsheet would take what follows for a formula, at the start or where it may split a line.
+FORMULA = re.compile(r"(?:^|[;\t\r\n]+)(?=\s*[=+\-@])")
+BY_DAYS = "begun >= :since AND begun < :until"  # Which sessions.
 BY_NUMBERS = "number IN (SELECT value FROM json_each(:numbers))"
+BY_REFUSAL = f"""number IN (SELECT session FROM calls
+    WHERE refused != '' AND since > strftime('%s', 'now') - {REFUSED_SECONDS})"""
 LEDGER = """
 WITH found AS (
-    SELECT *, (SELECT max(refused) FROM calls WHERE session = sessions.number) AS refused_call,
+    SELECT *, strftime('%s', stopped_at) + 0 AS stopped,
+        ifnull((SELECT max(refused) FROM calls WHERE session = sessions.number), '') AS refused_call,
         (SELECT min(since) FROM calls WHERE session = sessions.number AND refused = '') AS waits_since
     FROM sessions WHERE {} AND :owner IN ('', owner) AND :charger IN ('', charger)
         AND :badge IN ('', replace(replace(lower(trim(badge)), ':', ''), '-', ''))
     ORDER BY begun DESC, number DESC LIMIT :rows
-), judged AS (
-    SELECT *, ifnull(nullif(refused_call, ''), refused) AS against, strftime('%s', stopped_at) + 0 AS stopped,
-        CASE
-            WHEN is_rejected THEN 'rejected'
-            WHEN refused_call != '' OR is_refused THEN 'refused'
-            WHEN waits_since IS NOT NULL THEN 'waiting'
-            WHEN ended IS NULL THEN 'open'
-            WHEN server IN ('', 'local') THEN 'recorded'
-            WHEN delivered THEN 'delivered'
-            WHEN stop = '' THEN 'no stop'
-            ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
-        END AS state
-    FROM found
 )
 SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
     ifnull(nullif(started_at, ''), strftime('%Y-%m-%dT%H:%M:%SZ', begun, 'unixepoch')) AS start,
@@ -3791,40 +3780,43 @@ SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
     CAST(round(meter_stop) AS INTEGER) AS meter_stop,
     CAST(round(meter_stop) - round(meter_start) AS INTEGER) AS wh,
     transaction_id, server_id AS server_transaction_id, reason,
-    ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered, state,
+    ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered,
+    CASE
+        WHEN is_rejected THEN 'rejected'
+        WHEN refused_call != '' OR is_refused THEN 'refused'
+        WHEN waits_since IS NOT NULL THEN 'waiting'
+        WHEN ended IS NULL THEN 'open'
+        WHEN server IN ('', 'local') THEN 'recorded'
+        WHEN delivered THEN 'delivered'
+        WHEN stop = '' THEN 'no stop'
+        ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
+    END AS state,
     trim(
-        iif(state = 'waiting', strftime('since %Y-%m-%dT%H:%M:%SZ; ', waits_since, 'unixepoch'), '')
-        || iif(against = '' OR state = 'refused', '', 'its start was answered with ') || against
-        || iif(against = '' OR stop = '', '', '; its server ' || iif(delivered, 'has', 'does not have')
-        || ' the stop'), '; ') AS words,
-    begun, iif(stopped BETWEEN begun AND ended + 86400, stopped, ended) AS ended  -- The charger's, if sane.
-FROM judged ORDER BY begun DESC, number DESC
+        ifnull(strftime('since %Y-%m-%dT%H:%M:%SZ; ', waits_since, 'unixepoch'), '')
+        || iif(refused_call != '', refused_call,
+            iif(refused = '' OR is_refused, '', 'its start was answered with ') || refused)
+        || iif(refused_call || refused = '' OR stop = '', '', '; its server '
+            || iif(delivered, 'has', 'does not have') || ' the stop'), '; ') AS words,
+    number, begun,
+    iif(stopped BETWEEN begun AND ended + 86400, stopped, ended) AS ended  -- The charger's own, if sane.
+FROM found ORDER BY begun DESC, number DESC
 """
 ENERGY = """
-SELECT substr(date(begun, 'unixepoch', 'localtime'), 1, size) AS day, owner,
-    CAST(sum(round(meter_stop) - round(meter_start)) AS INTEGER) AS wh
-FROM sessions, (SELECT length('2026-01') AS size UNION SELECT length('2026-01-31')) -- Months, days.
-WHERE begun >= strftime('%s', 'now', 'localtime', 'start of month', '-32 days', 'utc') + 0
-    AND owner IS NOT NULL AND meter_stop > meter_start AND NOT is_rejected
-GROUP BY day, owner
+WITH RECURSIVE back (n) AS (SELECT 0 UNION SELECT n + 1 FROM back WHERE n < 29),
+dates (date, first, next) AS (  -- This and the last month, and the last 30 days.
+    SELECT strftime('%Y-%m', first), first, date(first, '+1 month')
+    FROM (SELECT date('now', 'localtime', 'start of month', -n || ' months') AS first FROM back WHERE n < 2)
+    UNION SELECT first, first, date(first, '+1 day')
+    FROM (SELECT date('now', 'localtime', -n || ' days') AS first FROM back)
+)
+SELECT date, total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'primary') AS "primary",
+    total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'secondary') AS secondary
+FROM dates LEFT JOIN sessions ON meter_stop > meter_start AND NOT is_rejected
+    AND begun >= strftime('%s', first, 'utc') + 0 AND begun < strftime('%s', next, 'utc') + 0
+GROUP BY date ORDER BY length(date), date  -- The months first. The index by begin holds all of it.
 """
 
-
-def cell(value: Any) -> Any:
-    """Return a value that no spreadsheet takes for a formula, wherever it may split a line."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"^(?=[=+\-@])", "'", re.sub(r"[;\t\r\n]+(?=\s*[=+\-@])", " ", value))
-
-
-def local_day(text: str, days: int = 0) -> float:
-    """Return the UTC seconds of a time; or of `days` after a day of this machine's. May raise ValueError."""
-    days = days if len(text) <= len("2026-01-01") else 0
-    return (datetime.fromisoformat(text) + timedelta(days=days)).astimezone(UTC).timestamp()
-
-
 # Metrics: their names and labels are those of version 1.
-
 BOTH, UP_DOWN = "primary|secondary", "primary connected|primary down|secondary connected|secondary down"
 METRICS = {  # Labels, help, and what is told from the start, as 0, so that the first is an increase.
     "info": ("version", "The proxy's version.", ""),
@@ -3845,11 +3837,9 @@ METRICS = {  # Labels, help, and what is told from the start, as 0, so that the 
     "refused_handshakes_total": ("status", "Handshakes of chargers that were refused.", ""),
 }
 
-
-# The page: one file, no outside resource. What it is told is put in as text (textContent), never as markup.
-PAGE = """\
-<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>ocpp-2w-proxy</title><link rel="icon" href="data:,">
+# The pages: no outside resource. What they are told is put in as text, never as markup.
+HEAD = """\
+<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <style>
@@ -3859,32 +3849,38 @@ PAGE = """\
   :root { --ground: #10141a; --paper: #1a2028; --ink: #e6eaf0; --faint: #9aa6b6; --line: #2e3742; }
   :root { --mark: #3a1d1b; --primary: #7fb0ff; --secondary: #f0a660; --good: #74d193; --bad: #ff8d82; }
 }
+* { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.4 system-ui, sans-serif; }
-header, main { max-width: 1080px; margin: 0 auto; padding: 0 14px; }
+header, main { max-width: 1080px; margin: 0 auto; padding: 0 14px; overflow-wrap: anywhere; }
 header { display: flex; flex-wrap: wrap; gap: 0 14px; align-items: baseline; padding-top: 14px; }
-h1 { font-size: 19px; margin: 0; } h2 { font-size: 15px; margin: 18px 0 6px; } p { margin: 2px 0; }
-h3 { font-size: 15px; margin: 0; } h3, .trouble, .list > *, .copy { overflow-wrap: anywhere; }
+h1, .big { font-size: 19px; } h2, h3 { font-size: 15px; } h2 { margin: 18px 0 6px; } h1, h3 { margin: 0; }
+p { margin: 2px 0; } .small { font-size: 13px; } .big { font-weight: 600; }
 .faint { color: var(--faint); } .good { color: var(--good); } .bad { color: var(--bad); }
-.primary, a { color: var(--primary); } .secondary { color: var(--secondary); } .small { font-size: 13px; }
+.primary, a { color: var(--primary); } .secondary { color: var(--secondary); }
 .box { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 10px 12px; }
-.cards { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
 .trouble { background: var(--mark); border-color: var(--bad); margin-top: 8px; }
-* { box-sizing: border-box; } .row { display: flex; justify-content: space-between; gap: 10px; }
+.cards { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
+.row { display: flex; justify-content: space-between; gap: 10px; }
 .list > * { padding: 6px 0; } .list > * + * { border-top: 1px solid var(--line); }
-.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.big { font-size: 19px; font-weight: 600; } .copy { font-family: ui-monospace, monospace; user-select: all; }
-.session { display: grid; gap: 0 14px; grid-template-columns: 15em 1.3fr 1fr 6em; }
-.event { display: grid; gap: 0 12px; grid-template-columns: 11em 1fr; }
-button, input { font: inherit; color: inherit; background: var(--ground); padding: 4px 10px; }
-button, input { border: 1px solid var(--line); border-radius: 6px; }
-input { width: 100%; max-width: 260px; margin-bottom: 8px; }
-svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--faint); font-size: 11px; }
-@media (max-width: 700px) {
-  .event { grid-template-columns: 1fr; } .session { grid-template-columns: 1fr auto; }
-  .session > :nth-child(2) { grid-area: 3 / 1; } .session > :nth-child(3) { grid-area: 2 / 1 / 3 / 3; }
-  .session > :nth-child(4) { grid-area: 1 / 2; }
+.session { display: grid; gap: 0 14px; grid-template-columns: 1fr auto; }
+.session > :nth-child(n + 3) { grid-column: 1 / 3; }
+@media print, (min-width: 700px) {
+  td:not(:nth-child(3)) { white-space: nowrap; }
+  .list > .session { grid-template-columns: 15em 6em 1fr 1.3fr; } .list > .session > * { grid-column: auto; }
 }
+.number { font-variant-numeric: tabular-nums; white-space: nowrap; text-align: right; }
+.copy { font-family: monospace; user-select: all; } #events { max-height: 24em; overflow: auto; }
+button, input { font: inherit; } input { width: 100%; max-width: 260px; margin-bottom: 8px; }
+svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--faint); font-size: 11px; }
+@page { size: A4; margin: 18mm; } tr { break-inside: avoid; } h2 { break-after: avoid; }
+table { border-collapse: collapse; width: 100%; font-size: clamp(9px, 2.4vw, 13px); overflow-wrap: normal; }
+th, td { border-bottom: 1px solid var(--line); padding: 4px 4px 4px 0; text-align: left; }
+th:nth-child(n + 5), td:nth-child(n + 5) { text-align: right; font-variant-numeric: tabular-nums; }
+td { vertical-align: top; } td:nth-child(3) { overflow-wrap: anywhere; } .sum { font-weight: 600; }
 </style>
+"""
+PAGE = """\
+<title>ocpp-2w-proxy</title>
 <header><h1>ocpp-2w-proxy</h1><p id="summary" class="faint" aria-live="polite">loading ...</p></header>
 <main hidden>
 <div id="trouble" role="alert"></div>
@@ -3898,12 +3894,10 @@ svg { width: 100%; max-width: 520px; display: block; } svg text { fill: var(--fa
 <h2>Energy</h2>
 <div class="box"><div id="months" class="cards"></div><div id="days"></div></div>
 <h2>What happened</h2>
-<div id="events" class="box list small"></div>
-<p class="small"><button id="older">More events</button></p>
+<div id="events" class="box list small" tabindex="0"></div>
 </main>
 <script>
-"use strict";
-let told = null, sessions = 10, events = 8;
+let told = null, sessions = 10;
 const at = id => document.getElementById(id);
 const kwh = wh => wh === null ? "" : `${(wh / 1000).toFixed(2)} kWh`;
 const waits = count => count === 1 ? "1 message waits" : `${count} messages wait`;
@@ -3912,41 +3906,45 @@ const when = (utc, more) => new Date(utc * 1000).toLocaleString([], {...day, ...
 
 // An element, of a class or with attributes; those of a drawing are SVG.
 function make(tag, more, ...parts) {
-  const isDrawn = ["svg", "line", "text", "rect", "title"].includes(tag);
-  const space = isDrawn ? "http://www.w3.org/2000/svg" : document.documentElement.namespaceURI;
-  const node = document.createElementNS(space, tag);
+  const isDrawn = ["svg", "line", "text", "rect", "title"].includes(tag), svg = "http://www.w3.org/2000/svg";
+  const node = isDrawn ? document.createElementNS(svg, tag) : document.createElement(tag);
   if (typeof more === "string") more = {class: more};
   for (const key in more) node.setAttribute(key, more[key]);
-  node.append(...parts.filter(part => part !== null && part !== ""));
+  node.append(...parts);
   return node;
 }
 
 // Draw a place anew if what it shows has changed: what somebody has marked stays marked.
-function draw(id, list, each, none = () => make("p", "faint", "None yet.")) {
+function draw(id, list, each, none = make("p", "faint", "None yet.")) {
   const text = JSON.stringify([list, told.names]);
   if (at(id).shown === text) return;
   at(id).shown = text;
-  at(id).replaceChildren(...(list.length ? list.map(each) : [none()]));
+  at(id).replaceChildren(...(list.length ? list.map(one => each(one)) : [none]));
 }
 
 const named = key => key === "" ? "rejected" : told.names[key] ?? key ?? "nobody yet";
 const owner = key => make("span", key ?? "", named(key));
-const whose = one => make("span", "", owner(one.owner), ` badge ${one.badge || "none"}`);
 
+const event = ({at: utc, level, text}) => make("p", level === "INFO" ? "" : "bad",
+  make("span", "faint number", when(utc, {second: "2-digit"})), " ", text);
 const trouble = ({what, todo, copy}) => make("div", "box trouble",
   make("p", "", what, " ", copy ? make("span", "copy", copy) : ""), make("p", "faint small", todo));
 
 function server({name, peer, state, words, next}) {
-  const wait = next === null ? "" : `; next try at ${when(next, {second: "2-digit"}).split(", ").pop()}`;
+  const wait = next === null ? "" : `; next try at ${new Date(next * 1000).toLocaleTimeString()}`;
   const kind = state === "connected" ? "good" : state === "down" ? "bad" : "faint";
   const text = make("span", kind, words ? `${state}: ${words}${wait}` : state);
   return make("p", "small", make("span", peer, name), " ", text);
 }
 
-function openSession({kw, wh, connector, begun, ...one}) {
-  const energy = make("span", "number", kwh(wh), kw === null ? "" : ` ${kw.toFixed(1)} kW`);
-  const where = `connector ${connector ?? "?"}, since ${when(begun)}`;
-  return make("div", "", make("p", "row", whose(one), energy), make("p", "faint small", where));
+function session(one, place = one.charger) {
+  const end = one.ended ? ` \\u2013 ${new Date(one.ended * 1000).toLocaleTimeString([], two)}` : "";
+  const energy = [kwh(one.wh), one.kw == null ? "" : ` ${one.kw.toFixed(1)} kW`];
+  const fine = ["delivered", "recorded", "open"].includes(one.state) && !one.words;
+  const state = make("span", fine ? "" : "bad", one.state, one.words && `: ${one.words}`);
+  return make("div", "session", make("span", "", when(one.begun) + end), make("span", "number", ...energy),
+    make("span", "", owner(one.owner), ` badge ${one.badge || "none"}`),
+    make("span", "faint", `${place}, `, state));
 }
 
 function charger(one) {
@@ -3956,131 +3954,93 @@ function charger(one) {
     make("span", one.online ? "good" : "bad", one.online ? "online" : "offline")),
     make("p", "faint small", [seen, one.version, words].filter(Boolean).join(" \\u00b7 ")),
     ...one.servers.map(server), make("p", "bad small", one.waiting ? waits(one.waiting) : ""),
-    ...one.sessions.map(openSession));
+    ...one.sessions.map(each => session(each, `connector ${each.connector ?? "?"}`)));
 }
 
 function nobody() {
   if (told.find) return make("p", "box", "No charger has such an id.");
   const isHere = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  const here = isHere ? "THIS-MACHINE" : location.hostname, isAny = ["0.0.0.0", "::"].includes(told.addr);
-  const address = `${told.scheme}://${isAny ? here : told.addr}:${told.port}/`;
+  const here = isHere ? "THIS-MACHINE" : location.hostname;
+  const host = ["0.0.0.0", "::"].includes(told.addr) ? here : told.addr;
   const text = "No charger has connected yet. Type this address into it, and its id behind: ";
-  return make("p", "box", text, make("span", "copy", address));
-}
-
-function session(one) {
-  const fine = ["delivered", "recorded", "open"].includes(one.state) && !one.words;
-  const state = make("span", fine ? "faint" : "bad", one.words ? `${one.state}: ${one.words}` : one.state);
-  const end = one.ended ? ` \\u2013 ${new Date(one.ended * 1000).toLocaleTimeString([], two)}` : "";
-  return make("div", "session", make("span", "", when(one.begun) + end),
-    make("span", "faint", one.charger, ", ", state), whose(one), make("span", "number", kwh(one.wh)));
+  return make("p", "box", text, make("span", "copy", `${told.scheme}://${host}:${told.port}/`));
 }
 
 function month(sums) {
   const name = new Date(`${sums.date}-15T12:00`).toLocaleDateString([], {month: "long", year: "numeric"});
   return make("div", "", make("p", "faint small", name), ...Object.keys(told.names).map(key =>
-    make("p", "row", owner(key), make("span", "number big", kwh(sums[key] ?? 0)))));
+    make("p", "row", owner(key), make("span", "number big", kwh(sums[key])))));
 }
 
 function chart(days) {
-  const width = 350, height = 120, left = 34, step = (width - left) / 30, foot = 18 + height;
-  const most = Math.max(...days.map(one => one.primary + one.secondary), 1000);
+  const most = Math.max(...days.map(one => one.primary + one.secondary), 1000), height = 120, foot = 138;
   const unit = 10 ** Math.floor(Math.log10(most)), top = Math.ceil(most / unit) * unit;
-  const parts = [make("text", {x: left, y: 10}, "kWh a day")];
+  const parts = [make("text", {x: 34, y: 10}, "kWh a day")];
   for (const share of [0, 0.5, 1]) {
     const y = foot - height * share;
-    parts.push(make("line", {x1: left, x2: width, y1: y, y2: y, stroke: "var(--line)"}),
-      make("text", {x: left - 4, y: y + 4, "text-anchor": "end"}, share * top / 1000));
+    parts.push(make("line", {x1: 34, x2: 334, y1: y, y2: y, stroke: "var(--line)"}),
+      make("text", {x: 30, y: y + 4, "text-anchor": "end"}, share * top / 1000));
   }
   days.forEach((one, number) => {
-    let y = foot;
-    for (const key of ["primary", "secondary"]) {
-      const size = one[key] / top * height, x = left + number * step + 1, width = step - 2;
+    const x = 35 + 10 * number;
+    for (const [key, sum] of [["secondary", one.primary + one.secondary], ["primary", one.primary]]) {
+      const size = sum / top * height, fill = `var(--${key})`;
       const title = make("title", "", `${one.date}, ${named(key)}: ${kwh(one[key])}`);
-      parts.push(make("rect", {x, y: y -= size, width, height: size, fill: `var(--${key})`}, title));
+      parts.push(make("rect", {x, y: foot - size, width: 8, height: size, fill}, title));
     }
-    if (number % 7 === 2) {
-      const text = new Date(`${one.date}T12:00`).toLocaleDateString([], day);
-      const middle = {x: left + (number + 0.5) * step, y: foot + 15, "text-anchor": "middle"};
-      parts.push(make("text", middle, text));
-    }
+    const text = number % 7 === 2 ? new Date(`${one.date}T12:00`).toLocaleDateString([], day) : "";
+    parts.push(make("text", {x: x + 4, y: foot + 15, "text-anchor": "middle"}, text));
   });
-  const label = "Energy of the last 30 days, by day and server";
-  return make("svg", {viewBox: `0 0 ${width} ${foot + 20}`, role: "img", "aria-label": label}, ...parts);
+  return make("svg", {viewBox: "0 0 334 158", role: "img", "aria-label": "Energy by day"}, ...parts);
 }
 
-const event = ({at: utc, level, text}) => make("div", "event",
-  make("span", "faint number", when(utc, {second: "2-digit"})),
-  make("span", level === "INFO" ? "" : "bad", text));
-
-function drawAll() {
+async function poll() {
+  const asked = new URLSearchParams({find: at("find").value, sessions});
+  const news = await fetch(`status.json?${asked}`).then(answer => answer.json()).catch(() => null);
+  if (!news) at("summary").textContent = "The proxy does not answer; what you see may be old. Trying again.";
+  if (news?.find !== at("find").value.trim().toLowerCase()) return;  // Or somebody has typed on.
+  told = news;
   const known = told.online + told.offline, wait = told.waiting ? `, ${waits(told.waiting)}` : "";
   at("summary").textContent = `${told.online} of ${known} chargers online${wait}`;
   at("find").hidden = !told.find && known < 8;
   at("more").hidden = told.sessions.length < sessions || sessions >= 200;
-  at("older").hidden = told.events.length <= events;
-  draw("trouble", told.trouble, trouble, () => "");
-  draw("chargers", told.chargers, charger, nobody);
+  draw("trouble", told.trouble, trouble, "");
+  draw("chargers", told.chargers, charger, nobody());
   draw("sessions", told.sessions, session);
   draw("months", told.energy.months, month);
   draw("days", [told.energy.days], chart);
-  draw("events", told.events.slice(-events).reverse(), event);
+  draw("events", told.events.reverse(), event);
   document.querySelector("main").hidden = false;
-}
-
-async function poll() {
-  try {
-    const asked = new URLSearchParams({find: at("find").value, sessions});
-    const news = await (await fetch(`status.json?${asked}`)).json();  // An error is none.
-    if (news.find !== at("find").value.trim().toLowerCase()) return;  // Somebody has typed on.
-    told = news;
-    drawAll();
-  } catch {
-    at("summary").textContent = "The proxy does not answer; what stands here may be old. Trying again.";
-  }
 }
 
 at("find").oninput = poll;
 at("more").onclick = () => { sessions = Math.min(sessions + 40, 200); poll(); };
-at("older").onclick = () => { events = 100; drawAll(); };
 setInterval(poll, 2000);
 poll();
 </script>
 """
 
-REPORT = Template("""\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Charging report $month</title><style>
-@page { size: A4; margin: 18mm; } body { max-width: 180mm; margin: 8mm auto; padding: 0 2mm; }
-body { font: 9pt/1.4 system-ui, sans-serif; color: #000; background: #fff; }
-h1 { font-size: 16pt; margin: 0; } h2 { font-size: 12pt; margin: 8mm 0 1mm; break-after: avoid; }
-p { margin: 1mm 0; color: #444; } table { border-collapse: collapse; width: 100%; } th { text-align: left; }
-h2, td:nth-child(3) { overflow-wrap: anywhere; } tr { break-inside: avoid; } .sum { font-weight: 600; }
-th, td { border-bottom: 0.2mm solid #bbb; padding: 1mm 2mm 1mm 0; vertical-align: top; }
-@media print, (min-width: 600px) { td:not(:nth-child(3)) { white-space: nowrap; } }
-th:nth-child(n+5), td:nth-child(n+5) { text-align: right; font-variant-numeric: tabular-nums; }
-</style></head><body><h1>Charging report $month</h1>
-<p>Sessions that began from $from to $to; times of zone $zone. Made $made by ocpp-2w-proxy $version.</p>
-$parts</body></html>
-""")
+REPORT = """\
+{0}<title>Charging report {1:%B %Y}</title>
+<header><h1>Charging report {1:%B %Y}</h1></header><main>
+<p class="small faint">Sessions that began from {1:%Y-%m-%d} to {2:%Y-%m-%d}; times of zone {3:%Z}.
+Made {3:%Y-%m-%d %H:%M} by ocpp-2w-proxy {4}.</p>
+{5}</main>
+"""
 REPORT_PART = """\
 <h2>{}: badge {}</h2><table>
 <thead><tr><th>Begin<th>End<th>Charger<th>State<th>Meter, begin<th>Meter, end<th>kWh
 <tbody>{}<tr class=sum><td>Sum<td>{} sessions<td><td><td><td><td>{:.3f}</table>
 """
-
-
-def hashes(tag: str) -> str:
-    """Return the part of a policy that lets the pages use their own text under a tag, and nothing else."""
-    texts = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE + REPORT.template, re.DOTALL)
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
-    return " ".join([f"{tag}-src", *(f"'sha256-{digest}'" for digest in digests)])
-
-
+STYLE_HASH, SCRIPT_HASH = (
+    base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    for text in re.findall(r"<(?:style|script)>(.*?)</", HEAD + PAGE, re.DOTALL)
+)
 AGE = ("oldest_stored_call_age_seconds",)
 STATUS_HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; {hashes('script')}; {hashes('style')}; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": f"default-src 'none'; script-src 'sha256-{SCRIPT_HASH}'; "
+    f"style-src 'sha256-{STYLE_HASH}'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -4100,8 +4060,6 @@ class Status(logging.Handler):
         self.shown: Callable[[str], str] = str if proxy.config.full_badges else masked
         self.config = proxy.config.status
         self.guesses = asyncio.Semaphore(MAX_GUESSES_AT_ONCE)
-        self.sums = Counter[tuple[str, str]]()  # Wh by day or month, and owner, since the last month began.
-        self.sums_until = 0.0  # Monotonic seconds; so long they are fresh.
         self.server: websockets.Server | None = None
 
     async def start(self) -> None:
@@ -4121,8 +4079,6 @@ class Status(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = self.clean(record.getMessage())
         self.events.append({"at": record.created, "level": record.levelname, "text": text})
-
-    # Requests.
 
     async def _answer(self, connection: websockets.ServerConnection, request: Request) -> Response:
         path, _, query = request.path.partition("?")
@@ -4165,7 +4121,7 @@ class Status(logging.Handler):
         """Return the media type and text of a path. Raises RefusedError, TimeoutError or sqlite3.Error."""
         match path:
             case "/":
-                return "text/html", PAGE
+                return "text/html", HEAD + PAGE
             case "/status.json":
                 return "application/json", dump(await self._told(asked))
             case "/sessions.csv":
@@ -4180,20 +4136,17 @@ class Status(logging.Handler):
                 return "text/plain", "ok\n"
         raise RefusedError(404, "there are /, /status.json, /sessions.csv, /report, /healthz and /metrics")
 
-    # The ledger.
-
     async def ledger(self, asked: Record, most: int = 0, which: str = BY_DAYS) -> list[Record]:
         """Return sessions as they stand now, the newest first. Raises sqlite3.Error or RefusedError."""
-        place, default = Record(owner="", charger="", badge="") | asked, self.proxy.config.default
-        named = {default.name(peer): peer.value for peer in SERVERS}
-        place |= {"owner": named.get(place["owner"], place["owner"]), "rows": most or MAX_LEDGER_ROWS + 1}
-        try:
-            place["since"] = local_day(asked.get("from", "2000-01-01"))
-            place["until"] = local_day(asked.get("to", "2999-12-31"), 1)
+        names = {self.proxy.config.default.name(peer): peer.value for peer in SERVERS}
+        place = Record(owner="", charger="", badge="") | asked | {"rows": most or MAX_LEDGER_ROWS + 1}
+        place |= {"owner": names.get(place["owner"], place["owner"]), "badge": normalized(place["badge"])}
+        try:  # Days of this machine's clock, to the last microsecond.
+            place["since"] = datetime.fromisoformat(f"{asked.get('from', '2000-01-01')}T00:00").timestamp()
+            until = f"{asked.get('to', '2999-12-31')}T23:59:59.999999"
+            place["until"] = datetime.fromisoformat(until).timestamp()
         except (ValueError, OverflowError):
-            what = "from and to: expected days, as 2026-01-31, or times, as 2026-01-31T12:00:00Z"
-            raise RefusedError(400, what) from None
-        place["badge"] = normalized(place["badge"])
+            raise RefusedError(400, "from and to: expected days, as 2026-01-31") from None
         rows = await self.journal.look_up(LEDGER.format(which), place)
         if len(rows) > MAX_LEDGER_ROWS:
             raise RefusedError(400, "too many sessions; ask for fewer days")
@@ -4205,7 +4158,8 @@ class Status(logging.Handler):
         table = csv.DictWriter(text, LEDGER_COLUMNS, extrasaction="ignore")
         table.writeheader()
         async for row in in_turns(reversed(await self.ledger(asked)), AT_ONCE):
-            table.writerow({name: cell(value) for name, value in row.items()})
+            safe = {name: FORMULA.sub("'", text) for name, text in row.items() if isinstance(text, str)}
+            table.writerow(row | safe)
         return text.getvalue()
 
     async def _report(self, asked: dict[str, str]) -> str:
@@ -4219,30 +4173,23 @@ class Status(logging.Handler):
         parts, sums = dict[tuple[str, str], list[str]](), Counter[tuple[str, str]]()
         async for row in in_turns(reversed(await self.ledger(asked | days)), AT_ONCE):
             if row["owner"]:
-                place = (html.escape(self._server_of(row)), html.escape(row["badge"] or "none"))
-                times = (time.localtime(utc) if utc else None for utc in (row["begun"], row["ended"]))
+                server = self.proxy.config.charger(row["charger"]).name(Peer(row["owner"]))
+                place = (html.escape(server), html.escape(row["badge"] or "none"))
+                times = (time.localtime(row[at]) if row[at] else None for at in ("begun", "ended"))
                 told = [time.strftime("%Y-%m-%d %H:%M", at) if at else "" for at in times]
-                energies = (row["meter_start"], row["meter_stop"], row["wh"])
                 told += [row["charger"], row["state"]]
+                energies = (row[at] for at in ("meter_start", "meter_stop", "wh"))
                 told += ["" if wh is None else f"{wh / 1000:.3f}" for wh in energies]
                 parts.setdefault(place, []).append("<tr><td>" + "<td>".join(map(html.escape, told)))
                 sums[place] += row["wh"] or 0
-        text = ""
+        text = "" if parts else "<p>No session began in this month.</p>"
         for place, lines in sorted(parts.items()):
             text += REPORT_PART.format(*place, "".join(lines), len(lines), sums[place] / 1000)
-        values = {"month": f"{first:%B %Y}", "zone": time.strftime("%Z"), "version": __version__} | days
-        values["parts"] = text or "<p>No session began in this month.</p>"
-        return REPORT.substitute(values, made=time.strftime("%Y-%m-%d %H:%M"))
-
-    # The state of things.
-
-    def _server_of(self, row: Record) -> str:
-        """Return what people call the server that a session of the ledger belongs to."""
-        return self.proxy.config.charger(row["charger"]).name(Peer(row["owner"]) if row["owner"] else None)
+        return REPORT.format(HEAD, first, last, datetime.now().astimezone(), __version__, text)
 
     async def _look(self, find: str = "") -> tuple[Record, list[Any]]:
         """Return what is counted, and who is to be shown, by rank; the loop runs in between."""
-        totals: Record = Counter({AGE: 0.0, ("waiting",): 0})
+        totals: Record = Counter({AGE: 0.0})
         found, utc, admits = list[Any](), time.time(), self.proxy.config.host.admits
         async for memory in in_turns(self.journal.memories.values(), RELAYS_AT_ONCE):
             relay, is_known = self.proxy.relays.get(memory.charger), memory.has_charged or bool(memory.stored)
@@ -4254,28 +4201,28 @@ class Status(logging.Handler):
             wanted = [o for o in relay.outboxes.values() if o.link or o.is_wanted] if relay else []
             for outbox in wanted:
                 totals["servers", outbox.peer.value, "connected" if outbox.link else "down"] += 1
-                totals["down", outbox.relay.config.name(outbox.peer), outbox.trouble] += not outbox.link
-            totals["waiting",] += len(memory.stored)
+                if outbox.trouble:
+                    totals["down", outbox.relay.config.name(outbox.peer), outbox.trouble] += 1
             for call in memory.stored:
                 totals["stored_calls", to_column(call.peer) or "unknown"] += 1
                 totals[AGE] = max(totals[AGE], utc - call.since)
-            opened = [session for session in memory.sessions.values() if session.ended is None]
-            for session in memory.sessions.values():
-                what = "open" if session.ended is None else "ended"
+            recent = [s for s in memory.sessions.values() if (s.ended or utc) >= utc - SESSION_SECONDS]
+            opened = [session for session in recent if session.ended is None]
+            for session in recent:
+                what = "ended" if session.ended else "open"
                 what = "rejected" if session.is_rejected else "refused" if session.refused else what
-                if session.ended is None or session.ended >= utc - SESSION_SECONDS:
-                    totals["sessions", to_column(session.owner) or "unknown", what] += 1
+                totals["sessions", to_column(session.owner) or "unknown", what] += 1
             is_well = all(outbox.link for outbox in wanted) and not memory.stored
             if (state != "gone" or memory.stored) and find in memory.charger.lower():
-                found.append((is_well, not opened, state != "online", memory.charger, memory))
+                found.append((is_well, not opened, state != "online", memory.charger, memory, opened))
         return totals, found
 
     async def _metrics(self) -> str:
         """Return what is counted, in the text format of Prometheus (0.0.4)."""
         samples, _ = await self._look()
         samples["info", __version__] = 1
-        samples["event_loop_lag_seconds",] = max(self.proxy.lags, default=0.0)
         samples["state_file_failing",] = int(bool(self.journal.failure))
+        samples["event_loop_lag_seconds",] = max(self.proxy.lags, default=0.0)
         for (counted, *names), count in self.journal.counts.items():
             samples[f"{counted}_total", *map(to_column, names)] = count
         lines = []
@@ -4293,35 +4240,33 @@ class Status(logging.Handler):
         """Return all that the page shows; the README tells its fields."""
         config, wanted, find = self.proxy.config, asked.get("sessions", ""), asked.get("find", "")
         most = min(int(wanted), MOST_SESSIONS) if re.fullmatch(r"[0-9]{1,6}", wanted) else SESSIONS
-        configs, recent = (config.default, *config.chargers.values()), time.time() - REFUSED_SECONDS
+        configs = (config.default, *config.chargers.values())
         named = [peer for peer in SERVERS if any(peer in each.servers for each in configs)]
         told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
-        told |= {"port": self.proxy.port, "names": {peer.value: config.default.name(peer) for peer in named}}
-        told |= {"sessions": await self.ledger({}, most), "energy": await self._energy()}
-        calls = (c for memory in self.journal.memories.values() for c in memory.calls if c.refused)
-        numbers = {call.session.number for call in calls if call.session and call.since > recent}
-        refused = await self.ledger({"numbers": dump([*numbers])}, MOST_TROUBLES, BY_NUMBERS)
-        for row in [*refused, *told["sessions"]]:
-            row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
+        told |= {"port": self.proxy.port, "names": {p.value: config.default.name(p) for p in named}}
+        told["sessions"], energy = await self.ledger({}, most), await self.journal.look_up(ENERGY)
+        told["energy"] = {"months": energy[1::-1], "days": energy[2:]}
         totals, found = await self._look(told["find"])
         ranked = sorted(found)[:MOST_CHARGERS]
-        told["chargers"] = [self._charger(memory) async for *_, memory in in_turns(ranked, 1)]
+        power = {session.number: session.power for *_, charging in ranked for session in charging}
+        opened = await self.ledger({"numbers": dump([*power])}, which=BY_NUMBERS)
+        refused = await self.ledger({}, MOST_TROUBLES, BY_REFUSAL)
+        for row in opened:
+            watts = power[row["number"]]
+            row["kw"] = None if watts is None else watts / 1000
+        for row in (*told["sessions"], *opened, *refused):
+            row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
+        told["chargers"] = [self._charger(memory, opened) async for *_, memory, _ in in_turns(ranked, 1)]
         told |= {name: totals["chargers", name] for name in ("online", "offline")}
-        told |= {"waiting": totals["waiting",], "trouble": list(self._troubles(totals, refused))}
+        told["waiting"] = sum(count for key, count in totals.items() if key[0] == "stored_calls")
+        told["trouble"] = list(self._troubles(totals, told["waiting"], refused))
         return told | {"events": list(self.events)}
 
-    def _charger(self, memory: Memory) -> Record:
+    def _charger(self, memory: Memory, opened: list[Record]) -> Record:
         """Return what the page shows of a charger."""
         relay, skew = self.proxy.relays.get(memory.charger), time.time() - time.monotonic()
-        link, connectors, sessions, servers = relay.link if relay else None, [], [], []
-        for session in (session for session in memory.sessions.values() if session.ended is None):
-            owner = "" if session.is_rejected else to_column(session.owner)
-            view = {"connector": session.connector, "owner": owner, "begun": session.begun}
-            first, last, watts = session.meter_start, session.meter_stop, session.power
-            view["wh"] = None if first is None or last is None else round(last) - round(first)
-            view |= {"badge": self.shown(session.badge), "kw": None if watts is None else watts / 1000}
-            sessions.append(view)
+        link, connectors, servers = relay.link if relay else None, [], []
         for text in memory.statuses.values():
             said = content_of(VOCABULARIES[memory.version].charger, parse(text))
             place = said.payload.get("connectorId") if said.connector is None else said.connector
@@ -4336,46 +4281,36 @@ class Status(logging.Handler):
                 state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
                 next_at = outbox.next_at + skew
             server = {"peer": peer.value, "name": relay.config.name(peer), "state": state, "words": why}
-            servers.append(server | {"next": None if next_at == math.inf else next_at})
+            servers.append(server | {"next": next_at if next_at < math.inf else None})
         told = {"id": memory.charger, "online": link is not None, "version": memory.version}
         told |= {"since": link.opened + skew if link else memory.seen or None, "servers": servers}
-        return told | {"connectors": connectors, "waiting": len(memory.stored), "sessions": sessions}
+        told |= {"connectors": connectors, "waiting": len(memory.stored)}
+        return told | {"sessions": [row for row in opened if row["charger"] == memory.charger]}
 
-    def _troubles(self, totals: Record, refused: list[Record]) -> Iterator[Record]:
+    def _troubles(self, totals: Record, waiting: int, refused: list[Record]) -> Iterator[Record]:
         """Yield what a person should look at, with what to do."""
         if trouble := self.proxy.trouble():
             yield {"what": f"The proxy cannot serve: {trouble}.", "todo": "See the disk, and the log."}
-        downs = Counter({key[1:]: n for key, n in totals.items() if key[0] == "down" and key[2] and n})
-        for (server, why), count in downs.most_common(MOST_TROUBLES):
+        downs = Counter({key: count for key, count in totals.items() if key[0] == "down"})
+        for (_, server, why), count in downs.most_common(MOST_TROUBLES):
             what = f"{server} is down for {count} charger{'s' * (count > 1)}: {self.clean(why)}."
             yield {"what": what, "todo": "It is dialled again. What belongs to it waits here, safe on disk."}
         if totals[AGE] > LATE_SECONDS:
-            what = f"Messages wait: {totals['waiting',]}, the oldest for {totals[AGE] / 60:.0f} min."
+            what = f"Messages wait: {waiting}, the oldest for {totals[AGE] / 60:.0f} min."
             yield {"what": what, "todo": "Each goes once its server is connected and accepts the charger."}
         for row in refused:
-            server, kwh = self._server_of(row), (row["wh"] or 0) / 1000
+            server = self.proxy.config.charger(row["charger"]).name(row["owner"] and Peer(row["owner"]))
+            kwh = (row["wh"] or 0) / 1000
             what = (
                 f"{server} refuses the session of badge {row['badge']} at {row['charger']} of {kwh:.2f} kWh"
             )
-            again = " It is tried again once a day." if CALL_ERROR in row["words"] else ""
             todo = f"Ask who runs {server} to accept this badge and charger; the ledger has the session."
-            yield {"what": f"{what}: {row['words']}.", "todo": todo + again}
+            todo += " It is tried again once a day." if CALL_ERROR in row["words"] else ""
+            yield {"what": f"{what}: {row['words']}.", "todo": todo}
         for badge, (charger_id, _) in list(self.journal.unlisted.items())[-MOST_TROUBLES:]:
             what = f"A badge that is on no list was shown at {charger_id}:"
             todo = "Copy the number to primary_rfid or secondary_rfid in the ini, and restart the proxy."
             yield {"what": what, "todo": todo, "copy": badge}
-
-    async def _energy(self) -> Record:
-        """Return the Wh of this and the last month, and of each of the last 30 days, by owner."""
-        today, began = datetime.now().replace(hour=12), time.monotonic()  # By this machine's clock.
-        months = [f"{month:%Y-%m}" for month in (today, today.replace(day=1) - timedelta(days=1))]
-        days = [f"{today - timedelta(days=back):%Y-%m-%d}" for back in range(29, -1, -1)]
-        if began >= self.sums_until:
-            rows = await self.journal.look_up(ENERGY)
-            self.sums = Counter({(row["day"], row["owner"]): row["wh"] for row in rows})
-            self.sums_until = time.monotonic() + FRESH_TIMES * (time.monotonic() - began)
-        told = [{"date": d} | {p.value: self.sums[d, p.value] for p in SERVERS} for d in months + days]
-        return {"months": told[:2], "days": told[2:]}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -279,14 +279,14 @@ async def test_the_ledger_tells_all_of_a_session() -> None:
         booked(proxy, badge="=1+1", reason='@SUM(A1),"x"')
         booked(proxy, badge="A;=1+1", reason="x\n -1")
         rows = [(row["badge"], row["reason"]) for row in await ledger(status)]
-        assert rows[1:] == [("'=1+1", '\'@SUM(A1),"x"'), ("A =1+1", "x  -1")]
+        assert rows[1:] == [("'=1+1", '\'@SUM(A1),"x"'), ("A'=1+1", "x' -1")]
         booked(proxy, ended=TEN + p.DAY)  # Its stop came late.
         assert (await shown(status))["sessions"][0]["ended"] == TEN + 7200
 
 
 SOME = (
     " ABCDE; from=2026-05-04&to=2026-05-04 AB; from=2026-05-05 CDE; to=2026-05-03 ; owner=primary B; "
-    "from=2026-05-04T10:00:00Z&to=2026-05-04T10:00:01Z A; owner=Employer+AG ACDE; charger=CP2 CDE; "
+    "owner=Employer+AG ACDE; charger=CP2 CDE; "
     "badge=%3Ac- C; owner=secondary&charger=CP2&badge=d&to=2026-06-01 D"
 )
 
@@ -321,16 +321,11 @@ async def test_a_session_stands_on_the_day_of_its_own_start(own: str, day: str) 
 
 async def test_what_cannot_be_told_is_said_with_what_to_do(monkeypatch: Patch) -> None:
     """400 where the days are none, or too many; 503 while the disk hangs, for which nobody else waits."""
-    days, month = "from and to: expected days, as 2026-01-31, or times", "month: expected one, as 2026-01\n"
+    days, month = "from and to: expected days, as 2026-01-31\n", "month: expected one, as 2026-01\n"
     async with watched() as (status, proxy, *_):
-        for query in (
-            "from=yesterday",
-            "to=2026-13-01",
-            "from=9999-12-31&to=9999-12-31",
-            "from=0001-01-01T0",
-        ):
+        for query in ("from=yesterday", "to=2026-13-01", "from=0001-01-01", "from=2026-01-01T0"):
             reply = await get(status, f"/sessions.csv?{query}")
-            assert (reply.status, reply.text[: len(days)]) == (400, days)
+            assert reply[:2] == (400, days)
         for named in ("May", "2026-13", "9999-12"):
             assert (await get(status, f"/report?month={named}"))[:2] == (400, month)
         booked(proxy)
