@@ -142,6 +142,7 @@ def escaped(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+@lru_cache(256)  # Each dial asks.
 def is_ip_address(host: str) -> bool:
     """Whether it is an address in figures, not a name."""
     with suppress(ValueError):
