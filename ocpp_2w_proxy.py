@@ -63,7 +63,7 @@ import time
 import urllib.parse
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
@@ -2457,9 +2457,7 @@ class Link(asyncio.BufferedProtocol):
         """Return whether anything comes from the peer within so many seconds of a Ping."""
         seen = self.seen
         self.keep_alive(self.ping_at, seconds)
-        for _ in range(50):
-            if self.seen == seen and not self.ended.done():
-                await asyncio.sleep(seconds / 50)
+        await asyncio.wait([self.ended], timeout=seconds)
         return self.seen > seen and not self.ended.done()
 
     def close(self, code: int, reason: str = "") -> None:
@@ -2643,17 +2641,6 @@ class Link(asyncio.BufferedProtocol):
             self.transport.close()
 
 
-class Tasks(set["asyncio.Task[None]"]):
-    """The tasks that somebody owns, until they end; asyncio reports one that fails."""
-
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run the work in a task of its own."""
-        task = asyncio.create_task(work, name=name)
-        self.add(task)
-        task.add_done_callback(self.discard)
-        return task
-
-
 @lru_cache(256)
 def context_of(ca: str, cert: str, key: str) -> ssl.SSLContext:
     """Return the TLS side of all connections to a server, of its keys in the ini."""
@@ -2670,7 +2657,7 @@ class Dialer:
         self.max_size = max_size  # Bytes of a message.
         self.places = {peer: asyncio.Semaphore(most) for peer, most in MAX_DIALS.items()}
         self.look_ups = ThreadPoolExecutor(MAX_LOOK_UPS, "look-up")  # Of names.
-        self.tasks = Tasks()  # Dials; at most one for each outbox.
+        self.begin = asyncio.create_task  # Begins a dial that an outbox asks for; a play only notes it.
 
     async def dial(
         self, peer: Peer, server: ServerConfig, charger_id: str, offers: Iterable[str], shown: Shown
@@ -3026,7 +3013,7 @@ class Outbox:
         """Begin to open a connection, unless one is there or being opened."""
         if self.link is None and self.dialing is None:
             self.next_at, self.version = math.inf, self._wanted_version()
-            self.dialing = self.relay.dialer.tasks.start(self._dial(), f"{self.name}: dial")
+            self.dialing = self.relay.dialer.begin(self._dial(), name=f"{self.name}: dial")
 
     async def _dial(self) -> None:
         relay, version, link = self.relay, self.version, None
@@ -3461,10 +3448,8 @@ def unhexed(text: bytes) -> bytes:
 
 
 def shows_password(charger_id: str, password: str, authorization: str | None) -> bool:
-    """Whether a charger shows its id and its password (OCPP security profiles 1 and 2).
-
-    The key of OCPP 1.6 is bytes, which the ini may have in hex; many chargers send the digits as they stand.
-    """
+    """Whether a charger shows its id and its password (OCPP security profiles 1 and 2)."""
+    # The key of OCPP 1.6 is bytes, which the ini may have in hex; many chargers send the digits.
     login, name = basic_login(authorization), f"{charger_id}:".encode()
     shown = login[len(name) :]  # Ids may hold colons.
     return hmac.compare_digest(unhexed(shown), unhexed(password.encode())) and login.startswith(name)
@@ -3498,14 +3483,13 @@ class Proxy:
         self.retry_at = 0.0  # Monotonic seconds; when what CallErrors refused is tried once more.
         self.dialer = Dialer(config.host.max_size)
         self.relays: dict[str, Relay] = {}  # By charger id.
-        self.tasks = self.dialer.tasks  # The dials, the watchdog, and one for each handshake.
-        self.handshakes: dict[Link, None] = {}  # Not yet answered; the oldest first.
+        self.handshakes: dict[Link, asyncio.Task[None]] = {}  # Not yet answered; the oldest first.
         self.complaints = Complaints()
         self.tls = server_context(config.host)  # The listener's.
         self.files = raised_file_limit()  # That the process may have open.
         self.max_half_open = min(MAX_HALF_OPEN, self.files // 8)
-        self.max_chargers = (self.files - 100) // 3  # Each takes one for itself and for each server.
-        self.server: asyncio.Server  # From `start` on.
+        self.server: asyncio.Server  # From `start` on,
+        self.watchdog: asyncio.Task[None]  # and this.
         self.port = config.host.port  # That it listens on, once it does.
         self.lags: deque[float] = deque(maxlen=120)  # Seconds that the watchdog woke too late: a minute.
 
@@ -3516,21 +3500,22 @@ class Proxy:
         listen = partial(asyncio.get_running_loop().create_server, backlog=BACKLOG)
         self.server = await listen(lambda: Link(protocol(), self._connected), host.addr, host.port)
         self.port = self.server.sockets[0].getsockname()[1]
-        self.tasks.start(self._watchdog(), "watchdog")
+        self.watchdog = asyncio.create_task(self._watchdog(), name="watchdog")
+        self.watchdog.add_done_callback(lambda done: done.cancelled() or done.result())  # To be reported.
 
     def _deliver(self) -> None:
         """Deliver what is stored, also what was refused, without waiting for the chargers."""
         for memory in list(self.journal.memories.values()):
             memory.retry(current_instant().utc)
             if stored := memory.stored:
-                version = stored[0].version or memory.version or "ocpp1.6"
-                self._relay(memory.charger, version).deliver()
+                self._relay(memory.charger, stored[0].version).deliver()
 
     async def stop(self) -> None:
         """Close everything; what does not end by itself is cut."""
         self.server.close()
         links = [link for relay in self.relays.values() for link in relay.links()]
-        for task in list(self.tasks):
+        dials = [outbox.dialing for relay in self.relays.values() for outbox in relay.outboxes.values()]
+        for task in filter(None, [self.watchdog, *dials, *self.handshakes.values()]):
             task.cancel()
         for link in links:
             link.close(1001, "the proxy is stopping")
@@ -3558,12 +3543,11 @@ class Proxy:
     def _connected(self, link: Link) -> None:
         if self.tls and link.transport:
             link.transport.pause_reading()  # Until start_tls.
-        self.handshakes[link] = None
+        self.handshakes[link] = asyncio.create_task(self._admit(link), name="handshake")
         if len(self.handshakes) > self.max_half_open:
             half_open = [each for each in self.handshakes if not each.handshake.done()]
             if len(half_open) > self.max_half_open:
                 half_open[0].abort("too many connections wait for their request")
-        self.tasks.start(self._admit(link), "handshake")
 
     async def _admit(self, link: Link) -> None:
         charger_id = ""
@@ -3596,8 +3580,8 @@ class Proxy:
     def _check_room(self, charger_id: str) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
         here, known = self.relays, len(self.journal.memories)
-        is_new = charger_id not in here  # One that comes again takes the place of its old one.
-        if len(here) + is_new > self.max_chargers or not self.journal.has_room(charger_id, here):
+        is_full = charger_id not in here and len(here) >= (self.files - 100) // 3  # Its own, its servers'.
+        if is_full or not self.journal.has_room(charger_id, here):
             detail = f"; {len(here)} chargers are here, {known} known, {self.files} files may be open"
             raise RefusedError(503, "there is no room for it", RETRY_AFTER, detail)
 
@@ -3646,10 +3630,7 @@ class Proxy:
                 self._relay(charger_id, version).connect(link, primary, version, shown)
 
     async def _dial_primary(self, charger_id: str, versions: list[str], shown: Shown) -> Link | None:
-        """Return the primary's link for this charger; None = it is local. Raises RefusedError.
-
-        Some primaries allow one connection per charger; what is dead or left there is closed for it.
-        """
+        """Return the primary's link for this charger; None = it is local. Raises RefusedError."""
         primary = self.config.charger(charger_id).servers[Peer.PRIMARY]
         while primary.url != LOCAL:
             try:
@@ -3658,6 +3639,7 @@ class Proxy:
                 refusal, relay = refusal_of(error, versions), self.relays.get(charger_id)
                 if not (error.status and relay):
                     raise refusal from None
+            # Some primaries allow one connection per charger; what is dead or left there is closed for it.
             # Where Pongs never come, the watchdog and the system tell the dead.
             old, left = relay.link, relay.outboxes[Peer.PRIMARY].link
             is_over = old.has_ponged and not await old.probe(PROBE_SECONDS) if old else left
@@ -3716,12 +3698,10 @@ def server_context(host: HostConfig) -> ssl.SSLContext | None:
     """Return the TLS side of the listener; None = plain. Raises OSError for unfit files."""
     if not host.cert_chain:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=host.client_ca or None)
     context.load_cert_chain(host.cert_chain, host.cert_key or None)
     context.set_ciphers(":".join([*(cipher["name"] for cipher in context.get_ciphers()), *CHARGERS_CIPHERS]))
-    if host.client_ca:
-        context.load_verify_locations(host.client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_REQUIRED if host.client_ca else ssl.CERT_NONE
     return context
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from websockets.frames import Frame, Opcode
@@ -25,10 +25,9 @@ PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
 
 def seconds_to_dial(stage: Stage, name: str, happening: Callable[[], object]) -> float:
     """Let something happen, and time pass until a server is dialled; return how long it was."""
-    tasks: Any = stage.relay.dialer.tasks
-    begun, tasks.started = stage.time, []
+    begun, stage.dialled = stage.time, []
     happening()
-    while f"CP1: {name}: dial" not in tasks.started:
+    while f"CP1: {name}: dial" not in stage.dialled:
         assert stage.time < begun + 100
         stage.passes(0.5)
     return stage.time - begun
@@ -219,8 +218,11 @@ async def test_a_charger_that_connects_again_replaces_its_old_connection(monkeyp
         assert (len(primary.connections), len(secondary.connections)) == (3, 1)
 
 
-async def test_a_newcomer_that_the_primary_refuses_does_not_touch_a_living_charger() -> None:
+async def test_a_newcomer_that_the_primary_refuses_does_not_touch_a_living_charger(
+    monkeypatch: Patch,
+) -> None:
     """One answers a Ping; of one that never has, silence proves nothing."""
+    smaller(monkeypatch, seconds_to_pong=0.3)
     async with house() as (proxy, primary, _), charger(proxy) as old, visitor(proxy, request("MUTE")) as mute:
         assert await mute.status() == 101
         primary.refusal = (401, {})
@@ -397,15 +399,16 @@ async def test_a_fault_of_the_proxy_closes_one_connection_and_no_other(
     assert wires.has_traceback(caplog)
 
 
-async def test_a_task_that_fails_is_reported_to_the_loop() -> None:
-    """A bug in a dial or a handshake is seen, and ends nothing else."""
-    reported, tasks = list[str](), p.Tasks()
+async def test_a_task_that_fails_is_reported_to_the_loop(monkeypatch: Patch) -> None:
+    """A bug in a handshake, or where all deadlines are looked at, is seen, and ends nothing else."""
+    reported, fails = list[str](), Mock(side_effect=RuntimeError("a bug"))
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
-
-    async def fails() -> None:
-        raise RuntimeError("a bug")
-
-    tasks.start(fails(), "CP1: primary: dial")
-    await eventually(lambda: not tasks)
-    assert reported == ["Task exception was never retrieved"]
+    loop.set_exception_handler(lambda _, context: reported.append(str(context["exception"])))
+    async with house() as (proxy, _, _), charger(proxy, "GOOD") as good:
+        monkeypatch.setattr(p, "taken_offers", fails)
+        async with visitor(proxy, request()) as guest:
+            assert await guest.hears() == b""
+        await eventually(lambda: reported == ["a bug"])
+        monkeypatch.setattr(p.Journal, "tick", fails)
+        await eventually(lambda: reported == ["a bug"] * 2)
+        await good.calls("1", "Heartbeat")

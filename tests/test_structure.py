@@ -40,10 +40,10 @@ MOST_LINES = {
     "Vocabulary": 440,
     "Routing": 918,
     "Journal": 281,
-    "Link": 421,
+    "Link": 408,
     "Outbox": 410,
     "Relay": 280,
-    "Proxy": 337,
+    "Proxy": 330,
     "Status": 576,
     "Command line": 269,
 }

@@ -119,19 +119,6 @@ class StageJournal(p.Journal):
             self.save()
 
 
-class StageTasks(p.Tasks):
-    """Counts the dials that are asked for; the play itself connects the servers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[str] = []
-
-    def start(self, work: Any, name: str) -> asyncio.Task[None]:
-        work.close()
-        self.started.append(name)
-        return None  # type: ignore[return-value]
-
-
 class Stage:
     """One charger with a primary and, unless the ini says otherwise, a secondary."""
 
@@ -145,6 +132,7 @@ class Stage:
     ) -> None:
         self.time = 1000.0
         self.utc = 1_800_000_000.0
+        self.dialled: list[str] = []
         self.version = version
         self.config = config_of(ini.format(more=more))
         self.state = state  # Of the state file; None = in memory only.
@@ -162,8 +150,13 @@ class Stage:
 
     def begin(self, version: str) -> None:
         """Let the proxy make its Relay for the charger."""
-        dialer: Any = SimpleNamespace(tasks=StageTasks())  # It dials nobody.
+        dialer: Any = SimpleNamespace(begin=self.dials)
         self.relay = p.Relay("CP1", self.config, version, dialer, self.journal)
+
+    def dials(self, work: Any, name: str) -> None:
+        """Note a dial that is asked for; the play itself connects the servers."""
+        work.close()
+        self.dialled.append(name)
 
     def killed(self, ini: str = "") -> None:
         """Kill the proxy, edit its ini, and start it again; nobody is connected any more."""
