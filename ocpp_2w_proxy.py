@@ -2334,12 +2334,12 @@ TEXT_FRAME = 0x80 | Opcode.TEXT  # The first byte of a frame that holds a whole 
 IS_MASKED = 0x80  # A bit of the second byte; its others are the length,
 LENGTH_16, LENGTH_64 = 126, 127  # or say that the length stands behind it, in 16 or 64 bits.
 
-ONE_VERSION = "all must speak one version, named as in versions = ocpp1.6"
+OTHER_VERSION = "it may not speak {version}: all must speak one version, named as in versions = ocpp1.6"
 # What to change in the ini, by the status of a server's refusal or the class of what went wrong.
 ADVICE: dict[object, str] = {
     **dict.fromkeys((401, 403), "check {peer}_user and {peer}_password, or its own login ({peer}_auth)"),
     404: "check the address, and that the server knows this charger; {peer}_id replaces its id",
-    **dict.fromkeys((101, 400), "it may not speak {version}: " + ONE_VERSION),
+    **dict.fromkeys((101, 400), OTHER_VERSION),
     **dict.fromkeys((301, 302, 303, 307, 308), "nobody is followed: put its new address into the ini"),
     ssl.SSLCertVerificationError: "set {peer}_ca to its certificate, or check the name in its address",
 }
@@ -2368,11 +2368,9 @@ class DialError(Exception):
         return (self.known or otherwise).format(peer=peer.value, version=version)
 
 
+# By subject: monotonic seconds of its last line, and how many were held back since; MAX_SUBJECTS.
 class Complaints(dict[str, tuple[float, int]]):
-    """Log lines that peers could cause as often as they like: one a minute about each subject.
-
-    By subject: monotonic seconds of its last line, and how many were held back since; MAX_SUBJECTS.
-    """
+    """Log lines that peers could cause as often as they like: one a minute about each subject."""
 
     def say(self, level: int, subject: str, text: str, *values: object, **more: Any) -> None:
         """Log the text, unless the subject had its line within COMPLAINT_SECONDS; then count it."""
@@ -2425,6 +2423,8 @@ class Link(asyncio.BufferedProtocol):
         """Let somebody hear what has come in and what will come in."""
         self.on_text, self.on_closed = on_text, on_closed
         self.handshake.result().headers.clear()  # The library keeps them for as long as it lives.
+        if self.transport:
+            self.transport.set_write_buffer_limits(MAX_WRITE_BUFFER + self.max_size)
         self._take(self.rest)
 
     def send(self, text: str) -> None:
@@ -2479,11 +2479,7 @@ class Link(asyncio.BufferedProtocol):
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Speak TLS from here on, as a server. Raises OSError."""
         assert self.transport is not None
-        transport = await self.loop.start_tls(self.transport, self, context, server_side=True)
-        if transport is None:
-            raise OSError("the connection was closed")
-        self.transport = transport
-        transport.set_write_buffer_limits(MAX_WRITE_BUFFER + self.max_size)
+        self.transport = await self.loop.start_tls(self.transport, self, context, server_side=True)
         self.flush()
 
     def respond(self, response: Response, subprotocol: str | None = None) -> bool:
@@ -2500,10 +2496,8 @@ class Link(asyncio.BufferedProtocol):
 
     # Callbacks of asyncio.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        transport.set_write_buffer_limits(MAX_WRITE_BUFFER + self.max_size)
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -2569,10 +2563,8 @@ class Link(asyncio.BufferedProtocol):
             else:
                 self._feed(data[at:end])
             at = end
-        if at < size:
+        if at < size or self.rest:
             self.rest = data if data is self.rest and not at else bytearray(data[at:])
-        elif self.rest:
-            self.rest = bytearray()
 
     def _feed(self, data: bytes | bytearray | memoryview) -> None:
         """Let the library read, or know that nothing more will come, and do what it makes of it."""
@@ -4435,7 +4427,7 @@ async def checked(
     link.close(1000)
     await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
     if version is None and "ocpp1.6" not in versions:
-        return (), f"does not speak {wanted}: {ONE_VERSION}"
+        return (), OTHER_VERSION.format(version=wanted)
     answer = f"accepts {server.id or name!r} ({version or 'ocpp1.6, as it names no version'})"
     return (version or "ocpp1.6",), answer
 

@@ -40,7 +40,7 @@ MOST_LINES = {
     "Vocabulary": 440,
     "Routing": 918,
     "Journal": 281,
-    "Link": 408,
+    "Link": 400,
     "Outbox": 410,
     "Relay": 280,
     "Proxy": 330,
