@@ -65,7 +65,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum
@@ -4283,11 +4283,9 @@ DEMO_SECONDS = 14.0
 
 
 class Redactor(logging.Formatter):
-    """Makes every log line safe to read and to keep: one line of ASCII, no credentials, badges masked.
+    """Makes every log line safe to read and to keep: one line of ASCII, no credentials, badges masked."""
 
-    Badges are known by their keys; not where they stand in other people's prose.
-    """
-
+    # Badges are known by their keys; not where they stand in other people's prose.
     BADGE = re.compile(
         r"""(\\?"\w*[iI]d(?:Tag|Token)\\?"\s*:\s*)  # The key, perhaps in a string that holds JSON.
             (\\"[^"\\]*|"(?:[^"\\]|\\.)*|[\d.]+)  # The value, perhaps cut short.""",
@@ -4297,7 +4295,6 @@ class Redactor(logging.Formatter):
     SECRET = re.compile(r"password|authorizationkey|simpin|\\u00[4-7]", re.IGNORECASE)  # Or in disguise.
     URL_LOGIN = re.compile(r"\\?/\\?/[^\s\"]*@")  # JSON may write each slash with a backslash.
     HEADER_LOGIN = re.compile(r"\b(basic|bearer)\s+[^\s,\"]+", re.IGNORECASE)
-
     full_badges = False
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
@@ -4365,13 +4362,8 @@ async def serve(config: Config) -> int:
 
 
 # --check
-
-
 async def check(config: Config, path: Path, charger_id: str, badge: str | None) -> int:
-    """Dial both servers as the charger would, print what each answers, and whose a badge is.
-
-    `charger_id` may be "": any charger. Return the exit code.
-    """
+    """Dial both servers as the charger ("" = any) would, print what each answers; return the exit code."""
     if charger_id and not config.host.admits(charger_id):
         print(f"the proxy refuses {charger_id!a}: it is no charger id, or not among `chargers` in [host]")
         return EXIT_FAILED
@@ -4412,8 +4404,7 @@ async def checked(
     await asyncio.wait([link.ended], timeout=CLOSE_SECONDS)
     if version is None and "ocpp1.6" not in versions:
         return (), OTHER_VERSION.format(version=wanted)
-    answer = f"accepts {server.id or name!r} ({version or 'ocpp1.6, as it names no version'})"
-    return (version or "ocpp1.6",), answer
+    return (version or "ocpp1.6",), f"accepts {server.id or name!r} ({version or 'ocpp1.6: it names none'})"
 
 
 async def tell_way(dialer: Dialer, server: ServerConfig) -> None:
@@ -4447,7 +4438,7 @@ def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
 # --demo
 
 DEMO_TIME = "2026-01-01T00:00:00Z"
-DEMO_BADGES = {Peer.PRIMARY: "04A1B2C3", Peer.SECONDARY: "04D5E6F7"}
+DEMO = {Peer.PRIMARY: ("server", "04A1B2C3"), Peer.SECONDARY: ("secondary_server", "04D5E6F7")}
 DEMO_INI = "[host]\naddr = 127.0.0.1\nport = 0\n[ext-server]\n"
 
 
@@ -4473,7 +4464,7 @@ async def demo_charger(connection: websockets.ClientConnection) -> None:
         return answer
 
     await call("BootNotification", chargePointVendor="Demo", chargePointModel="One")
-    for peer, badge in DEMO_BADGES.items():
+    for peer, (_, badge) in DEMO.items():
         print(f"\n--- a session with badge {badge}, which is on {peer.value}_rfid ---")
         start = {"connectorId": 1, "idTag": badge, "meterStart": 100, "timestamp": DEMO_TIME}
         number = (await call("StartTransaction", **start))["transactionId"]
@@ -4486,17 +4477,16 @@ async def demo() -> int:
     """Play one session per badge through a proxy between two servers, all of them here."""
     print("Two servers, a proxy and a charger, on free ports of this machine.\n")
     ended, offers, ini = asyncio.Event(), [Subprotocol("ocpp1.6")], DEMO_INI
-    async with asyncio.timeout(DEMO_SECONDS), AsyncExitStack() as stack:
-        for peer, badge in DEMO_BADGES.items():
-            serving = websockets.serve(partial(demo_server, peer, ended), "127.0.0.1", 0, subprotocols=offers)
-            port = next(iter((await stack.enter_async_context(serving)).sockets)).getsockname()[1]
-            name = "server" if peer is Peer.PRIMARY else "secondary_server"
-            ini += f"{name} = ws://127.0.0.1:{port}/ocpp\n{peer.value}_rfid = {badge}\n"
+    async with asyncio.timeout(DEMO_SECONDS):
+        for peer, (key, badge) in DEMO.items():
+            play = partial(demo_server, peer, ended)
+            server = await websockets.serve(play, "127.0.0.1", 0, subprotocols=offers)
+            port = next(iter(server.sockets)).getsockname()[1]
+            ini += f"{key} = ws://127.0.0.1:{port}/ocpp\n{peer.value}_rfid = {badge}\n"
         proxy = Proxy(Ini(Path("demo.ini"), {}, concern_of).load(ini))
         await proxy.start()
-        place = f"ws://127.0.0.1:{proxy.port}/DEMO-1"
-        async with websockets.connect(place, subprotocols=offers) as connection:
-            await demo_charger(connection)
+        async with websockets.connect(f"ws://127.0.0.1:{proxy.port}/DEMO-1", subprotocols=offers) as charger:
+            await demo_charger(charger)
             await ended.wait()
         await proxy.stop()
     print("\nEach server has got its own session, complete and in order, under its own transaction id.")
