@@ -2988,7 +2988,7 @@ class Outbox:
         self.next_at = self.boot_at if needs_boot else math.inf
         self.fill()
         self.relay.journal.counts["connections", self.peer] += 1
-        link.keep_alive(self.relay.now().seconds, self.relay.host.ping_interval)
+        link.ping_at = self.relay.now().seconds + self.relay.host.ping_interval
         link.attach(self.link_received, self.link_closed)
         self.pump()
 
