@@ -3572,7 +3572,7 @@ class Proxy:
     def _check_room(self, charger_id: str) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
         here, known = self.relays, len(self.journal.memories)
-        is_full = charger_id not in here and len(here) >= (self.files - 100) // 3  # Its own, its servers'.
+        is_full = charger_id not in here and len(here) >= (self.files - 100) // 3  # Three files each.
         if is_full or not self.journal.has_room(charger_id, here):
             detail = f"; {len(here)} chargers are here, {known} known, {self.files} files may be open"
             raise RefusedError(503, "there is no room for it", RETRY_AFTER, detail)

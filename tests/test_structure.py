@@ -45,7 +45,7 @@ MOST_LINES = {
     "Relay": 280,
     "Proxy": 330,
     "Status": 560,
-    "Command line": 260,
+    "Command line": 259,
 }
 INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}
 
