@@ -2810,13 +2810,18 @@ class Outbox:
         elif is_fit and self.link:
             self.put(call)
 
-    def stands_in(self, call: Call, now: float) -> bool:
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has not got yet what the proxy has answered in its place."""
+        return any(not (call.own_answer or call.was_kept) for call in self.stored)
+
+    def stands_in(self, call: Call, now: float, is_behind: bool) -> bool:
         """Whether the charger has waited long enough for this server: the proxy answers in its place."""
         is_late = now >= call.queued + min(ANSWER_SECONDS, self.relay.host.call_timeout)
         self.is_silent = self.is_silent or (is_late and call.sent is not None)
         is_away = not self.is_booted and now >= self.away_since + AWAITED_SECONDS
-        has_older = any(not (old.own_answer or old.was_kept) for old in self.stored)
-        call.is_awaited = not (is_late or self.is_silent or is_away or has_older)
+        is_behind = is_behind and not call.content.needs_server
+        call.is_awaited = not (is_late or self.is_silent or is_away or is_behind)
         return not call.is_awaited
 
     # What goes out.
@@ -2922,10 +2927,10 @@ class Outbox:
         if call.kind is Kind.RELAYED and call.reply_to is not None:
             outcome = "result" if message.type is MessageType.CALLRESULT else "error"
             self.relay.journal.counts["calls", Peer.CHARGER, self.peer, outcome] += 1
-        if call.content is not NOTHING:
-            self.relay.carry_out(self.relay.answers.answered(call, message, now))
-        if call.kind is Kind.STORED:
+        decisions = self.relay.answers.answered(call, message, now) if call.content is not NOTHING else []
+        if call.kind is Kind.STORED:  # First: what is delivered is in nobody's way any more.
             self._delivered(call, message, now)
+        self.relay.carry_out(decisions)
         if self.own or self.live or self.stored or self.leaving:
             self.pump(now.seconds)
 
@@ -3042,12 +3047,11 @@ class Outbox:
     def link_closed(self, link: Link) -> None:
         for key in [key for key in self.sent if key[0] is link]:
             call = self.sent.pop(key)
-            if call.kind is Kind.STORED:
-                call.sent = None  # It goes again, with the same text and id.
-            elif call.kind is Kind.PASSING and call.reply_to is not None:  # `forward`: so does this.
+            call.sent = None  # What is stored goes again, with the same text and id;
+            if call.kind is Kind.PASSING and call.reply_to is not None:  # so does what `forward` waits for.
                 self.live.insert(0, call)
-            elif self.relay.router.stop_waiting(call) is not None:
-                # Relayed, and not sent again: it may have been carried out, and its sender repeats it.
+            elif call.kind is Kind.RELAYED and self.relay.router.stop_waiting(call) is not None:
+                # Not sent again: it may have been carried out, and its sender repeats it.
                 self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
         if link is self.link:
             now, self.trouble = self.relay.now().seconds, link.closed_by
@@ -3307,7 +3311,9 @@ class Relay:
 
     def _release(self) -> None:
         """Send the charger what does not wait any more, for its server or for the disk."""
-        held, self.held, is_behind, now = self.held, [], False, self.now().seconds
+        held, self.held, is_after, now = self.held, [], False, self.now().seconds
+        secondary = self.outboxes.get(Peer.SECONDARY)
+        is_behind = secondary is not None and secondary.is_behind
         for cut in (old.call for old in held[:-MAX_HELD] if old.call):
             cut.reply_to = None
             self.answers.given(cut)
@@ -3315,10 +3321,10 @@ class Relay:
             call, needs_disk = decision.call, decision.needs_disk
             if call and not call.own_answer:
                 continue  # Its server has answered in the meantime.
-            if call and call.is_awaited and not self.outboxes[Peer.SECONDARY].stands_in(call, now):
+            if call and call.is_awaited and secondary and not secondary.stands_in(call, now, is_behind):
                 self.held.append(decision)
                 continue
-            is_known = self.journal.has(*decision.rows) and not (is_behind and not call)
+            is_known = self.journal.has(*decision.rows) and not (is_after and not call)
             is_for_nobody = call and call.reply_to is None  # A repeat is answered again.
             if is_known or is_for_nobody or (self.journal.failure and not needs_disk):
                 self._send(self.answers.given(call) if call else decision.text, decision.why)
@@ -3328,7 +3334,7 @@ class Relay:
                 self.held.append(decision)
                 self.journal.wait(self._release)
                 # What comes behind it may name what the charger does not know yet.
-                is_behind = is_behind or not needs_disk
+                is_after = is_after or not needs_disk
 
     def _send(self, text: str, why: str) -> None:
         log.debug("%s < %s (%s)", self.charger_id, text, why)
@@ -3571,9 +3577,11 @@ class Proxy:
 
     def _check_room(self, charger_id: str) -> None:
         """Refuse a charger that there is no room for. Raises RefusedError."""
-        here, known = self.relays, len(self.journal.memories)
-        is_full = charger_id not in here and len(here) >= (self.files - 100) // 3  # Three files each.
-        if is_full or not self.journal.has_room(charger_id, here):
+        here, known, most = self.relays, len(self.journal.memories), (self.files - 100) // 3  # Three each.
+        if len(here) >= most:  # Some are not here: what they have left is delivered.
+            here = {name: relay for name, relay in here.items() if relay.link}
+        is_full = charger_id not in here and len(here) >= most
+        if is_full or not self.journal.has_room(charger_id, self.relays):
             detail = f"; {len(here)} chargers are here, {known} known, {self.files} files may be open"
             raise RefusedError(503, "there is no room for it", RETRY_AFTER, detail)
 

@@ -277,6 +277,18 @@ async def test_beyond_the_file_limit_newcomers_get_503_and_the_others_stay(tmp_p
     assert stderr.count(b": refused: there is no room") == 1, "one line a minute"
 
 
+async def test_what_a_charger_has_left_to_deliver_takes_no_place_of_another() -> None:
+    """Its server may be down for days."""
+    async with house() as (proxy, _, secondary):
+        proxy.files, secondary.refusal = 103, (503, {})
+        async with charger(proxy, "CP1") as cp:
+            await cp.starts("SECO1234")
+        await at_the_door(proxy, 0)
+        await eventually(lambda: proxy.relays["CP1"].link is None)
+        async with charger(proxy, "CP2"):
+            assert (await refusal(proxy.port, "CP3"))[0] == 503
+
+
 async def test_connections_that_the_system_cannot_open_wait_and_are_told_of_once(tmp_path: Path) -> None:
     """asyncio would tell of each, and of what it tries on a port that is closed meanwhile."""
     async with wires.command(

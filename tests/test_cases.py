@@ -106,6 +106,9 @@ An Authorize with a certificate waits for the secondary: only the server can che
     charger sends a Authorize idToken={"idToken":"SECO1"} certificate=x, 8 s, look, secondary accepts, look,
     charger sends b Authorize idToken={"idToken":"SECO1"} iso15118CertificateHashData=[], look,
     secondary refuses => secondary: Authorize||Authorize|; charger: |a:Accepted||b:Blocked; primary: |||
+It waits also behind a start that the proxy has answered itself.
+    charger tells 0 Started SECO1, charger sends a Authorize idToken={"idToken":"SECO1"} certificate=x,
+    secondary accepts, secondary accepts => charger: T0:Accepted a:Accepted
 Where nobody checks it within ten seconds it is not accepted; a late answer goes nowhere.
     charger sends a Authorize idToken={"idToken":"SECO1"} certificate=x, 9 s, look, 2 s, secondary accepts
     => charger: |a:NoCertificateAvailable

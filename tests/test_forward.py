@@ -86,6 +86,15 @@ The id that a repeat was told stays when the secondary names another later: the 
     proxy forgets, charger returns, 6 s, charger starts 2, secondary returns, secondary accepts,
     charger stops e, secondary takes
     => secondary: Start Start Stop:7; charger: 2:Accepted e; sessions: 1; refused:
+What the charger asks on its next connection is not answered because an older Call is answered just now.
+    charger starts 1 STRANGER, charger returns, charger starts 2 STRANGER 1 5, secondary accepts, look,
+    secondary accepts => charger: |2:Accepted
+So it is with two connectors: each hears the secondary's own verdict.
+    charger starts 1 SECO1 1, charger starts 2 SECO2 2, secondary accepts, look, secondary blocks
+    => charger: 1:Accepted|2:Blocked
+A secondary that was lost with a Call is not silent once it is back.
+    charger shows 1 STRANGER, 5 s, secondary leaves, charger leaves, charger returns, secondary returns, 2 s,
+    charger shows 2 STRANGER, 1 s, secondary accepts => charger: 2:Accepted
 It is answered within the call timeout; the secondary gets the start once, and the stop under its own id.
     proxy with secondary_replies=forward [host] call_timeout=1, charger starts 1, look, 2 s, charger stops e,
     look, 30 s, secondary takes => charger: |1:Accepted e|; secondary: Start||Stop:7
