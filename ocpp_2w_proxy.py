@@ -1410,11 +1410,6 @@ STATION = Route(Peer.PRIMARY, "concerns the station")  # Only of what it says ma
 NO_BADGE = Route(Peer.PRIMARY, "no badge came with it")
 
 
-def is_proxy_id(value: object) -> bool:
-    """Whether a transaction id is one that only the proxy hands out."""
-    return type(value) is int and value >= FIRST_PROXY_ID
-
-
 def utc_of(date: Any) -> float | None:
     """Return the UTC seconds of a time as OCPP writes it; None for anything else."""
     try:
@@ -1496,9 +1491,9 @@ class Router:
         for owner, session in owned.items():
             return Route(owner, "its transaction", session)
         if named and not sessions:
-            if not is_proxy_id(named[0]):
+            if not (isinstance(named[0], int) and named[0] >= FIRST_PROXY_ID):
                 return Route(Peer.PRIMARY, "an unknown transaction")
-            owner = Peer.SECONDARY if int(named[0]) & 1 else Peer.PRIMARY  # The lowest bit names it.
+            owner = Peer.SECONDARY if named[0] & 1 else Peer.PRIMARY  # The lowest bit names it.
             why = "a transaction id of the proxy, whose session is forgotten"
             return Route(owner, why, refused="its start is not known here")
         stopped = memory.stopped_by(said) if said.facts.role is Role.STOP else None
@@ -1929,59 +1924,52 @@ class Answers:
         if words and said.badge is not None:
             whose = self.router.config.name(call.peer)
             told.append(Told(f"{whose} answers {call.action} with {words}", said.badge))
-        # Of a start that was sent twice the charger goes by the answer that came first.
-        is_start = said.facts.role is Role.START
-        is_again = is_start and session is not None and session.server_id is not None
-        if session and not is_again and said.facts.role is not Role.METER:
-            self._learn(session, call, message, words, now)
+        if session and said.facts.role is not Role.METER:
+            message = self._learned(session, call, message, words, now)
         if call.own_answer and (message.type is MessageType.CALLERROR or not call.is_awaited):
             call.is_awaited = False  # The proxy's own answer goes to the charger.
             return told
         call.own_answer, reply_to = "", self.router.stop_waiting(call)
         repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
-        if repeat and repeat.kind is Kind.RELAYED and repeat.sent is None:
-            reply_to = self.router.stop_waiting(repeat)  # It needs not go out any more.
+        if repeat and repeat.kind is Kind.RELAYED:
+            reply_to = self.router.stop_waiting(repeat)  # If it is not sent yet, it needs not be.
         if reply_to is None:
             return [*told, Told("the charger has its answer, or waits no more", dropped=NOBODY_WAITS)]
         if said.facts.role is Role.BOOT:
             self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
             self.memory.note(self.memory)
-        text = under_id(message, reply_to)
-        if session and said.mark and message.type is MessageType.CALLRESULT:
-            answer = session.answers.get(said.mark) if is_again else None
-            text = result_text(reply_to, answer) if answer else self._told(session, message, text)
-            if is_start:
-                session.is_told, session.start = True, "" if words else session.start
+        if session and said.facts.role is Role.START and message.type is MessageType.CALLRESULT:
+            session.is_told, session.start = True, "" if words else session.start
         # The charger must not know of a session whose owner a restart would forget.
         rows = (session,) if session and not said.is_reading else ()
-        return [*told, ToPeer(Peer.CHARGER, text, "its server answers", rows)]
+        return [*told, ToPeer(Peer.CHARGER, under_id(message, reply_to), "its server answers", rows)]
 
-    def _told(self, session: Session, message: Message, text: str) -> str:
-        """Return the text of an answer with the transaction id that the charger is told."""
-        named, wanted = message.payload.get("transactionId"), session.transaction_id
-        is_known = named is None or wanted in (None, named)
-        return text if is_known else patch(text, (2, "transactionId"), session.key)
-
-    def _learn(self, session: Session, call: Call, message: Message, words: str, now: Instant) -> None:
+    def _learned(self, session: Session, call: Call, message: Message, words: str, now: Instant) -> Message:
+        """Keep what an answer tells of a session; return it as the charger is to hear it."""
         said, memory, is_16 = call.content, self.memory, call.content.facts.role is Role.START
+        if is_16 and session.server_id is not None:
+            return message  # It was sent twice; the answer that came first counts.
         if not said.is_reading:
             memory.note(session)
         session.refused = words if said.is_start else session.refused
         if message.type is MessageType.CALLERROR:
-            return
+            return message
         if is_16:
             raw = message.payload.get("transactionId")
             session.server_id = raw if type(raw) is str else integer(raw)
             usable = usable_id(raw, is_16=True)
-            if usable is None or usable in memory.sessions or is_proxy_id(usable):
+            if type(usable) is not int or usable in memory.sessions or usable >= FIRST_PROXY_ID:
                 usable = self.router.new_transaction_id(session.owner)
             if session.transaction_id is None:
                 memory.add(session, usable)
+            if raw not in (None, session.transaction_id):
+                message = message._replace(text=patch(message.text, (2, "transactionId"), session.key))
         if said.is_stop:
             session.delivered = now.utc
-        payload = value_text(self._told(session, message, message.text), (2,))
+        payload = value_text(message.text, (2,))
         if said.mark and not (is_16 and session.is_told) and len(payload) <= MAX_SELF_DESCRIPTION:
             put_newest(session.answers, said.mark, payload)
+        return message
 
     def given(self, call: Call) -> str:
         """Return the proxy's own answer to a Call, for the charger, which waits no more then."""
