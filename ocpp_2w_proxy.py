@@ -1199,7 +1199,7 @@ class Session:
     begun: float  # UTC seconds.
     touched: float  # UTC seconds, to the minute: its last message; when its readings were reckoned up.
     charger: str = ""  # Its id.
-    server: str = ""  # Its owner's address as it stood when the session began; "" = not known.
+    server: str = ""  # Its owner's address when it began; "" = no owner yet, or the ini rejects its badge.
     transaction_id: TransactionId | None = None  # As the charger knows it; None until there is one.
     server_id: TransactionId | None = None  # As its owner knows it, usable or not; None until it has told.
     # 1.6: what a repeated StartTransaction has in common with this one's; "" = it would be another session:
@@ -1214,7 +1214,6 @@ class Session:
     meter_stop: float | None = None  # Wh; the last reading so far.
     reason: str = ""  # Why it ended, in the charger's words.
     delivered: float | None = None  # UTC seconds; when its owner accepted its stop.
-    is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
     refused: str = ""  # The owner's words against its start.
     is_refused: bool = False  # The owner knows nothing of it: the rest is kept and not sent.
     answers: dict[str, str] = field(default_factory=dict)  # JSON by Content.mark; MAX_FEW.
@@ -1302,7 +1301,7 @@ class Memory:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
         stop, badge = said.stop, normalized(said.badge or "")
         sessions = [session for session in self.sessions.values() if session.owner]
-        waiting = [s for s in sessions if not (s.stop or s.is_rejected)]
+        waiting = [session for session in sessions if session.server and not session.stop]
         holders = {session.connector: session for session in sessions}.values()  # Of each connector.
         for fits, why in (
             ([s for s in sessions if s.stop == stop][:1], "it repeats a stop"),
@@ -1401,8 +1400,7 @@ class Route(NamedTuple):
     why: str
     session: Session | None = None
     claim: Claim | None = None
-    is_unlisted: bool = False  # Neither a list nor a claim speaks for its badge.
-    is_rejected: bool = False  # On neither list, and the ini says reject.
+    unlisted: str = ""  # What decides where neither a list nor a claim speaks for its badge: unknown_rfid.
     refused: str = ""  # It names an id of the proxy's whose session is forgotten: it is not sent.
 
 
@@ -1468,7 +1466,7 @@ class Router:
             route = self._route(said, now)
             if not route.session and (badge := said.badge) is not None:
                 what = f"{message.action} is for {self.whose(route)}: {route.why}"
-                told.append(Told(what, badge, route.is_unlisted))
+                told.append(Told(what, badge, bool(route.unlisted)))
         if role in (Role.BOOT, Role.STATUS) and len(message.text) <= MAX_SELF_DESCRIPTION:
             memory.note(memory)
             where = fingerprint([said.connector, said.payload.get("connectorId")])
@@ -1500,7 +1498,7 @@ class Router:
         if route := stopped or self._by_badge(said, said.connector, now):
             return route
         here = memory.on_connector(said.connector) if said.facts.by_connector else None
-        if here and here.owner and not here.is_rejected:
+        if here and here.server:
             return Route(here.owner, f"the session on its connector {said.connector}", here)
         about = said.facts.asked_by if said.request is None else said.request
         asker, _ = memory.asked.get(about, (None, ""))
@@ -1527,7 +1525,7 @@ class Router:
 
     def whose(self, route: Route) -> str:
         """Return what people call the owner."""
-        return "rejected" if route.is_rejected else self.config.name(route.owner)
+        return "rejected" if route.unlisted == "reject" else self.config.name(route.owner)
 
     def route_of_badge(self, badge: str) -> Route:
         """Return whose a badge is, by the ini alone."""
@@ -1536,7 +1534,7 @@ class Router:
             return Route(peer, f"its badge is on {peer.value}_rfid")
         owner = Peer.SECONDARY if unknown == "secondary" and self.address(Peer.SECONDARY) else Peer.PRIMARY
         why = f"its badge is on no list: unknown_rfid = {unknown}"
-        return Route(owner, why, is_unlisted=peer is None, is_rejected=peer is None and unknown == "reject")
+        return Route(owner, why, unlisted="" if peer else unknown)
 
     def address(self, peer: Peer | None) -> str:
         """Return the address of a server; "" = there is none."""
@@ -1583,12 +1581,12 @@ class Router:
         """Give a session that has none its owner, and the owner what was stored for it."""
         if session.owner:
             return []
-        session.owner, session.badge, session.is_rejected = route.owner, badge, route.is_rejected
-        session.server = "" if route.is_rejected else self.address(route.owner)
+        session.owner, session.badge = route.owner, badge
+        session.server = "" if route.unlisted == "reject" else self.address(route.owner)
         self.memory.drop_claims(lambda claim: claim is route.claim)
         self.memory.note(session)
         what = f"a session of {self.whose(route)} begins on connector {session.connector}: {route.why}"
-        decisions: list[Decision] = [Told(what, badge, route.is_unlisted)]
+        decisions: list[Decision] = [Told(what, badge, bool(route.unlisted))]
         for call in [call for call in self.memory.stored if call.session is session]:
             call.peer, call.server, call.was_kept = session.owner, session.server, True
             if session.server in ("", LOCAL):
@@ -1611,10 +1609,9 @@ class Router:
         call = Call(message.text, route.owner, action=message.action, message_id=name, content=said)
         call.charger, call.version, call.since = memory.charger, memory.version, now.utc
         call.session, call.reply_to, call.why = session, name, route.why
-        if not (route.is_rejected or is_primarys_alone):
+        if not (route.unlisted == "reject" or route.refused or is_primarys_alone):
             call.server = session.server if session else self.address(route.owner)
-        is_primarys = route.owner is Peer.PRIMARY and not route.refused
-        if is_primarys and call.server == self.config.servers[Peer.PRIMARY].url != LOCAL:
+        if call.peer is Peer.PRIMARY and call.server == self.config.servers[Peer.PRIMARY].url != LOCAL:
             call.kind = Kind.RELAYED
         elif session or said.facts.role is Role.STOP:
             call.kind = Kind.STORED
@@ -1649,8 +1646,8 @@ class Router:
         goes = call.server not in ("", LOCAL) and not call.refused
         if goes and call.peer is Peer.SECONDARY and call.server == self.address(Peer.SECONDARY):
             call.is_awaited = self.config.secondary_replies == "forward" or said.needs_server
-        is_rejected = session.is_rejected if session else route.is_rejected
-        verdict = "Invalid" if is_rejected or (route.is_unlisted and call.is_awaited) else "Accepted"
+        is_rejected = call.peer is not None and not call.server
+        verdict = "Invalid" if is_rejected or (route.unlisted and call.is_awaited) else "Accepted"
         call.own_answer = said.answer(verdict, now.text, session.transaction_id if session else None)
         if session:
             memory.note(session)
@@ -2024,7 +2021,7 @@ LOCK_SECONDS = 2.0  # For another process to let go of the file.
 COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
 
 APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 OWED = """SELECT (SELECT count(*) FROM calls WHERE refused IS NULL)
     + (SELECT count(*) FROM sessions WHERE kept != '[]')"""  # Undelivered, in the first edition's tables.
 UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
@@ -2035,7 +2032,7 @@ TABLES: dict[type, str] = {Memory: "chargers", Session: "sessions", Call: "calls
 COLUMNS = {k: {f.name: re.split(r"\W", str(f.type))[0] for f in fields(k) if not f.kw_only} for k in TABLES}
 SCHEMA = [
     *(f"CREATE TABLE {TABLES[k]} (number INTEGER PRIMARY KEY, {', '.join(COLUMNS[k])})" for k in TABLES),
-    "CREATE INDEX sessions_by_begin ON sessions (begun, number, owner, meter_start, meter_stop, is_rejected)",
+    "CREATE INDEX sessions_by_begin ON sessions (begun, number, owner, meter_start, meter_stop, server)",
     "CREATE INDEX calls_by_session ON calls (session, refused, since)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
@@ -3762,7 +3759,7 @@ WITH found AS (
         AND :badge IN ('', replace(replace(lower(trim(badge)), ':', ''), '-', ''))
     ORDER BY begun DESC, number DESC LIMIT :rows
 )
-SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
+SELECT charger, connector, badge, iif(server = '', '', owner) AS owner,
     ifnull(nullif(started_at, ''), strftime('%Y-%m-%dT%H:%M:%SZ', begun, 'unixepoch')) AS start,
     stopped_at AS stop, CAST(round(meter_start) AS INTEGER) AS meter_start,
     CAST(round(meter_stop) AS INTEGER) AS meter_stop,
@@ -3770,11 +3767,11 @@ SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
     transaction_id, server_id AS server_transaction_id, reason,
     ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered,
     CASE
-        WHEN is_rejected THEN 'rejected'
+        WHEN owner != '' AND server = '' THEN 'rejected'
         WHEN refused_call != '' OR is_refused THEN 'refused'
         WHEN waits_since IS NOT NULL THEN 'waiting'
         WHEN ended IS NULL THEN 'open'
-        WHEN server IN ('', 'local') THEN 'recorded'
+        WHEN server = 'local' THEN 'recorded'
         WHEN delivered THEN 'delivered'
         WHEN stop = '' THEN 'no stop'
         ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
@@ -3799,7 +3796,7 @@ dates (date, first, next) AS (  -- This and the last month, and the last 30 days
 )
 SELECT date, total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'primary') AS "primary",
     total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'secondary') AS secondary
-FROM dates LEFT JOIN sessions ON meter_stop > meter_start AND NOT is_rejected
+FROM dates LEFT JOIN sessions ON meter_stop > meter_start AND server != ''
     AND begun >= strftime('%s', first, 'utc') + 0 AND begun < strftime('%s', next, 'utc') + 0
 GROUP BY date ORDER BY length(date), date  -- The months first. The index by begin holds all of it.
 """
@@ -4197,8 +4194,8 @@ class Status(logging.Handler):
             recent = [s for s in memory.sessions.values() if (s.ended or utc) >= utc - SESSION_SECONDS]
             opened = [session for session in recent if session.ended is None]
             for session in recent:
-                what = "ended" if session.ended else "open"
-                what = "rejected" if session.is_rejected else "refused" if session.refused else what
+                what = "refused" if session.refused else "ended" if session.ended else "open"
+                what = "rejected" if session.owner and not session.server else what
                 totals["sessions", to_column(session.owner) or "unknown", what] += 1
             is_well = all(outbox.link for outbox in wanted) and not memory.stored
             if (state != "gone" or memory.stored) and find in memory.charger.lower():
@@ -4467,7 +4464,7 @@ def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
     """Say which server a badge goes to, and by which line of the ini."""
     router, lines = Router(charger, Memory(), "ocpp1.6"), charger.lines
     route = router.route_of_badge(badge)
-    entry = "" if route.is_unlisted else charger.entry(badge)
+    entry = "" if route.unlisted else charger.entry(badge)
     line = lines.get(entry or "unknown_rfid")
     where = "by default" if line is None else f"{path}:{line}" + (f" ({entry})" if entry else "")
     near = [] if entry else difflib.get_close_matches(normalized(badge), charger.badges, 1, 0.8)
