@@ -1001,6 +1001,7 @@ MAX_ID = 2**31 - 1  # The largest transaction id that chargers and servers agree
 MAX_SHORT = 200  # Characters of what is kept of what a peer says of itself.
 MAX_WATT_HOURS = 1e15  # More than any register shows, and still exact to the Wh.
 REGISTER = "Energy.Active.Import.Register"
+CALL_ERROR = "CallError"  # Begins the words of what a CallError has refused: it is tried again.
 NOTHING = Content(PLAIN, {})
 TransactionId = int | str
 
@@ -1030,9 +1031,27 @@ def watt_hours(sample: dict[str, Any]) -> float | None:
     return round(reading, 3) if abs(reading) <= MAX_WATT_HOURS else None
 
 
+def utc_of(date: Any) -> float | None:
+    """Return the UTC seconds of a time as OCPP writes it; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(date if type(date) is str else "")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+
 def verdict_of(payload: dict[str, Any]) -> Any:
     """Return the status that an answer gives to a badge; None = it says nothing of one."""
     return value_at(payload, ("idTagInfo", "status")) or value_at(payload, ("idTokenInfo", "status"))
+
+
+def words_of(answer: Message) -> str:
+    """Return what a server's answer has against a Call; "" = nothing."""
+    if answer.type is MessageType.CALLERROR:
+        described = next(iter(decoded(answer.text)[3:]), "")
+        return f"{CALL_ERROR} {answer.action} {short(described)}".strip()
+    status = verdict_of(answer.payload) if answer.payload else None
+    return "" if status in (None, "Accepted") else f"status {str(status)[:MAX_SHORT]}"
 
 
 def fingerprint(values: list[Any]) -> str:
@@ -1127,7 +1146,6 @@ MAX_OWNERLESS = 100  # Stored Calls of one transaction whose owner is not known 
 MAX_STORED = 10_000  # Calls of one charger, with those that are refused;
 MAX_STORED_TEXT = 2**26  # characters of them. Where nothing can go, nothing more is stored or answered.
 
-CALL_ERROR = "CallError"  # Begins the words of what a CallError has refused: it is tried again.
 ACTION = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # A charger's parser might end it at the first odd character.
 
 
@@ -1329,9 +1347,9 @@ class Memory:
 
     def make_room(self, call: Call) -> list[Decision] | None:
         """Let the oldest readings go for one more stored Call; None = there are not enough of them."""
-        told, session = list[Decision](), call.session
-        mine = [c for c in self.calls if c.session is session] if session and session.owner is None else []
-        surplus = mine if len(mine) >= MAX_OWNERLESS else []
+        told = list[Decision]()
+        kept = [c for c in self.calls if c.session is call.session] if call.peer is None else []
+        surplus = kept if len(kept) >= MAX_OWNERLESS else []
         while True:
             size = sum([len(c.text) for c in self.calls], len(call.text))
             is_full = len(self.calls) >= MAX_STORED or size > MAX_STORED_TEXT
@@ -1406,15 +1424,6 @@ class Route(NamedTuple):
 
 STATION = Route(Peer.PRIMARY, "concerns the station")  # Only of what it says may the secondary have copies.
 NO_BADGE = Route(Peer.PRIMARY, "no badge came with it")
-
-
-def utc_of(date: Any) -> float | None:
-    """Return the UTC seconds of a time as OCPP writes it; None for anything else."""
-    try:
-        moment = datetime.fromisoformat(date if type(date) is str else "")
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
 def reckon(session: Session, said: Content) -> None:
@@ -1546,8 +1555,7 @@ class Router:
         if said.facts.role is Role.START:
             reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
             start = fingerprint([said.connector, normalized(said.badge or ""), *reading])
-            known = (s for s in reversed(memory.sessions.values()) if s.start == start)
-            session = next((s for s in known if not s.stop), None)
+            session = next((s for s in memory.sessions.values() if s.start == start and not s.stop), None)
         else:
             session = memory.sessions.get(transaction_id or "")
             if session and said.is_start and session.started_at not in ("", said.timestamp):
@@ -1815,12 +1823,11 @@ class Commands:
         if facts.role is Role.TRIGGER and wanted in ("MeterValues", "TransactionEvent"):
             memory.triggers[peer] = now.seconds + TRIGGER_SECONDS
         if facts.role in (Role.REMOTE_START, Role.RESERVE) and said.badge is not None:
-            server, badge = self.router.address(peer), normalized(said.badge)
-            connector = said.connector or None
+            badge, connector = normalized(said.badge), said.connector or None
             expiry = said.payload.get("expiryDate", said.payload.get("expiryDateTime"))  # Of a reservation.
             until = utc_of(expiry) or now.utc + CLAIM_SECONDS
             ids = (integer(value_at(said.payload, path)) for path in (facts.reservation, facts.remote_start))
-            call.claim = Claim(peer, server, badge, connector, until, None, *ids)
+            call.claim = Claim(peer, self.router.address(peer), badge, connector, until, None, *ids)
             memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
             memory.claims = [*memory.claims, call.claim][-MAX_FEW:]
             memory.note(memory)
@@ -1907,17 +1914,9 @@ class Answers:
         is_same = named == session.server_id and type(named) is type(session.server_id)
         return call.text if is_same else patch(call.text, (3, *path), session.server_id)
 
-    def words_of(self, message: Message) -> str:
-        """Return what a server's answer has against a Call; "" = nothing."""
-        if message.type is MessageType.CALLERROR:
-            described = next(iter(decoded(message.text)[3:]), "")
-            return f"{CALL_ERROR} {message.action} {short(described)}".strip()
-        status = verdict_of(message.payload) if message.payload else None
-        return "" if status in (None, "Accepted") else f"status {str(status)[:MAX_SHORT]}"
-
     def answered(self, call: Call, message: Message, now: Instant) -> list[Decision]:
         """Decide on a server's answer to a Call, late or not; only who still waits hears of it."""
-        session, said, words, told = call.session, call.content, self.words_of(message), list[Decision]()
+        session, said, words, told = call.session, call.content, words_of(message), list[Decision]()
         if words and said.badge is not None:
             whose = self.router.config.name(call.peer)
             told.append(Told(f"{whose} answers {call.action} with {words}", said.badge))
@@ -1979,7 +1978,7 @@ class Answers:
 
     def delivered(self, call: Call, message: Message, now: Instant) -> str:
         """Forget a stored Call, or try it again, or keep it as refused: return the words against it."""
-        memory, session, words = self.memory, call.session, self.words_of(message)
+        memory, session, words = self.memory, call.session, words_of(message)
         is_error = message.type is MessageType.CALLERROR
         if is_error and not call.content.is_reading and call.tries < len(RETRY_SECONDS):
             call.not_before, call.sent = now.seconds + RETRY_SECONDS[call.tries], None
