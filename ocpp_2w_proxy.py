@@ -1334,12 +1334,6 @@ class Memory:
                 return Route(found[0].owner, why, found[0]) if len(found) == 1 else None
         return None
 
-    def known_as(self, peer: Peer, server: str, server_id: Any) -> Session | None:
-        """Return the session that a server knows by this id; of several an open one, the newest."""
-        known = [s for s in self.sessions.values() if s.owner is peer and s.server == server]
-        named = [s for s in known if str(s.server_id) == str(server_id) != "None"]  # null names nothing.
-        return max(named, key=lambda session: (session.ended is None, session.begun), default=None)
-
     def drop_claims(self, is_over: Callable[[Claim], bool]) -> None:
         if any(map(is_over, self.claims)):
             self.claims = [claim for claim in self.claims if not is_over(claim)]
@@ -1727,11 +1721,8 @@ class Router:
         return reply_to
 
     def charger_gone(self) -> None:
-        """Take note that nobody waits any more."""
-        for call in list(self.waiting.values()):
-            call.reply_to = None  # What is stored may be joined by its repeat.
-            if call.kind is Kind.RELAYED:
-                self.stop_waiting(call)
+        """Take note that nobody waits any more; what is stored may be joined by its repeat."""
+        self.waiting = {key: call for key, call in self.waiting.items() if call.kind is Kind.STORED}
 
     def sweep(self, now: Instant) -> list[Decision]:
         """Remove what has expired."""
@@ -1790,9 +1781,12 @@ class Commands:
     def _translated(self, call: Call, peer: Peer) -> str:
         """Translate the transaction that a Call names; return why it must not reach the charger, or ""."""
         said, path, memory = call.content, call.content.facts.transaction, self.memory
-        value = value_at(said.payload, path)
+        value, address = value_at(said.payload, path), self.router.address(peer)
         named = usable_id(value, said.facts.is_16)
-        session = memory.known_as(peer, self.router.address(peer), value)
+        its = (s for s in memory.sessions.values() if s.owner is peer and s.server == address)
+        known = (s for s in its if str(s.server_id) == str(value) != "None")  # null names nothing.
+        # Of several an open one, the newest.
+        session = max(known, key=lambda session: (session.ended is None, session.begun), default=None)
         if session and session.transaction_id is not None:
             if named != session.transaction_id:
                 call.text = patch(call.text, (3, *path), session.transaction_id)
