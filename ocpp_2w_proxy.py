@@ -1921,7 +1921,7 @@ class Answers:
             return told
         call.own_answer, reply_to = "", self.router.stop_waiting(call)
         repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
-        if repeat and repeat.kind is Kind.RELAYED:
+        if repeat and repeat.kind is Kind.RELAYED and message.type is MessageType.CALLRESULT:
             reply_to = self.router.stop_waiting(repeat)  # If it is not sent yet, it needs not be.
         if reply_to is None:
             return [*told, Told("the charger has its answer, or waits no more", dropped=NOBODY_WAITS)]
