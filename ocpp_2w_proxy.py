@@ -1318,7 +1318,7 @@ class Memory:
     def stopped_by(self, said: Content) -> Route | None:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
         stop, badge = said.stop, normalized(said.badge or "")
-        sessions = [session for session in self.sessions.values() if session.owner]
+        sessions = self.sessions.values()
         waiting = [session for session in sessions if session.server and not session.stop]
         holders = {session.connector: session for session in sessions}.values()  # Of each connector.
         for fits, why in (
