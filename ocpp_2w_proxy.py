@@ -1495,8 +1495,7 @@ class Router:
             if not (isinstance(named[0], int) and named[0] >= FIRST_PROXY_ID):
                 return Route(Peer.PRIMARY, "an unknown transaction")
             owner = Peer.SECONDARY if named[0] & 1 else Peer.PRIMARY  # The lowest bit names it.
-            why = "a transaction id of the proxy, whose session is forgotten"
-            return Route(owner, why, refused="its start is not known here")
+            return Route(owner, "a forgotten id of the proxy's", refused="its start is not known here")
         stopped = memory.stopped_by(said) if said.facts.role is Role.STOP else None
         if route := stopped or self._by_badge(said, said.connector, now):
             return route
@@ -1839,9 +1838,8 @@ class Commands:
         if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
             decisions.append(Told(f"{self.router.config.name(call.peer)} asked for {call.action}: {outcome}"))
-        text = under_id(message, call.reply_to)
         done = "result" if message.type is MessageType.CALLRESULT else "error"
-        answer = ToPeer(call.peer, text, "the charger answers", outcome=done)
+        answer = ToPeer(call.peer, under_id(message, call.reply_to), "the charger answers", outcome=done)
         return [answer, *decisions, *self._next(now)]
 
     def _learn(self, call: Call, message: Message) -> list[Decision]:
