@@ -1002,6 +1002,7 @@ MAX_ID = 2**31 - 1  # The largest transaction id that chargers and servers agree
 MAX_SHORT = 200  # Characters of what is kept of what a peer says of itself.
 MAX_WATT_HOURS = 1e15  # More than any register shows, and still exact to the Wh.
 REGISTER = "Energy.Active.Import.Register"
+CALL_ERROR = "CallError"  # Begins the words of what a CallError has refused: it is tried again.
 NOTHING = Content(PLAIN, {})
 TransactionId = int | str
 
@@ -1031,9 +1032,27 @@ def watt_hours(sample: dict[str, Any]) -> float | None:
     return round(reading, 3) if abs(reading) <= MAX_WATT_HOURS else None
 
 
+def utc_of(date: Any) -> float | None:
+    """Return the UTC seconds of a time as OCPP writes it; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(date if type(date) is str else "")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+
 def verdict_of(payload: dict[str, Any]) -> Any:
     """Return the status that an answer gives to a badge; None = it says nothing of one."""
     return value_at(payload, ("idTagInfo", "status")) or value_at(payload, ("idTokenInfo", "status"))
+
+
+def words_of(answer: Message) -> str:
+    """Return what a server's answer has against a Call; "" = nothing."""
+    if answer.type is MessageType.CALLERROR:
+        described = next(iter(decoded(answer.text)[3:]), "")
+        return f"{CALL_ERROR} {answer.action} {short(described)}".strip()
+    status = verdict_of(answer.payload) if answer.payload else None
+    return "" if status in (None, "Accepted") else f"status {str(status)[:MAX_SHORT]}"
 
 
 def fingerprint(values: list[Any]) -> str:
@@ -1128,7 +1147,6 @@ MAX_OWNERLESS = 100  # Stored Calls of one transaction whose owner is not known 
 MAX_STORED = 10_000  # Calls of one charger, with those that are refused;
 MAX_STORED_TEXT = 2**26  # characters of them. Where nothing can go, nothing more is stored or answered.
 
-CALL_ERROR = "CallError"  # Begins the words of what a CallError has refused: it is tried again.
 ACTION = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # A charger's parser might end it at the first odd character.
 
 
@@ -1200,7 +1218,7 @@ class Session:
     begun: float  # UTC seconds.
     touched: float  # UTC seconds, to the minute: its last message; when its readings were reckoned up.
     charger: str = ""  # Its id.
-    server: str = ""  # Its owner's address as it stood when the session began; "" = not known.
+    server: str = ""  # Its owner's address when it began; "" = no owner yet, or the ini rejects its badge.
     transaction_id: TransactionId | None = None  # As the charger knows it; None until there is one.
     server_id: TransactionId | None = None  # As its owner knows it, usable or not; None until it has told.
     # 1.6: what a repeated StartTransaction has in common with this one's; "" = it would be another session:
@@ -1215,7 +1233,6 @@ class Session:
     meter_stop: float | None = None  # Wh; the last reading so far.
     reason: str = ""  # Why it ended, in the charger's words.
     delivered: float | None = None  # UTC seconds; when its owner accepted its stop.
-    is_rejected: bool = False  # Recorded here and delivered nowhere (`unknown_rfid = reject`).
     refused: str = ""  # The owner's words against its start.
     is_refused: bool = False  # The owner knows nothing of it: the rest is kept and not sent.
     answers: dict[str, str] = field(default_factory=dict)  # JSON by Content.mark; MAX_FEW.
@@ -1302,8 +1319,8 @@ class Memory:
     def stopped_by(self, said: Content) -> Route | None:
         """Find the session of a StopTransaction without a usable id (OCPP 1.6 errata 3.18)."""
         stop, badge = said.stop, normalized(said.badge or "")
-        sessions = [session for session in self.sessions.values() if session.owner]
-        waiting = [s for s in sessions if not (s.stop or s.is_rejected)]
+        sessions = self.sessions.values()
+        waiting = [session for session in sessions if session.server and not session.stop]
         holders = {session.connector: session for session in sessions}.values()  # Of each connector.
         for fits, why in (
             ([s for s in sessions if s.stop == stop][:1], "it repeats a stop"),
@@ -1318,12 +1335,6 @@ class Memory:
                 return Route(found[0].owner, why, found[0]) if len(found) == 1 else None
         return None
 
-    def known_as(self, peer: Peer, server: str, server_id: Any) -> Session | None:
-        """Return the session that a server knows by this id; of several an open one, the newest."""
-        known = [s for s in self.sessions.values() if s.owner is peer and s.server == server]
-        named = [s for s in known if str(s.server_id) == str(server_id) != "None"]  # null names nothing.
-        return max(named, key=lambda session: (session.ended is None, session.begun), default=None)
-
     def drop_claims(self, is_over: Callable[[Claim], bool]) -> None:
         if any(map(is_over, self.claims)):
             self.claims = [claim for claim in self.claims if not is_over(claim)]
@@ -1331,9 +1342,9 @@ class Memory:
 
     def make_room(self, call: Call) -> list[Decision] | None:
         """Let the oldest readings go for one more stored Call; None = there are not enough of them."""
-        told, session = list[Decision](), call.session
-        mine = [c for c in self.calls if c.session is session] if session and session.owner is None else []
-        surplus = mine if len(mine) >= MAX_OWNERLESS else []
+        told = list[Decision]()
+        kept = [c for c in self.calls if c.session is call.session] if call.peer is None else []
+        surplus = kept if len(kept) >= MAX_OWNERLESS else []
         while True:
             size = sum([len(c.text) for c in self.calls], len(call.text))
             is_full = len(self.calls) >= MAX_STORED or size > MAX_STORED_TEXT
@@ -1402,27 +1413,12 @@ class Route(NamedTuple):
     why: str
     session: Session | None = None
     claim: Claim | None = None
-    is_unlisted: bool = False  # Neither a list nor a claim speaks for its badge.
-    is_rejected: bool = False  # On neither list, and the ini says reject.
+    unlisted: str = ""  # What decides where neither a list nor a claim speaks for its badge: unknown_rfid.
     refused: str = ""  # It names an id of the proxy's whose session is forgotten: it is not sent.
 
 
 STATION = Route(Peer.PRIMARY, "concerns the station")  # Only of what it says may the secondary have copies.
 NO_BADGE = Route(Peer.PRIMARY, "no badge came with it")
-
-
-def is_proxy_id(value: object) -> bool:
-    """Whether a transaction id is one that only the proxy hands out."""
-    return type(value) is int and value >= FIRST_PROXY_ID
-
-
-def utc_of(date: Any) -> float | None:
-    """Return the UTC seconds of a time as OCPP writes it; None for anything else."""
-    try:
-        moment = datetime.fromisoformat(date if type(date) is str else "")
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
 def reckon(session: Session, said: Content) -> None:
@@ -1474,7 +1470,7 @@ class Router:
             route = self._route(said, now)
             if not route.session and (badge := said.badge) is not None:
                 what = f"{message.action} is for {self.whose(route)}: {route.why}"
-                told.append(Told(what, badge, route.is_unlisted))
+                told.append(Told(what, badge, bool(route.unlisted)))
         if role in (Role.BOOT, Role.STATUS) and len(message.text) <= MAX_SELF_DESCRIPTION:
             memory.note(memory)
             where = fingerprint([said.connector, said.payload.get("connectorId")])
@@ -1497,16 +1493,15 @@ class Router:
         for owner, session in owned.items():
             return Route(owner, "its transaction", session)
         if named and not sessions:
-            if not is_proxy_id(named[0]):
+            if not (isinstance(named[0], int) and named[0] >= FIRST_PROXY_ID):
                 return Route(Peer.PRIMARY, "an unknown transaction")
-            owner = Peer.SECONDARY if int(named[0]) & 1 else Peer.PRIMARY  # The lowest bit names it.
-            why = "a transaction id of the proxy, whose session is forgotten"
-            return Route(owner, why, refused="its start is not known here")
+            owner = Peer.SECONDARY if named[0] & 1 else Peer.PRIMARY  # The lowest bit names it.
+            return Route(owner, "a forgotten id of the proxy's", refused="its start is not known here")
         stopped = memory.stopped_by(said) if said.facts.role is Role.STOP else None
         if route := stopped or self._by_badge(said, said.connector, now):
             return route
         here = memory.on_connector(said.connector) if said.facts.by_connector else None
-        if here and here.owner and not here.is_rejected:
+        if here and here.server:
             return Route(here.owner, f"the session on its connector {said.connector}", here)
         about = said.facts.asked_by if said.request is None else said.request
         asker, _ = memory.asked.get(about, (None, ""))
@@ -1533,7 +1528,7 @@ class Router:
 
     def whose(self, route: Route) -> str:
         """Return what people call the owner."""
-        return "rejected" if route.is_rejected else self.config.name(route.owner)
+        return "rejected" if route.unlisted == "reject" else self.config.name(route.owner)
 
     def route_of_badge(self, badge: str) -> Route:
         """Return whose a badge is, by the ini alone."""
@@ -1542,7 +1537,7 @@ class Router:
             return Route(peer, f"its badge is on {peer.value}_rfid")
         owner = Peer.SECONDARY if unknown == "secondary" and self.address(Peer.SECONDARY) else Peer.PRIMARY
         why = f"its badge is on no list: unknown_rfid = {unknown}"
-        return Route(owner, why, is_unlisted=peer is None, is_rejected=peer is None and unknown == "reject")
+        return Route(owner, why, unlisted="" if peer else unknown)
 
     def address(self, peer: Peer | None) -> str:
         """Return the address of a server; "" = there is none."""
@@ -1554,8 +1549,7 @@ class Router:
         if said.facts.role is Role.START:
             reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
             start = fingerprint([said.connector, normalized(said.badge or ""), *reading])
-            known = (s for s in reversed(memory.sessions.values()) if s.start == start)
-            session = next((s for s in known if not s.stop), None)
+            session = next((s for s in memory.sessions.values() if s.start == start and not s.stop), None)
         else:
             session = memory.sessions.get(transaction_id or "")
             if session and said.is_start and session.started_at not in ("", said.timestamp):
@@ -1589,12 +1583,12 @@ class Router:
         """Give a session that has none its owner, and the owner what was stored for it."""
         if session.owner:
             return []
-        session.owner, session.badge, session.is_rejected = route.owner, badge, route.is_rejected
-        session.server = "" if route.is_rejected else self.address(route.owner)
+        session.owner, session.badge = route.owner, badge
+        session.server = "" if route.unlisted == "reject" else self.address(route.owner)
         self.memory.drop_claims(lambda claim: claim is route.claim)
         self.memory.note(session)
         what = f"a session of {self.whose(route)} begins on connector {session.connector}: {route.why}"
-        decisions: list[Decision] = [Told(what, badge, route.is_unlisted)]
+        decisions: list[Decision] = [Told(what, badge, bool(route.unlisted))]
         for call in [call for call in self.memory.stored if call.session is session]:
             call.peer, call.server, call.was_kept = session.owner, session.server, True
             if session.server in ("", LOCAL):
@@ -1617,10 +1611,9 @@ class Router:
         call = Call(message.text, route.owner, action=message.action, message_id=name, content=said)
         call.charger, call.version, call.since = memory.charger, memory.version, now.utc
         call.session, call.reply_to, call.why = session, name, route.why
-        if not (route.is_rejected or is_primarys_alone):
+        if not (route.unlisted == "reject" or route.refused or is_primarys_alone):
             call.server = session.server if session else self.address(route.owner)
-        is_primarys = route.owner is Peer.PRIMARY and not route.refused
-        if is_primarys and call.server == self.config.servers[Peer.PRIMARY].url != LOCAL:
+        if call.peer is Peer.PRIMARY and call.server == self.config.servers[Peer.PRIMARY].url != LOCAL:
             call.kind = Kind.RELAYED
         elif session or said.facts.role is Role.STOP:
             call.kind = Kind.STORED
@@ -1655,8 +1648,8 @@ class Router:
         goes = call.server not in ("", LOCAL) and not call.refused
         if goes and call.peer is Peer.SECONDARY and call.server == self.address(Peer.SECONDARY):
             call.is_awaited = self.config.secondary_replies == "forward" or said.needs_server
-        is_rejected = session.is_rejected if session else route.is_rejected
-        verdict = "Invalid" if is_rejected or (route.is_unlisted and call.is_awaited) else "Accepted"
+        is_rejected = call.peer is not None and not call.server
+        verdict = "Invalid" if is_rejected or (route.unlisted and call.is_awaited) else "Accepted"
         call.own_answer = said.answer(verdict, now.text, session.transaction_id if session else None)
         if session:
             memory.note(session)
@@ -1728,11 +1721,8 @@ class Router:
         return reply_to
 
     def charger_gone(self) -> None:
-        """Take note that nobody waits any more."""
-        for call in list(self.waiting.values()):
-            call.reply_to = None  # What is stored may be joined by its repeat.
-            if call.kind is Kind.RELAYED:
-                self.stop_waiting(call)
+        """Take note that nobody waits any more; what is stored may be joined by its repeat."""
+        self.waiting = {key: call for key, call in self.waiting.items() if call.kind is Kind.STORED}
 
     def sweep(self, now: Instant) -> list[Decision]:
         """Remove what has expired."""
@@ -1791,9 +1781,12 @@ class Commands:
     def _translated(self, call: Call, peer: Peer) -> str:
         """Translate the transaction that a Call names; return why it must not reach the charger, or ""."""
         said, path, memory = call.content, call.content.facts.transaction, self.memory
-        value = value_at(said.payload, path)
+        value, address = value_at(said.payload, path), self.router.address(peer)
         named = usable_id(value, said.facts.is_16)
-        session = memory.known_as(peer, self.router.address(peer), value)
+        its = (s for s in memory.sessions.values() if s.owner is peer and s.server == address)
+        known = (s for s in its if str(s.server_id) == str(value) != "None")  # null names nothing.
+        # Of several an open one, the newest.
+        session = max(known, key=lambda session: (session.ended is None, session.begun), default=None)
         if session and session.transaction_id is not None:
             if named != session.transaction_id:
                 call.text = patch(call.text, (3, *path), session.transaction_id)
@@ -1824,12 +1817,11 @@ class Commands:
         if facts.role is Role.TRIGGER and wanted in ("MeterValues", "TransactionEvent"):
             memory.triggers[peer] = now.seconds + TRIGGER_SECONDS
         if facts.role in (Role.REMOTE_START, Role.RESERVE) and said.badge is not None:
-            server, badge = self.router.address(peer), normalized(said.badge)
-            connector = said.connector or None
+            badge, connector = normalized(said.badge), said.connector or None
             expiry = said.payload.get("expiryDate", said.payload.get("expiryDateTime"))  # Of a reservation.
             until = utc_of(expiry) or now.utc + CLAIM_SECONDS
             ids = (integer(value_at(said.payload, path)) for path in (facts.reservation, facts.remote_start))
-            call.claim = Claim(peer, server, badge, connector, until, None, *ids)
+            call.claim = Claim(peer, self.router.address(peer), badge, connector, until, None, *ids)
             memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
             memory.claims = [*memory.claims, call.claim][-MAX_FEW:]
             memory.note(memory)
@@ -1847,9 +1839,8 @@ class Commands:
         if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
             decisions.append(Told(f"{self.router.config.name(call.peer)} asked for {call.action}: {outcome}"))
-        text = under_id(message, call.reply_to)
         done = "result" if message.type is MessageType.CALLRESULT else "error"
-        answer = ToPeer(call.peer, text, "the charger answers", outcome=done)
+        answer = ToPeer(call.peer, under_id(message, call.reply_to), "the charger answers", outcome=done)
         return [answer, *decisions, *self._next(now)]
 
     def _learn(self, call: Call, message: Message) -> list[Decision]:
@@ -1916,73 +1907,58 @@ class Answers:
         is_same = named == session.server_id and type(named) is type(session.server_id)
         return call.text if is_same else patch(call.text, (3, *path), session.server_id)
 
-    def words_of(self, message: Message) -> str:
-        """Return what a server's answer has against a Call; "" = nothing."""
-        if message.type is MessageType.CALLERROR:
-            described = next(iter(decoded(message.text)[3:]), "")
-            return f"{CALL_ERROR} {message.action} {short(described)}".strip()
-        status = verdict_of(message.payload) if message.payload else None
-        return "" if status in (None, "Accepted") else f"status {str(status)[:MAX_SHORT]}"
-
     def answered(self, call: Call, message: Message, now: Instant) -> list[Decision]:
         """Decide on a server's answer to a Call, late or not; only who still waits hears of it."""
-        session, said, words, told = call.session, call.content, self.words_of(message), list[Decision]()
+        session, said, words, told = call.session, call.content, words_of(message), list[Decision]()
         if words and said.badge is not None:
             whose = self.router.config.name(call.peer)
             told.append(Told(f"{whose} answers {call.action} with {words}", said.badge))
-        # Of a start that was sent twice the charger goes by the answer that came first.
-        is_start = said.facts.role is Role.START
-        is_again = is_start and session is not None and session.server_id is not None
-        if session and not is_again and said.facts.role is not Role.METER:
-            self._learn(session, call, message, words, now)
+        if session and said.facts.role is not Role.METER:
+            message = self._learned(session, call, message, words, now)
         if call.own_answer and (message.type is MessageType.CALLERROR or not call.is_awaited):
             call.is_awaited = False  # The proxy's own answer goes to the charger.
             return told
         call.own_answer, reply_to = "", self.router.stop_waiting(call)
         repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
-        if repeat and repeat.kind is Kind.RELAYED and repeat.sent is None:
-            reply_to = self.router.stop_waiting(repeat)  # It needs not go out any more.
+        if repeat and repeat.kind is Kind.RELAYED and message.type is MessageType.CALLRESULT:
+            reply_to = self.router.stop_waiting(repeat)  # If it is not sent yet, it needs not be.
         if reply_to is None:
             return [*told, Told("the charger has its answer, or waits no more", dropped=NOBODY_WAITS)]
         if said.facts.role is Role.BOOT:
             self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
             self.memory.note(self.memory)
-        text = under_id(message, reply_to)
-        if session and said.mark and message.type is MessageType.CALLRESULT:
-            answer = session.answers.get(said.mark) if is_again else None
-            text = result_text(reply_to, answer) if answer else self._told(session, message, text)
-            if is_start:
-                session.is_told, session.start = True, "" if words else session.start
+        if session and said.facts.role is Role.START and message.type is MessageType.CALLRESULT:
+            session.is_told, session.start = True, "" if words else session.start
         # The charger must not know of a session whose owner a restart would forget.
         rows = (session,) if session and not said.is_reading else ()
-        return [*told, ToPeer(Peer.CHARGER, text, "its server answers", rows)]
+        return [*told, ToPeer(Peer.CHARGER, under_id(message, reply_to), "its server answers", rows)]
 
-    def _told(self, session: Session, message: Message, text: str) -> str:
-        """Return the text of an answer with the transaction id that the charger is told."""
-        named, wanted = message.payload.get("transactionId"), session.transaction_id
-        is_known = named is None or wanted in (None, named)
-        return text if is_known else patch(text, (2, "transactionId"), session.key)
-
-    def _learn(self, session: Session, call: Call, message: Message, words: str, now: Instant) -> None:
+    def _learned(self, session: Session, call: Call, message: Message, words: str, now: Instant) -> Message:
+        """Keep what an answer tells of a session; return it as the charger is to hear it."""
         said, memory, is_16 = call.content, self.memory, call.content.facts.role is Role.START
+        if is_16 and session.server_id is not None:
+            return message  # It was sent twice; the answer that came first counts.
         if not said.is_reading:
             memory.note(session)
         session.refused = words if said.is_start else session.refused
         if message.type is MessageType.CALLERROR:
-            return
+            return message
         if is_16:
             raw = message.payload.get("transactionId")
             session.server_id = raw if type(raw) is str else integer(raw)
             usable = usable_id(raw, is_16=True)
-            if usable is None or usable in memory.sessions or is_proxy_id(usable):
+            if type(usable) is not int or usable in memory.sessions or usable >= FIRST_PROXY_ID:
                 usable = self.router.new_transaction_id(session.owner)
             if session.transaction_id is None:
                 memory.add(session, usable)
+            if raw not in (None, session.transaction_id):
+                message = message._replace(text=patch(message.text, (2, "transactionId"), session.key))
         if said.is_stop:
             session.delivered = now.utc
-        payload = value_text(self._told(session, message, message.text), (2,))
+        payload = value_text(message.text, (2,))
         if said.mark and not (is_16 and session.is_told) and len(payload) <= MAX_SELF_DESCRIPTION:
             put_newest(session.answers, said.mark, payload)
+        return message
 
     def given(self, call: Call) -> str:
         """Return the proxy's own answer to a Call, for the charger, which waits no more then."""
@@ -1995,7 +1971,7 @@ class Answers:
 
     def delivered(self, call: Call, message: Message, now: Instant) -> str:
         """Forget a stored Call, or try it again, or keep it as refused: return the words against it."""
-        memory, session, words = self.memory, call.session, self.words_of(message)
+        memory, session, words = self.memory, call.session, words_of(message)
         is_error = message.type is MessageType.CALLERROR
         if is_error and not call.content.is_reading and call.tries < len(RETRY_SECONDS):
             call.not_before, call.sent = now.seconds + RETRY_SECONDS[call.tries], None
@@ -2037,7 +2013,7 @@ LOCK_SECONDS = 2.0  # For another process to let go of the file.
 COMPLAINT_SECONDS = 60.0  # Between two WARNINGs about the same trouble.
 
 APPLICATION_ID = 0x6F327770  # "o2wp": marks the file as the proxy's.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 OWED = """SELECT (SELECT count(*) FROM calls WHERE refused IS NULL)
     + (SELECT count(*) FROM sessions WHERE kept != '[]')"""  # Undelivered, in the first edition's tables.
 UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # Not: in trouble.
@@ -2048,7 +2024,7 @@ TABLES: dict[type, str] = {Memory: "chargers", Session: "sessions", Call: "calls
 COLUMNS = {k: {f.name: re.split(r"\W", str(f.type))[0] for f in fields(k) if not f.kw_only} for k in TABLES}
 SCHEMA = [
     *(f"CREATE TABLE {TABLES[k]} (number INTEGER PRIMARY KEY, {', '.join(COLUMNS[k])})" for k in TABLES),
-    "CREATE INDEX sessions_by_begin ON sessions (begun, number, owner, meter_start, meter_stop, is_rejected)",
+    "CREATE INDEX sessions_by_begin ON sessions (begun, number, owner, meter_start, meter_stop, server)",
     "CREATE INDEX calls_by_session ON calls (session, refused, since)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
@@ -3754,7 +3730,7 @@ WITH found AS (
         AND :badge IN ('', replace(replace(lower(trim(badge)), ':', ''), '-', ''))
     ORDER BY begun DESC, number DESC LIMIT :rows
 )
-SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
+SELECT charger, connector, badge, iif(server = '', '', owner) AS owner,
     ifnull(nullif(started_at, ''), strftime('%Y-%m-%dT%H:%M:%SZ', begun, 'unixepoch')) AS start,
     stopped_at AS stop, CAST(round(meter_start) AS INTEGER) AS meter_start,
     CAST(round(meter_stop) AS INTEGER) AS meter_stop,
@@ -3762,11 +3738,11 @@ SELECT charger, connector, badge, iif(is_rejected, '', owner) AS owner,
     transaction_id, server_id AS server_transaction_id, reason,
     ifnull(strftime('%Y-%m-%dT%H:%M:%SZ', delivered, 'unixepoch'), '') AS delivered,
     CASE
-        WHEN is_rejected THEN 'rejected'
+        WHEN owner != '' AND server = '' THEN 'rejected'
         WHEN refused_call != '' OR is_refused THEN 'refused'
         WHEN waits_since IS NOT NULL THEN 'waiting'
         WHEN ended IS NULL THEN 'open'
-        WHEN server IN ('', 'local') THEN 'recorded'
+        WHEN server = 'local' THEN 'recorded'
         WHEN delivered THEN 'delivered'
         WHEN stop = '' THEN 'no stop'
         ELSE 'unconfirmed'  -- Its stop was passed on, and no answer has come.
@@ -3790,7 +3766,7 @@ dates (date, first, next) AS (  -- This and the last month, and the last 30 days
 )
 SELECT date, total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'primary') AS "primary",
     total(round(meter_stop) - round(meter_start)) FILTER (WHERE owner = 'secondary') AS secondary
-FROM dates LEFT JOIN sessions ON meter_stop > meter_start AND NOT is_rejected
+FROM dates LEFT JOIN sessions ON meter_stop > meter_start AND server != ''
     AND begun >= strftime('%s', first, 'utc') + 0 AND begun < strftime('%s', next, 'utc') + 0
 GROUP BY date ORDER BY length(date), date  -- The months first. The index by begin holds all of it.
 """
@@ -4181,8 +4157,8 @@ class Status(logging.Handler):
             recent = [s for s in memory.sessions.values() if (s.ended or utc) >= utc - SESSION_SECONDS]
             opened = [session for session in recent if session.ended is None]
             for s in recent:
-                what = "ended" if s.ended else "open"
-                what = "rejected" if s.is_rejected else "refused" if s.refused else what
+                what = "refused" if s.refused else "ended" if s.ended else "open"
+                what = "rejected" if s.owner and not s.server else what
                 totals["sessions", to_column(s.owner) or "unknown", what] += 1
             is_well = all(outbox.link for outbox in wanted) and not stored
             if (state != "gone" or stored) and find in memory.charger.lower():
@@ -4435,7 +4411,7 @@ def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
     """Say which server a badge goes to, and by which line of the ini."""
     router, lines = Router(charger, Memory(), "ocpp1.6"), charger.lines
     route = router.route_of_badge(badge)
-    entry = "" if route.is_unlisted else charger.entry(badge)
+    entry = "" if route.unlisted else charger.entry(badge)
     line = lines.get(entry or "unknown_rfid")
     where = "by default" if line is None else f"{path}:{line}" + (f" ({entry})" if entry else "")
     near = [] if entry else difflib.get_close_matches(normalized(badge), charger.badges, 1, 0.8)

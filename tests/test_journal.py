@@ -290,7 +290,7 @@ A stop never reaches another primary than that of its session.
     proxy given NORMAL, 20 s => primary: Start|Stop:7; charger: 1:Accepted e|
 A session of the proxy itself is told as well, and goes to no server that comes later.
     proxy given LOCAL_PRIMARY, charger starts 1 PRIM1 1 100, proxy given NORMAL, charger stops e meterStop=300
-    => primary: ; charger: 1:Accepted e; stored: ; file owner server badge is_rejected: primary local PRIM1 0;
+    => primary: ; charger: 1:Accepted e; stored: ; file owner server badge: primary local PRIM1;
     file meter_start meter_stop delivered: 100.0 300.0 None
 What comes for a refused session meanwhile is refused as well: its server has no id for it.
     charger starts 1, secondary refuses, proxy given OTHER_SECONDARY, charger stops e, proxy given NORMAL

@@ -105,7 +105,7 @@ A start that was refused with id 0 has another for the charger, whose stop ends 
 A start that was rejected is recorded and delivered nowhere; its repeat joins it: no owner has refused it.
     charger starts 1 STRANGER, charger starts 2 STRANGER, proxy killed, charger reads m, charger stops e
     => charger: 1:Invalid 2:Invalid m e; primary: ; secondary: ; sessions: 1; stored: ;
-    file server badge is_rejected meter_stop delivered: STRANGER 1 5.0 None
+    file server badge owner meter_stop delivered: STRANGER primary 5.0 None
 A start whose server was lost is found by its stop, although its badge is another's.
     primary claims SECO1, charger starts 1, primary leaves, primary returns, charger stops e 0 SECO1
     => primary: Start Stop:0; secondary:

@@ -340,7 +340,7 @@ async def test_what_cannot_be_told_is_said_with_what_to_do(monkeypatch: Patch) -
 
 
 STATES: list[tuple[p.Record, str]] = [  # Changes, and what is said then.
-    *(({}, "delivered"), ({"is_rejected": True}, "rejected"), ({"ended": None, "meter_stop": None}, "open")),
+    *(({}, "delivered"), ({"server": ""}, "rejected"), ({"ended": None, "meter_stop": None}, "open")),
     *(({"server": p.LOCAL}, "recorded"), ({"delivered": None, "stop": ""}, "no stop")),
     *(({"delivered": None}, "unconfirmed"), ({"refused": "X", "is_refused": True}, "refused")),
 ]
@@ -372,7 +372,7 @@ async def test_a_report_is_a_month_to_print(monkeypatch: Patch) -> None:
             booked(proxy, f"CP{number % 3}", begun=TEN + number * 1800)
         booked(proxy, owner=p.Peer.PRIMARY, badge="<b>=1+1")
         booked(proxy, badge="LATE", begun=TEN + 27.6 * p.DAY)  # In June, here; in May by UTC.
-        booked(proxy, badge="NOBODY", is_rejected=True)
+        booked(proxy, badge="NOBODY", server="")
         reply = await get(status, "/report?month=2026-05")
         assert (reply.status, reply.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
         for text in (
