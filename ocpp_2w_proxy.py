@@ -1634,7 +1634,9 @@ class Router:
             return [Told(f"a repeated {message.action} joins the one that waits for its answer")]
         if mark not in session.answers:
             return []
-        session.is_told = True
+        if not session.is_told:  # Else a disk that fails need not hold up the answer.
+            session.is_told = True
+            self.memory.note(session)
         text = result_text(message.message_id, session.answers[mark])
         return [ToPeer(Peer.CHARGER, text, f"repeats a {message.action}", (session,), True)]
 
@@ -1951,12 +1953,13 @@ class Answers:
                 usable = self.router.new_transaction_id(session.owner)
             if session.transaction_id is None:
                 memory.add(session, usable)
-            if raw not in (None, session.transaction_id):
+            if raw != session.transaction_id:
                 message = message._replace(text=patch(message.text, (2, "transactionId"), session.key))
         if said.is_stop:
             session.delivered = now.utc
-        payload = value_text(message.text, (2,))
-        if said.mark and not (is_16 and session.is_told) and len(payload) <= MAX_SELF_DESCRIPTION:
+        is_ignored = call.peer is Peer.SECONDARY and self.router.config.secondary_replies == "ignore"
+        is_heard = not (is_ignored or (is_16 and session.is_told))
+        if said.mark and is_heard and len(payload := value_text(message.text, (2,))) <= MAX_SELF_DESCRIPTION:
             put_newest(session.answers, said.mark, payload)
         return message
 
@@ -1967,6 +1970,7 @@ class Answers:
         call.own_answer = ""
         if text and call.session and call.content.facts.role is Role.START:
             call.session.is_told = True
+            self.memory.note(call.session)
         return text  # "": its charger is gone; a repeat is answered again.
 
     def delivered(self, call: Call, message: Message, now: Instant) -> str:
@@ -3461,7 +3465,6 @@ class Proxy:
         self.complaints = Complaints()
         self.tls = server_context(config.host)  # The listener's.
         self.files = raised_file_limit()  # That the process may have open.
-        self.max_half_open = min(MAX_HALF_OPEN, self.files // 8)
         self.server: asyncio.Server  # From `start` on,
         self.watchdog: asyncio.Task[None]  # and this.
         self.port = config.host.port  # That it listens on, once it does.
@@ -3518,9 +3521,9 @@ class Proxy:
         if self.tls and link.transport:
             link.transport.pause_reading()  # Until start_tls.
         self.handshakes[link] = asyncio.create_task(self._admit(link), name="handshake")
-        if len(self.handshakes) > self.max_half_open:
+        if len(self.handshakes) > (most := min(MAX_HALF_OPEN, self.files // 8)):
             half_open = [each for each in self.handshakes if not each.handshake.done()]
-            if len(half_open) > self.max_half_open:
+            if len(half_open) > most:
                 half_open[0].abort("too many connections wait for their request")
 
     async def _admit(self, link: Link) -> None:
@@ -3556,8 +3559,7 @@ class Proxy:
         here, known, most = self.relays, len(self.journal.memories), (self.files - 100) // 3  # Three each.
         if len(here) >= most:  # Some are not here: what they have left is delivered.
             here = {name: relay for name, relay in here.items() if relay.link}
-        is_full = charger_id not in here and len(here) >= most
-        if is_full or not self.journal.has_room(charger_id, self.relays):
+        if len(here) - (charger_id in here) >= most or not self.journal.has_room(charger_id, self.relays):
             detail = f"; {len(here)} chargers are here, {known} known, {self.files} files may be open"
             raise RefusedError(503, "there is no room for it", RETRY_AFTER, detail)
 

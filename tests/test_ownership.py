@@ -78,6 +78,9 @@ A late answer to that start is not forwarded, but tells the session its id.
 Where its repeat has heard the late answer, -1 is not taken for the stop of that session.
     charger starts 1 SECO1 2, secondary accepts, charger starts 2 PRIM1, 31 s, primary accepts,
     charger starts 3 PRIM1, charger stops e -1 => primary: Start Stop:-1; charger: 1:Accepted 3:Accepted
+Nor is -1 taken for the stop of one whose start the proxy has answered, after a kill neither.
+    charger starts 1 PRIM1 2, primary accepts, charger reads m, secondary leaves, charger starts 2 SECO1 1,
+    proxy killed, charger stops e 0 => stored: Start; file owner badge stop: primary PRIM1|secondary SECO1
 It is that of the only open session; those that have ended, or were turned away, are no candidates.
     charger starts 0 STRANGER 2, charger starts 1, secondary accepts, charger stops d, secondary accepts,
     charger starts 2 PRIM1, primary accepts, charger stops e 0
@@ -195,6 +198,14 @@ def test_an_id_that_another_session_bears_is_translated() -> None:
     stage.charger.hears()
     stage.primary.calls("x", "RemoteStopTransaction", transactionId=1)
     assert stage.charger.hears_call()[2] == {"transactionId": second}
+
+
+def test_a_start_that_is_accepted_without_an_id_gets_one_of_the_proxys() -> None:
+    """The charger could not read the answer without it."""
+    stage = Stage()
+    stage.starts("PRIM1", "1")
+    stage.primary.answers(stage.primary.hears_call()[0], idTagInfo={"status": "Accepted"})
+    assert stage.charger.hears()[0][2]["transactionId"] >= FIRST
 
 
 def test_an_id_in_use_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:

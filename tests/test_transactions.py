@@ -31,6 +31,9 @@ A repeated event is answered again and not stored again, after a kill neither.
     charger tells 0 Started SECO1, charger tells 0 Started SECO1, secondary takes, proxy killed,
     charger tells 0 Started SECO1
     => secondary: Event:0; charger: T0:Accepted T0:Accepted T0:Accepted; stored:
+The repeat hears what was told, not what the secondary says of it (rule 3).
+    charger tells 0 Started SECO1, secondary refuses, charger tells 0 Started SECO1
+    => charger: T0:Accepted T0:Accepted
 One without an owner is kept once.
     charger tells 0 Started, charger tells 0 Started, proxy killed, charger tells 0 Started,
     charger tells 1 Updated SECO1, secondary takes
