@@ -12,12 +12,6 @@ Each transaction is one server's, and whole.
 Events follow the badge of the first one, whatever badge ends the transaction.
     charger tells 0 Started SECO1, charger tells 1, charger tells 2 Ended PRIM1, secondary takes
     => secondary: Event:0 Event:1 Event:2; primary: ; charger: T0:Accepted T1 T2:Accepted
-They do so after a kill, to the secondary,
-    charger tells 0 Started SECO1, secondary takes, proxy killed, charger tells 1, charger tells 2 Ended,
-    secondary takes => secondary: Event:0 Event:1 Event:2; primary:
-and to the primary.
-    charger tells 0 Started PRIM1, primary takes, proxy killed, charger tells 1, charger tells 2 Ended SECO1,
-    primary takes => primary: Event:0 Event:1 Event:2; secondary:
 Without an owner they are answered, and kept until a badge settles it, then handed over in order.
     charger tells 0 Started, proxy killed, charger tells 1, proxy killed, look,
     charger tells 2 Updated SECO1, secondary takes
@@ -27,13 +21,10 @@ The settling event comes last at the primary, too, and the charger hears its ver
     => primary: Event:0|Event:1|; secondary: ||; charger: T0||T1:Blocked; stored:
 A kept event that the primary leaves unanswered lets the settling one pass after `call_timeout`.
     charger tells 0 Started, charger tells 1 Ended, 29 s, look, 2 s => primary: Event:0|Event:1; closed:
-A repeated event is answered again and not stored again, after a kill neither.
-    charger tells 0 Started SECO1, charger tells 0 Started SECO1, secondary takes, proxy killed,
-    charger tells 0 Started SECO1
-    => secondary: Event:0; charger: T0:Accepted T0:Accepted T0:Accepted; stored:
-The repeat hears what was told, not what the secondary says of it (rule 3).
-    charger tells 0 Started SECO1, secondary refuses, charger tells 0 Started SECO1
-    => charger: T0:Accepted T0:Accepted
+A repeated event is not stored again, and answered as it was (rule 3), after a kill, too.
+    charger tells 0 Started SECO1, charger tells 0 Started SECO1, secondary refuses,
+    charger tells 0 Started SECO1, proxy killed, charger tells 0 Started SECO1
+    => secondary: Event:0; charger: T0:Accepted T0:Accepted T0:Accepted T0:Accepted; stored:
 One without an owner is kept once.
     charger tells 0 Started, charger tells 0 Started, proxy killed, charger tells 0 Started,
     charger tells 1 Updated SECO1, secondary takes
@@ -131,14 +122,10 @@ A remote start claims the transaction that names its number, with its badge,
     primary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=9,
     charger tells 0 Started TAG A remoteStartId=4, charger tells 0 Started TAG B remoteStartId=9
     => secondary: Event:A0; primary: Event:B0
-or without one, but not with another's: some servers say 1 every time;
+or without one, but not with another's: some servers say 1 every time.
     secondary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=1,
     charger tells 0 Started PRIM1 A remoteStartId=1, charger tells 0 Started - B remoteStartId=1
     => secondary: Event:B0; primary: Event:A0
-of those for one badge the newest counts where none is named.
-    secondary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=4,
-    primary asks RequestStartTransaction idToken={"idToken":"TAG"} remoteStartId=9,
-    charger tells 0 Started TAG A => secondary: ; primary: Event:A0
 A server names only its own transactions, and the primary those without an owner.
     charger tells 0 Started SECO1 A, charger tells 0 Started - B, secondary takes,
     primary calls x RequestStopTransaction transactionId=A, primary calls z CostUpdated transactionId=A,
@@ -168,13 +155,11 @@ A report on transactions is their owner's; on those of both, of none or unknown 
     charger sends 6 NotifyEvent eventData=[{"transactionId":"F"}]
     => primary: Event:A0 Event:D0|NotifyEvent|NotifyEvent||NotifyEvent|NotifyEvent|NotifyEvent;
     secondary: Event:B0 Event:C0|||NotifyEvent|||
-A badge that is rejected settles a transaction that nobody gets; nobody may stop it.
-    proxy with unknown_rfid=reject, 2 times (charger tells 1 Updated STRANGER),
+A badge that is rejected settles a transaction that nobody gets, nor what was kept of it; nobody may stop it.
+    proxy with unknown_rfid=reject, charger tells 0 Started, 2 times (charger tells 1 Updated STRANGER),
     charger tells 2 Updated STRANGER, primary calls x RequestStopTransaction transactionId=T,
-    charger tells 3 Ended => charger: T1:Invalid T1:Invalid T2:Invalid T3; primary: x:Rejected; secondary:
-Nor does anybody get what was kept of it.
-    proxy with unknown_rfid=reject, charger tells 0 Started, charger tells 1 Updated STRANGER,
-    charger tells 3 Ended => charger: T0 T1:Invalid T3; primary: ; secondary: ; stored:
+    charger tells 3 Ended
+    => charger: T0 T1:Invalid T1:Invalid T2:Invalid T3; primary: x:Rejected; secondary: ; stored:
 A delivery to the primary without a charger ends, also where that fails to take something,
     proxy with primary_user=u, charger boots, charger tells 0 Started, charger tells 1 Ended, primary fails,
     charger leaves, 239 s => closed: primary:1000 secondary:1001; stored: Event
