@@ -199,16 +199,14 @@ when it began, by the charger's clock, and ended, by the proxy's; its start is d
 and that its owner knows.
     charger starts 1, secondary accepts, charger stops e, 60 s, secondary accepts
     => file ended delivered: 1800001000.0 1800001060.0
-A relayed session is told as well, with its readings,
-    charger starts 1 PRIM1, primary accepts, charger reads m
-    meterValue=[{"sampledValue":[{"value":"1.5","unit":"kWh"},{"value":"16","measurand":"Current.Import"}]}]
-    => file owner server_id transaction_id meter_start meter_stop ended: primary 7 7 0.0 1500.0 None
-and with its stop.
+A relayed session is told as well.
     charger starts 1 PRIM1, primary accepts, charger stops e meterStop=2000, primary accepts
-    => file meter_stop ended delivered: 2000.0 1800001000.0 1800001000.0
+    => file owner server_id transaction_id meter_start meter_stop: primary 7 7 0.0 2000.0;
+    file ended delivered: 1800001000.0 1800001000.0
 Its readings are saved once a minute, because each of them would keep the disk busy for nothing:
-    charger starts 1 PRIM1, primary accepts, charger reads m meterValue=[{"sampledValue":[{"value":"1"}]}],
-    58 s, charger reads n meterValue=[{"sampledValue":[{"value":"2"}]}] => file meter_stop: 1.0
+    charger starts 1 PRIM1, primary accepts, charger reads m
+    meterValue=[{"sampledValue":[{"value":"1.5","unit":"kWh"},{"value":"16","measurand":"Current.Import"}]}],
+    58 s, charger reads n meterValue=[{"sampledValue":[{"value":"2"}]}] => file meter_stop ended: 1500.0 None
 when it is over, the next one is.
     charger starts 1 PRIM1, primary accepts, charger reads m meterValue=[{"sampledValue":[{"value":"1"}]}],
     61 s, charger reads n meterValue=[{"sampledValue":[{"value":"2"}]}] => file meter_stop: 2.0
@@ -271,14 +269,11 @@ It removes no session that is young.
 test_a_server_that_is_replaced = plays("""
 A session belongs to the address that its server had when it began.
 
-What is left for a secondary that was replaced, and what comes for it, is kept until the ini names it again.
+What is left for a secondary that is replaced, or taken out, and comes for it, is kept until the ini names it.
     charger starts 1, secondary accepts, secondary leaves, charger reads m, proxy given OTHER_SECONDARY,
-    charger stops e, proxy given OTHER_SECONDARY, look, proxy given NORMAL, secondary takes
-    => secondary: Start|Meter:7 Stop:7; charger: 1:Accepted m e|; primary: |; stored:
-It is so for one that was taken out.
-    charger starts 1, secondary accepts, secondary leaves, charger reads m, proxy given NO_SECONDARY,
-    charger stops e, proxy given NO_SECONDARY, look, proxy given NORMAL, secondary takes
-    => secondary: Start|Meter:7 Stop:7; charger: 1:Accepted m e|; primary: |; stored:
+    charger reads n, proxy given NO_SECONDARY, charger stops e, proxy given NO_SECONDARY, look,
+    proxy given NORMAL, secondary takes
+    => secondary: Start|Meter:7 Meter:7 Stop:7; charger: 1:Accepted m n e|; primary: |; stored:
 What is new belongs to the new secondary; what is left for the old one holds nothing up.
     charger starts 1, secondary accepts, secondary leaves, charger reads m, proxy given OTHER_SECONDARY,
     look, charger starts 2 SECO2 2, secondary takes => secondary: Start|Start; stored: Meter
@@ -309,17 +304,13 @@ or kept for an address that is not named.
     secondary leaves, charger starts 1, proxy starts OTHER_SECONDARY, secondary returns, 60 s
     => told CP1: 1 stored Calls are kept for ws://secondary.example, which the ini does not name: 1;
     secondary:
-What a server has asked for ends with it: a report is the primary's then,
-    secondary asks GetDiagnostics, proxy given OTHER_SECONDARY, charger sends r DiagnosticsStatusNotification
-    => primary: DiagnosticsStatusNotification; secondary:
-also one that names its request,
-    secondary asks GetLog requestId=1, proxy given NO_SECONDARY,
-    charger sends r LogStatusNotification requestId=1 => primary: LogStatusNotification
-and so are the sessions that follow a remote start
+What a server has asked for ends with it: a report is the primary's then, also one that names its request,
+    secondary asks GetDiagnostics, secondary asks GetLog requestId=1, proxy given OTHER_SECONDARY,
+    charger sends r DiagnosticsStatusNotification, primary takes,
+    charger sends s LogStatusNotification requestId=1
+    => primary: DiagnosticsStatusNotification LogStatusNotification; secondary:
+and so are the sessions that follow a remote start.
     secondary claims GUEST, proxy given OTHER_SECONDARY, charger starts 1 GUEST => primary: Start; secondary:
-or a reservation.
-    secondary asks ReserveNow idTag=GUEST reservationId=5 expiryDate=2099-01-01T00:00:00Z,
-    proxy given NO_SECONDARY, charger starts 1 GUEST => primary: Start
 """)
 
 
@@ -342,13 +333,11 @@ Relayed traffic goes on, also what a kill now would forget.
 A start that the charger repeats meanwhile is one Call, and answered once, to the newest message id.
     disk full, charger starts 1, 4 s, charger starts 2, 4 s, charger starts 3, 4 s, look, disk well, 2 s
     => charger: |3:Accepted; secondary: |Start; sessions: 1
-So is a stop,
-    charger starts 1, secondary accepts, disk full, charger stops a, 4 s, charger stops b, 4 s, look,
-    disk well, 2 s => charger: 1:Accepted|b; secondary: Start|Stop:7
-a reading,
-    charger starts 1, secondary accepts, disk full, charger reads a, 4 s, charger reads b, 4 s, look,
-    disk well, 2 s => charger: 1:Accepted|b; secondary: Start|Meter:7
-and one of a session that is refused.
+So are a reading and a stop,
+    charger starts 1, secondary accepts, disk full, charger reads a, 2 s, charger reads b, 2 s,
+    charger stops c, 2 s, charger stops d, 2 s, look, disk well, 2 s, secondary takes
+    => charger: 1:Accepted|b d; secondary: Start|Meter:7 Stop:7
+and a reading of a session that is refused.
     charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, disk full,
     charger reads a, 4 s, charger reads b, 4 s, look, disk well, 2 s
     => charger: 1:Accepted|b; secondary: Start Start Start|; refused: Start Meter

@@ -26,14 +26,6 @@ def test_a_badge_is_whose_list_has_it(badge: object, owner: str) -> None:
     assert getattr(stage, owner).hears_call()[1:] == ("Authorize", {"idTag": badge})
 
 
-def test_without_a_secondary_its_badges_are_the_primarys() -> None:
-    """As the WARNING of the ini says, also where a badge on no list is rejected."""
-    rules = "secondary_rfid = SECO*\nunknown_rfid = reject"
-    stage = Stage(ini=f"[ext-server]\nserver = ws://a\n{rules}\n{{more}}")
-    stage.charger.calls("1", "Authorize", idTag="SECO1")
-    assert stage.primary.hears_call()[1:] == ("Authorize", {"idTag": "SECO1"})
-
-
 # The transaction.
 
 
@@ -168,9 +160,9 @@ Only the Actions of `secondary_copies` are copied; what a secondary misses is no
 A local secondary records its sessions, whose badges never reach the primary, and gets no copies.
     proxy given LOCAL_SECONDARY, charger starts 1, charger is Charging
     => charger: 1:Accepted; primary: Status:Charging; file badge: SECO1; stored:
-Without a secondary all is the primary's, whatever the lists say.
+Without a secondary its badges are the primary's, as the WARNING says; one on no list may be rejected.
     proxy given NO_SECONDARY, charger shows 1, primary takes, charger shows 2 STRANGER
-    => primary: Authorize Authorize; charger: 1:Accepted
+    => primary: Authorize; charger: 1:Accepted 2:Invalid
 What names no badge by its schema is the station's.
     charger sends a DataTransfer idTag=SECO1 => primary: DataTransfer; secondary: ; charger:
 A forgotten id of the proxy is its owner's, which does not know it: a stop is kept, a reading not even that.

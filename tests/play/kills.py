@@ -13,7 +13,7 @@ OTHER_SECONDARY = NORMAL.replace("ws://secondary.example", "ws://other.example")
 OTHER_PRIMARY = NORMAL.replace("ws://primary.example", "ws://other.example")
 LOCAL_PRIMARY = NORMAL.replace("ws://primary.example", "local")
 LOCAL_SECONDARY = NORMAL.replace("ws://secondary.example", "local")
-NO_SECONDARY = NORMAL.replace("secondary_server = ws://secondary.example\n", "")
+NO_SECONDARY = NORMAL.replace("secondary_server = ws://secondary.example", "unknown_rfid = reject")
 LOGIN = INI.format(more="secondary_auth = forward")
 FORWARD = "secondary_replies = forward"
 
