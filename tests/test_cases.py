@@ -32,9 +32,6 @@ Who hears what of it.
     charger sends s StartTransaction connectorId=1 idTag=SECO1 meterStart=0, primary takes
     => secondary: Start Meter:7 Status:Available Start; primary: Status:Available; sessions: 2;
     file stop!='' ended>0: 0 1|0 None
-6c A report that comes before the answer to its request is the asker's.
-    secondary calls g GetDiagnostics, charger sends r DiagnosticsStatusNotification, charger answers g
-    => secondary: DiagnosticsStatusNotification g; primary: ; charger: GetDiagnostics r
 12 A charger that hangs up if it is called before it boots, three seconds after connecting, is asked nothing.
     charger leaves, 60 s, charger returns, 3 s, charger boots, 60 s => charger:
 13 A Call of the primary right after connecting reaches the charger at once: no question stands before it.
@@ -123,7 +120,7 @@ test_a_case_of_both_versions = plays(
     """
 Who hears what of it.
 
-6c So is the one of an update of the firmware.
+6c A report that comes before the answer to its request is the asker's.
     secondary calls g UpdateFirmware requestId=5, charger sends r FirmwareStatusNotification requestId=5,
     charger answers g => secondary: FirmwareStatusNotification g; primary: ; charger: UpdateFirmware r
 16 A transaction that a serializer has left null names nothing, so that the profile passes.

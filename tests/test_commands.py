@@ -19,9 +19,6 @@ One Call at a time is outstanding at the primary; equal ones that are sent ahead
     charger shows 1 PRIM1, charger shows 2 PRIM1, charger shows 3 PRIM1, look, primary accepts, look, 31 s,
     primary accepts, primary accepts
     => primary: Authorize|Authorize|Authorize; charger: |1:Accepted|3:Accepted
-The same id from both servers is told apart.
-    primary calls 1 ClearCache, secondary calls 1 Reset, look, charger answers ClearCache, look,
-    charger answers Reset => charger: ClearCache|Reset|; primary: |1|; secondary: ||1
 The servers take turns: one with many Calls does not keep the other waiting for all of them.
     primary calls 1 A, primary calls 2 B, primary calls 3 C, secondary calls 1 X, secondary calls 2 Y,
     charger answers A, charger answers X, charger answers B, charger answers Y, charger answers C
