@@ -42,16 +42,13 @@ A start refused by its status without an id takes its session along, for good.
     => secondary: Start; charger: 1:Accepted e; refused: Start Stop; stored:
 A start that met CallErrors is tried once at every start of the proxy; accepted, the rest goes, too.
     charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, charger reads m, look,
-    proxy killed, secondary fails, look, proxy killed, charger stops e, secondary takes, proxy killed
-    => secondary: Start Start Start|Start|Start Meter:7 Stop:7; charger: 1:Accepted m||e; refused: ; stored:
+    proxy killed, secondary fails, look, proxy killed, proxy killed, charger stops e, secondary takes,
+    proxy killed => secondary: Start Start Start|Start|Start Start Meter:7 Stop:7;
+    charger: 1:Accepted m||e; refused: ; stored:
 A start and a stop that there is no room for are not answered, and change nothing until they come again.
     limit is MAX_STORED 0, charger starts 1, look, limit ends, charger starts 2, look, limit is MAX_STORED 0,
     charger stops e, look, limit ends, charger stops f, secondary takes
     => charger: |2:Accepted||f; secondary: |Start||Stop:7; sessions: 1; stored:
-What comes behind such a start is delivered with it, after two kills in a row, too.
-    charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails, charger reads m, look,
-    proxy killed, proxy killed, charger stops e, secondary takes
-    => secondary: Start Start Start|Start Start Meter:7 Stop:7; refused: ; stored:
 What is tried again comes before what has come since.
     charger starts 1, charger stops e, secondary fails, 11 s, secondary fails, 61 s, secondary fails,
     secondary leaves, charger starts 2 SECO2 2, proxy killed, secondary takes
@@ -156,12 +153,9 @@ It is new after the stop.
 It is sent again if it was not answered in time, and the charger goes by the answer that it has heard.
     charger starts 1 PRIM1, 31 s, charger starts 2 PRIM1, primary accepts, primary accepts, charger stops e
     => primary: Start Start Stop:7; charger: 2:Accepted; sessions: 1
-It is sent again if its connection was lost.
-    charger starts 1 PRIM1, primary leaves, primary returns, charger starts 2 PRIM1, primary accepts
-    => primary: Start Start; charger: 2:Accepted; sessions: 1
-It is sent again if the proxy was killed before the answer.
-    charger starts 1 PRIM1, proxy killed, charger starts 2 PRIM1, primary accepts
-    => primary: Start Start; charger: 2:Accepted; sessions: 1
+It is sent again if its connection was lost, or the proxy was killed before the answer.
+    charger starts 1 PRIM1, primary leaves, primary returns, charger starts 2 PRIM1, proxy killed,
+    charger starts 3 PRIM1, primary accepts => primary: Start Start Start; charger: 3:Accepted; sessions: 1
 It is answered by a late answer, after a kill, too.
     charger starts 1 PRIM1, 31 s, primary accepts, charger starts 2 PRIM1, proxy killed,
     charger starts 3 PRIM1 => primary: Start; charger: 2:Accepted 3:Accepted; sessions: 1
@@ -180,14 +174,10 @@ A refusal of the repeat does not override the accepted start.
 A start that the charger has stopped meanwhile is not answered by its repeat.
     charger starts 1 PRIM1, 31 s, charger stops e, charger starts 2 PRIM1, primary accepts, primary accepts
     => primary: Start Stop:-1 Start; charger: e; sessions: 2
-What the primary has asked for is still its own, although the badge is not: if it is lost meanwhile,
-    primary claims SECO1, charger starts 1, primary leaves, primary returns, charger starts 2
-    => primary: Start Start; secondary:
-if the charger takes over,
-    primary claims SECO1, charger starts 1, charger returns, charger starts 2
-    => primary: Start Start; secondary:
-if the proxy is killed.
-    primary claims SECO1, charger starts 1, proxy killed, charger starts 2 => primary: Start Start; secondary:
+What the primary has asked for is its own after a loss, a takeover and a kill, though the badge is not.
+    primary claims SECO1, charger starts 1, primary leaves, primary returns, charger starts 2, look,
+    charger returns, charger starts 3, look, proxy killed, charger starts 4
+    => primary: Start Start|Start|Start; secondary: ||
 What a server has against a start is kept.
     charger starts 1 PRIM1, primary fails => file refused: CallError InternalError
 A stop is refused by a CallError alone: a badge that has expired meanwhile has been stopped all the same.
