@@ -13,8 +13,6 @@ test_what_is_forwarded = plays(
     """
 The secondary answers; the proxy stands in for it where it is away, silent, or behind.
 
-The verdict of the secondary is the charger's answer.
-    charger shows 1, secondary refuses => secondary: Authorize; charger: 1:Blocked
 A start that the secondary cannot answer is answered by the proxy: the driver charges.
     charger starts 1, secondary fails => charger: 1:Accepted
 A session goes on under the secondary's own id, and with its verdicts, after a kill, too.
@@ -64,9 +62,6 @@ A stop and its repeat are stored once, and answered once.
 A stop that is repeated on the next connection waits for the disk as well.
     charger starts 1, secondary accepts, disk full, charger stops e, charger returns, charger stops f, 11 s,
     look, disk well, 2 s => charger: 1:Accepted|f; stored: Stop
-A reading that is repeated while the disk fails is kept once.
-    charger starts 1, secondary accepts, secondary leaves, 6 s, disk full, charger reads a, 4 s,
-    charger reads b, look, disk well, 2 s => charger: 1:Accepted|b; stored: Meter
 A start that takes no connector, and was not answered, survives a kill.
     charger starts 1 SECO1 0, proxy killed, charger stops e, secondary takes => secondary: Start Start Stop:7
 A start that there is no room for is not answered in the secondary's place, until it comes again.
@@ -89,7 +84,7 @@ The id that a repeat was told stays when the secondary names another later: the 
 What the charger asks on its next connection is not answered because an older Call is answered just now.
     charger starts 1 STRANGER, charger returns, charger starts 2 STRANGER 1 5, secondary accepts, look,
     secondary accepts => charger: |2:Accepted
-So it is with two connectors: each hears the secondary's own verdict.
+The verdict of the secondary is the charger's answer, of each of two connectors its own.
     charger starts 1 SECO1 1, charger starts 2 SECO2 2, secondary accepts, look, secondary blocks
     => charger: 1:Accepted|2:Blocked
 A secondary that was lost with a Call is not silent once it is back.
