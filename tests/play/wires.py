@@ -179,10 +179,6 @@ def as_logged(text: str, is_full: bool = False) -> str:
     return redactor.clean(text)
 
 
-def subjects(proxy: p.Proxy) -> int:
-    return len(proxy.complaints)
-
-
 # The command.
 
 
