@@ -1195,7 +1195,7 @@ class Call:
     reply_to: MessageId | None = None  # Its sender's id that waits; None = nobody waits any more.
     claim: Claim | None = None  # What a server's Call claims.
     own_answer: str = ""  # JSON; the proxy's own, until it is given.
-    why: str = ""  # Whose it is, by which rule; "" = a copy, or of the disk.
+    why: str = "the proxy's own, or left from before"  # Whose it is, by which rule.
     is_awaited: bool = False  # The charger waits for the secondary's answer first.
     queued: float = 0.0  # Monotonic seconds, when it came; 0 = before the process.
     was_kept: bool = False  # For the owner of its transaction.
@@ -2833,7 +2833,7 @@ class Outbox:
             if call is None:
                 return
             text = self.relay.answers.text_for_server(call)
-            log.debug("%s < %s", self.name, text)
+            log.debug("%s < %s (%s)", self.name, text, call.why)
             link.send(text)
             call.sent, self.relay.deadline = now, 0.0
             self.in_flight = self.sent[link, str(call.message_id)] = call
@@ -3279,7 +3279,6 @@ class Relay:
 
     def _to_server(self, call: Call) -> None:
         outbox = self.outboxes.get(call.peer) if call.peer else None
-        log.debug("%s = %s", self.charger_id, call.why or "a copy")
         if outbox and call.content is NOTHING:
             outbox.copy(call)
         elif outbox and call.server == outbox.server.url:
