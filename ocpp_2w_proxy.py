@@ -2765,7 +2765,8 @@ class Outbox:
     def put(self, call: Call) -> None:
         """Take a Call for this server."""
         call.queued = now = self.relay.now().seconds
-        self.relay.deadline = 0.0
+        if call.kind is not Kind.RELAYED:
+            self.relay.deadline = 0.0
         if call.kind is Kind.STORED:
             self.stored += [call] if call.version == self.version else []
         elif len(self.live) >= MAX_LIVE or sum([len(c.text) for c in self.live]) > MAX_LIVE_TEXT:
@@ -2835,7 +2836,9 @@ class Outbox:
             text = self.relay.answers.text_for_server(call)
             log.debug("%s < %s (%s)", self.name, text, call.why)
             link.send(text)
-            call.sent, self.relay.deadline = now, 0.0
+            # Chargers that are answered in time are not looked at: they are many.
+            due = now + self.relay.host.call_timeout if call.kind is Kind.RELAYED else 0.0
+            call.sent, self.relay.deadline = now, min(self.relay.deadline, due)
             self.in_flight = self.sent[link, str(call.message_id)] = call
             if len(self.sent) > MAX_LATE:
                 late = [key for key, old in self.sent.items() if old.kind is not Kind.STORED]
