@@ -1473,10 +1473,10 @@ class Router:
                 told.append(Told(what, badge, bool(route.unlisted)))
         if role in (Role.BOOT, Role.STATUS) and len(message.text) <= MAX_SELF_DESCRIPTION:
             memory.note(memory)
-            where = fingerprint([said.connector, said.payload.get("connectorId")])
             if role is Role.BOOT:
                 memory.boot = message.text
             else:
+                where = fingerprint([said.connector, said.payload.get("connectorId")])
                 put_newest(memory.statuses, where, message.text)
         is_free = role is Role.STATUS and value_at(said.payload, said.facts.state) == "Available"
         if is_free and (session := memory.on_connector(said.connector)):
@@ -2792,16 +2792,16 @@ class Outbox:
             self.put(call)
 
     @property
-    def is_behind(self) -> bool:
+    def has_backlog(self) -> bool:
         """Whether it has not got yet what the proxy has answered in its place."""
         return any(not (call.own_answer or call.was_kept) for call in self.stored)
 
-    def stands_in(self, call: Call, now: float, is_behind: bool) -> bool:
+    def stands_in(self, call: Call, now: float, has_backlog: bool) -> bool:
         """Whether the charger has waited long enough for this server: the proxy answers in its place."""
         is_late = now >= call.queued + min(ANSWER_SECONDS, self.relay.host.call_timeout)
         self.is_silent = self.is_silent or (is_late and call.sent is not None)
         is_away = not self.is_booted and now >= self.away_since + AWAITED_SECONDS
-        is_behind = is_behind and not call.content.needs_server
+        is_behind = has_backlog and not call.content.needs_server
         call.is_awaited = not (is_late or self.is_silent or is_away or is_behind)
         return not call.is_awaited
 
@@ -3295,7 +3295,7 @@ class Relay:
         """Send the charger what does not wait any more, for its server or for the disk."""
         held, self.held, is_after, now = self.held, [], False, self.now().seconds
         secondary = self.outboxes.get(Peer.SECONDARY)
-        is_behind = secondary is not None and secondary.is_behind
+        has_backlog = secondary is not None and secondary.has_backlog
         for cut in (old.call for old in held[:-MAX_HELD] if old.call):
             cut.reply_to = None
             self.answers.given(cut)
@@ -3303,7 +3303,7 @@ class Relay:
             call, needs_disk = decision.call, decision.needs_disk
             if call and not call.own_answer:
                 continue  # Its server has answered in the meantime.
-            if call and call.is_awaited and secondary and not secondary.stands_in(call, now, is_behind):
+            if call and call.is_awaited and secondary and not secondary.stands_in(call, now, has_backlog):
                 self.held.append(decision)
                 continue
             is_known = self.journal.has(*decision.rows) and not (is_after and not call)
@@ -3734,7 +3734,7 @@ WITH found AS (
         AND :badge IN ('', replace(replace(lower(trim(badge)), ':', ''), '-', ''))
     ORDER BY begun DESC, number DESC LIMIT :rows
 )
-SELECT charger, connector, badge, iif(server = '', '', owner) AS owner,
+SELECT charger, connector, badge, iif(owner != '' AND server = '', '', owner) AS owner,
     ifnull(nullif(started_at, ''), strftime('%Y-%m-%dT%H:%M:%SZ', begun, 'unixepoch')) AS start,
     stopped_at AS stop, CAST(round(meter_start) AS INTEGER) AS meter_start,
     CAST(round(meter_stop) AS INTEGER) AS meter_stop,

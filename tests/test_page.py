@@ -161,7 +161,7 @@ async def test_a_phone_shows_a_busy_house_on_a_few_screens() -> None:
                 started_at=p.Instant(0.0, begun).text,
             )
         now = time.time()
-        booked(proxy, "GARAGE-1", begun=now, touched=now, owner=None, ended=None, stop="")
+        booked(proxy, "GARAGE-1", begun=now, touched=now, owner=None, server="", ended=None, stop="")
         async with charger(proxy, "GARAGE-1") as one, charger(proxy, "CARPORT-2") as other:
             for cp in (one, other):
                 await cp.boots()
