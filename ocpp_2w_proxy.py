@@ -68,14 +68,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
-from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from http import HTTPStatus
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import websockets
 from websockets.client import ClientProtocol
@@ -91,17 +90,8 @@ __version__ = "2.0.0"
 log = logging.getLogger("proxy")
 
 
-class Peer(Enum):
-    """Who sends a message."""
-
-    CHARGER = "charger"
-    PRIMARY = "primary"
-    SECONDARY = "secondary"
-
-    __hash__ = object.__hash__  # Enum's own is slow, and this one is looked up for every message.
-
-
-SERVERS = (Peer.PRIMARY, Peer.SECONDARY)
+Peer = Literal["charger", "primary", "secondary"]  # Who sends a message.
+SERVERS: tuple[Peer, ...] = ("primary", "secondary")
 
 # ---------------------------------------------------------------------------------------------------------
 # Configuration
@@ -258,7 +248,7 @@ class ChargerConfig:
 
     def name(self, peer: Peer | None) -> str:
         """Return what people call a server."""
-        return self.servers[peer].name if peer in self.servers else peer.value if peer else "nobody yet"
+        return self.servers[peer].name if peer in self.servers else peer or "nobody yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,11 +441,11 @@ class Ini:
         self._refuse(section, "server", not values["server"], missing)
         values |= {"servers": {}, "lines": lines, "badges": self._badges(section, lines)}
         for peer, name in zip(SERVERS, ("server", "secondary_server"), strict=True):
-            prefix, url = f"{peer.value}_", values[name]
+            prefix, url = f"{peer}_", values[name]
             uri = parse_uri(url if url not in ("", LOCAL) else "ws://elsewhere")
             is_own = uri.port == self.host.port and (is_loopback(uri.host) or uri.host == self.host.addr)
             self._refuse(section, name, is_own, f"is the proxy's own address; expected another, or {LOCAL}")
-            values |= {f"{prefix}url": url, f"{prefix}name": values[f"{prefix}name"] or peer.value}
+            values |= {f"{prefix}url": url, f"{prefix}name": values[f"{prefix}name"] or peer}
             if url:
                 values["servers"][peer] = made_of(ServerConfig, values, prefix)
         config: ChargerConfig = made_of(ChargerConfig, values)
@@ -469,11 +459,11 @@ class Ini:
         for action in config.secondary_refuse:
             what = f"names an unknown Action: {action!a}"
             self._doubt(section, "secondary_refuse", self.concern(action) == "unknown", what)
-        primary, is_checked = config.servers[Peer.PRIMARY], config.password or self.host.client_ca
+        primary, is_checked = config.servers["primary"], config.password or self.host.client_ca
         is_open = primary.url == LOCAL or not primary.needs_charger_login
         what = "lets nobody check who connects: set `password` or `client_ca`, or listen on 127.0.0.1 alone"
         self._doubt(section, "server", is_open and not (is_checked or is_loopback(self.host.addr)), what)
-        is_alone = Peer.SECONDARY not in config.servers and Peer.SECONDARY in config.badges.values()
+        is_alone = "secondary" not in config.servers and "secondary" in config.badges.values()
         what = "stands without secondary_server: its badges are the primary's"
         self._doubt(section, "secondary_rfid", is_alone, what)
 
@@ -481,7 +471,7 @@ class Ini:
         """Return whose list each badge is on; note where."""
         owners = dict[str, Peer]()
         for peer in SERVERS:
-            pieces = section.get(f"{peer.value}_rfid", [])
+            pieces = section.get(f"{peer}_rfid", [])
             for number, badge in ((number, word) for number, text in pieces for word in words(text)):
                 name = normalized(badge)
                 where = f"badge {badge!a} stands in line {lines.get(name)}, too"
@@ -512,27 +502,16 @@ def load_config(path: Path, environment: Mapping[str, str], concern: Callable[[s
 
 MAX_MESSAGE_ID = 255  # Characters; OCPP-J allows 36, some peers use more.
 
+# The first element of a message (OCPP 2.1 part 4, 4.1.3).
+CALL, CALLRESULT, CALLERROR, CALLRESULTERROR, SEND = MESSAGE_TYPES = range(2, 7)
 MessageId = str | int  # As its sender wrote it: some servers count in numbers (go-eCharger-API-v2#106).
 TextPath = tuple[str | int, ...]  # From the message's array down, as (3, "transactionId").
-
-
-class MessageType(IntEnum):
-    """The first element of an OCPP-J message (OCPP 2.1 part 4, 4.1.3)."""
-
-    CALL = 2
-    CALLRESULT = 3
-    CALLERROR = 4
-    CALLRESULTERROR = 5
-    SEND = 6
-
-
-MESSAGE_TYPES = {kind.value: kind for kind in MessageType}
 
 
 class Message(NamedTuple):
     """One OCPP-J message. Its text is what is forwarded."""
 
-    type: MessageType
+    type: int  # One of MESSAGE_TYPES.
     message_id: MessageId
     action: str  # Of a Call or a SEND; the error code of a CallError.
     payload: dict[str, Any]  # Of an error: its details.
@@ -579,14 +558,13 @@ def parse(text: str) -> Message:
         raise MessageError(f"no JSON: {error}"[:200], text) from None
     if type(parts) is not list or len(parts) < 3:
         raise MessageError("no JSON array of three or more elements", text)
-    kind = MESSAGE_TYPES.get(parts[0]) if type(parts[0]) is int else None
-    if kind is None:
+    kind, message_id, action, payload = *parts[:3], parts[3] if len(parts) > 3 else []
+    if type(kind) is not int or kind not in MESSAGE_TYPES:
         raise MessageError("unknown message type", text)
-    message_id, action, payload = parts[1], parts[2], parts[3] if len(parts) > 3 else []
     is_id = 1 <= len(message_id) <= MAX_MESSAGE_ID if type(message_id) is str else type(message_id) is int
-    if kind is MessageType.CALLRESULT:
+    if kind == CALLRESULT:
         action, payload = "", {} if parts[2] == [] else parts[2]  # PHP writes an empty answer so.
-    elif kind is MessageType.CALLERROR or kind is MessageType.CALLRESULTERROR:
+    elif kind in (CALLERROR, CALLRESULTERROR):
         payload = parts[4] if len(parts) > 4 and type(parts[4]) is dict else {}
     if payload is None:  # As good as {} (OCPP-J 1.6 4.2.1).
         payload = {}
@@ -620,7 +598,7 @@ def result_text(message_id: MessageId, payload: str) -> str:
 
 def error_text(message_id: MessageId, code: str, description: str) -> str:
     """Return a CallError; its description has at most 255 characters (OCPP 2.0.1 part 4, 4.2.3)."""
-    return dump([MessageType.CALLERROR, message_id, code, description[:255], {}])
+    return dump([CALLERROR, message_id, code, description[:255], {}])
 
 
 def new_message_id() -> str:
@@ -691,24 +669,13 @@ def under_id(message: Message, message_id: MessageId) -> str:
 # table is a station's matter with the answer {}.
 # ---------------------------------------------------------------------------------------------------------
 
-
-class Role(Enum):
-    """Actions that the router treats in a way of their own."""
-
-    PLAIN = "plain"
-    BOOT = "boot"
-    STATUS = "status"
-    METER = "meter"
-    START = "start"  # 1.6: the server picks the transaction id.
-    STOP = "stop"
-    EVENT = "event"  # 2.x: the station picks it.
-    REMOTE_START = "remote-start"
-    RESERVE = "reserve"
-    CANCEL = "cancel"
-    TRIGGER = "trigger"
-    COMMAND = "command"  # Worth a line in the story of the day.
-
-
+# What the router treats in a way of its own.
+Role = Literal[
+    "plain", "boot", "status", "meter", "remote-start", "reserve", "cancel", "trigger",
+    "start", "stop",  # 1.6: the server picks the transaction id.
+    "event",  # 2.x: the station picks it.
+    "command",  # Worth a line in the story of the day.
+]  # fmt: skip
 HEARTBEAT_INTERVAL = 300  # Seconds; given to chargers where the proxy itself is the server.
 
 FieldPath = tuple[str, ...]  # From the payload down; "*" stands for the elements of an array.
@@ -718,7 +685,7 @@ FieldPath = tuple[str, ...]  # From the payload down; "*" stands for the element
 class Facts:
     """Where one Action carries what, and its answer."""
 
-    role: Role = Role.PLAIN
+    role: Role = "plain"
     is_16: bool = False  # A row of OCPP 1.6, whose transaction ids are whole numbers.
     badge: FieldPath = ()
     badge_type: FieldPath = ()
@@ -762,12 +729,10 @@ def table(text: str, is_16: bool = False) -> dict[str, Facts]:
         actions, *words = line.split()
         values: dict[str, Any] = {"is_16": is_16}
         for name, equals, value in (word.partition("=") for word in words):
-            if name == "role":
-                values[name] = Role(value)
-            elif name.endswith("answer"):
+            if name.endswith("answer"):
                 values[name] = ANSWERS.get(value, value)
             else:
-                is_path = equals and name != "asked_by"
+                is_path = equals and name not in ("role", "asked_by")
                 values[name] = tuple(value.split(".")) if is_path else value or True
         rows.update(dict.fromkeys(actions.split(","), Facts(**values)))
     return rows
@@ -981,18 +946,18 @@ def content_of(rows: dict[str, Facts], message: Message) -> Content:
     if type(badge) is not str or value_at(payload, facts.badge_type) == "NoAuthorization":
         badge = None
     when = short(get("timestamp"))
-    if role is Role.EVENT:
+    if role == "event":
         event, number = short(get("eventType")), integer(get("seqNo"))
         mark = "" if number is None else f"{event} {number} {when or fingerprint([payload])}"
         settles = bool(badge or value_at(payload, facts.remote_start) or get("reservationId"))
-    elif role is Role.START or role is Role.STOP:
-        mark = role.value
+    elif role == "start" or role == "stop":
+        mark = role
     named = values_at(payload, facts.transaction) if facts.transaction else ()
     usable = tuple([usable for value in named if (usable := usable_id(value, facts.is_16)) is not None])
     connector = integer(value_at(payload, facts.connector)) if facts.connector else None
     request = integer(value_at(payload, facts.request)) if facts.request else None
-    is_start, is_stop = role is Role.START or event == "Started", role is Role.STOP or event == "Ended"
-    is_reading = role is Role.METER or (event == "Updated" and not settles)
+    is_start, is_stop = role == "start" or event == "Started", role == "stop" or event == "Ended"
+    is_reading = role == "meter" or (event == "Updated" and not settles)
     return Content(
         facts, payload, badge, usable, connector, request, when, is_start, is_stop, is_reading, mark
     )
@@ -1048,7 +1013,7 @@ def verdict_of(payload: dict[str, Any]) -> Any:
 
 def words_of(answer: Message) -> str:
     """Return what a server's answer has against a Call; "" = nothing."""
-    if answer.type is MessageType.CALLERROR:
+    if answer.type == CALLERROR:
         described = next(iter(decoded(answer.text)[3:]), "")
         return f"{CALL_ERROR} {answer.action} {short(described)}".strip()
     status = verdict_of(answer.payload) if answer.payload else None
@@ -1162,13 +1127,12 @@ class Instant(NamedTuple):
         return datetime.fromtimestamp(self.utc, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-class Kind(Enum):
-    """What becomes of a Call on its way to a server. Nothing changes it on the way."""
-
-    RELAYED = "relayed"  # Its server's answer is the charger's answer.
-    STORED = "stored"  # On disk until its server has answered; the proxy answers the charger.
-    PASSING = "passing"  # Gone with the connection: copies, notes, what is the proxy's own.
-
+# What becomes of a Call on its way to a server. Nothing changes it on the way.
+Kind = Literal[
+    "relayed",  # Its server's answer is the charger's answer.
+    "stored",  # On disk until its server has answered; the proxy answers the charger.
+    "passing",  # Gone with the connection: copies, notes, what is the proxy's own.
+]
 
 # Of a Call, a Session and a Memory the state file holds what stands above the KW_ONLY.
 
@@ -1187,7 +1151,7 @@ class Call:
     tries: int = 0  # CallErrors that it met; at most three.
     refused: str = ""  # Its server's words; "" = it waits.
     _: KW_ONLY
-    kind: Kind = Kind.PASSING
+    kind: Kind = "passing"
     action: str
     message_id: MessageId  # As its receiver knows it.
     content: Content
@@ -1417,8 +1381,8 @@ class Route(NamedTuple):
     refused: str = ""  # It names an id of the proxy's whose session is forgotten: it is not sent.
 
 
-STATION = Route(Peer.PRIMARY, "concerns the station")  # Only of what it says may the secondary have copies.
-NO_BADGE = Route(Peer.PRIMARY, "no badge came with it")
+STATION = Route("primary", "concerns the station")  # Only of what it says may the secondary have copies.
+NO_BADGE = Route("primary", "no badge came with it")
 
 
 def reckon(session: Session, said: Content) -> None:
@@ -1463,22 +1427,23 @@ class Router:
     def charger_call(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of the charger."""
         said, memory = content_of(self.vocabulary.charger, message), self.memory
-        told, role = list[Decision](), said.facts.role
-        if role is Role.START or (role is Role.EVENT and said.transactions):
+        role = said.facts.role
+        told: list[Decision] = []
+        if role == "start" or (role == "event" and said.transactions):
             route = self._route_of_session(said, now, told)
         else:
             route = self._route(said, now)
             if not route.session and (badge := said.badge) is not None:
                 what = f"{message.action} is for {self.whose(route)}: {route.why}"
                 told.append(Told(what, badge, bool(route.unlisted)))
-        if role in (Role.BOOT, Role.STATUS) and len(message.text) <= MAX_SELF_DESCRIPTION:
+        if role in ("boot", "status") and len(message.text) <= MAX_SELF_DESCRIPTION:
             memory.note(memory)
-            if role is Role.BOOT:
+            if role == "boot":
                 memory.boot = message.text
             else:
                 where = fingerprint([said.connector, said.payload.get("connectorId")])
                 put_newest(memory.statuses, where, message.text)
-        is_free = role is Role.STATUS and value_at(said.payload, said.facts.state) == "Available"
+        is_free = role == "status" and value_at(said.payload, said.facts.state) == "Available"
         if is_free and (session := memory.on_connector(said.connector)):
             memory.end(session, now.utc)
         return told + self._dispatched(message, said, route, now)
@@ -1489,15 +1454,15 @@ class Router:
         sessions = [session for value in named if (session := memory.sessions.get(value))]
         owned = {session.owner: session for session in sessions if session.owner}
         if len(owned) > 1:
-            return Route(Peer.PRIMARY, "names transactions of both servers")
+            return Route("primary", "names transactions of both servers")
         for owner, session in owned.items():
             return Route(owner, "its transaction", session)
         if named and not sessions:
             if not (isinstance(named[0], int) and named[0] >= FIRST_PROXY_ID):
-                return Route(Peer.PRIMARY, "an unknown transaction")
-            owner = Peer.SECONDARY if named[0] & 1 else Peer.PRIMARY  # The lowest bit names it.
+                return Route("primary", "an unknown transaction")
+            owner = "secondary" if named[0] & 1 else "primary"  # The lowest bit names it.
             return Route(owner, "a forgotten id of the proxy's", refused="its start is not known here")
-        stopped = memory.stopped_by(said) if said.facts.role is Role.STOP else None
+        stopped = memory.stopped_by(said) if said.facts.role == "stop" else None
         if route := stopped or self._by_badge(said, said.connector, now):
             return route
         here = memory.on_connector(said.connector) if said.facts.by_connector else None
@@ -1505,7 +1470,7 @@ class Router:
             return Route(here.owner, f"the session on its connector {said.connector}", here)
         about = said.facts.asked_by if said.request is None else said.request
         asker, _ = memory.asked.get(about, (None, ""))
-        return Route(asker, f"{asker.value} asked for it") if asker else STATION
+        return Route(asker, f"{asker} asked for it") if asker else STATION
 
     def _by_badge(self, said: Content, connector: int | None, now: Instant) -> Route | None:
         """Find the server that asked for a session with this badge or under these ids; else ask the ini."""
@@ -1534,8 +1499,8 @@ class Router:
         """Return whose a badge is, by the ini alone."""
         peer, unknown = self.config.badges.get(self.config.entry(badge)), self.config.unknown_rfid
         if peer and self.address(peer):
-            return Route(peer, f"its badge is on {peer.value}_rfid")
-        owner = Peer.SECONDARY if unknown == "secondary" and self.address(Peer.SECONDARY) else Peer.PRIMARY
+            return Route(peer, f"its badge is on {peer}_rfid")
+        owner: Peer = "secondary" if unknown == "secondary" and self.address("secondary") else "primary"
         why = f"its badge is on no list: unknown_rfid = {unknown}"
         return Route(owner, why, unlisted="" if peer else unknown)
 
@@ -1546,7 +1511,7 @@ class Router:
     def _session_of(self, said: Content, now: Instant, told: list[Decision]) -> Session:
         """Find or begin the session of a StartTransaction (1.6) or of a TransactionEvent (2.x)."""
         memory, transaction_id, start = self.memory, next(iter(said.transactions), None), ""
-        if said.facts.role is Role.START:
+        if said.facts.role == "start":
             reading = (said.payload.get("meterStart"), said.payload.get("timestamp"))
             start = fingerprint([said.connector, normalized(said.badge or ""), *reading])
             session = next((s for s in memory.sessions.values() if s.start == start and not s.stop), None)
@@ -1574,7 +1539,7 @@ class Router:
             return Route(session.owner, "its transaction", session)
         facts = said.facts
         kind, state = (value_at(said.payload, path) for path in (facts.badge_type, facts.state))
-        is_late = facts.role is Role.START or said.is_stop or kind == "NoAuthorization" or state == "Charging"
+        is_late = facts.role == "start" or said.is_stop or kind == "NoAuthorization" or state == "Charging"
         if route := self._by_badge(said, session.connector, now) or (NO_BADGE if is_late else None):
             told += self.settle(session, route, said.badge or "")
         return (route or Route(None, "nobody's yet"))._replace(session=session)
@@ -1600,31 +1565,31 @@ class Router:
 
     def _dispatched(self, message: Message, said: Content, route: Route, now: Instant) -> list[Decision]:
         """Relay the Call, or answer and store it; others get copies."""
-        session, mark, is_reading = route.session, said.mark, said.facts.role is Role.METER
+        session, mark, is_reading = route.session, said.mark, said.facts.role == "meter"
         if session and mark and (answered := self._repeated(message, mark, session)):
             return answered
         memory, name, dropped = self.memory, message.message_id, None
         askers = {who for who in memory.triggers if now.seconds < memory.triggers[who] and said.is_triggered}
-        if is_reading and route is STATION and askers == {Peer.SECONDARY}:
-            route = Route(Peer.SECONDARY, "secondary asked for it")
-        is_primarys_alone = is_reading and route.owner is Peer.SECONDARY and askers == {Peer.PRIMARY}
+        if is_reading and route is STATION and askers == {"secondary"}:
+            route = Route("secondary", "secondary asked for it")
+        is_primarys_alone = is_reading and route.owner == "secondary" and askers == {"primary"}
         call = Call(message.text, route.owner, action=message.action, message_id=name, content=said)
         call.charger, call.version, call.since = memory.charger, memory.version, now.utc
         call.session, call.reply_to, call.why = session, name, route.why
         if not (route.unlisted == "reject" or route.refused or is_primarys_alone):
             call.server = session.server if session else self.address(route.owner)
-        if call.peer is Peer.PRIMARY and call.server == self.config.servers[Peer.PRIMARY].url != LOCAL:
-            call.kind = Kind.RELAYED
-        elif session or said.facts.role is Role.STOP:
-            call.kind = Kind.STORED
+        if call.peer == "primary" and call.server == self.config.servers["primary"].url != LOCAL:
+            call.kind = "relayed"
+        elif session or said.facts.role == "stop":
+            call.kind = "stored"
             if (dropped := memory.make_room(call)) is None:
                 return [Told("too much waits for its server; no more is taken", dropped=TOO_MANY)]
         decisions = self._noted(session, said, message.text, now) if session else []
-        if askers or route is STATION or route.owner is not Peer.PRIMARY:
+        if askers or route is STATION or route.owner != "primary":
             decisions += self._copies(message, said, route, askers)
         if session and mark:
             self.waiting[session, mark] = call
-        answered = [call] if call.kind is Kind.RELAYED else self._answered_here(call, route, now)
+        answered = [call] if call.kind == "relayed" else self._answered_here(call, route, now)
         return decisions + answered + (dropped or [])
 
     def _repeated(self, message: Message, mark: str, session: Session) -> list[Decision]:
@@ -1638,17 +1603,17 @@ class Router:
             session.is_told = True
             self.memory.note(session)
         text = result_text(message.message_id, session.answers[mark])
-        return [ToPeer(Peer.CHARGER, text, f"repeats a {message.action}", (session,), True)]
+        return [ToPeer("charger", text, f"repeats a {message.action}", (session,), True)]
 
     def _answered_here(self, call: Call, route: Route, now: Instant) -> list[Decision]:
         """Give a Call the proxy's own answer, and its server the Call."""
         said, session, memory = call.content, call.session, self.memory
         call.rename()
-        if session and said.facts.role is Role.START and session.transaction_id is None:
+        if session and said.facts.role == "start" and session.transaction_id is None:
             memory.add(session, self.new_transaction_id(session.owner))
         call.refused = session.refused if session and session.is_refused else route.refused
         goes = call.server not in ("", LOCAL) and not call.refused
-        if goes and call.peer is Peer.SECONDARY and call.server == self.address(Peer.SECONDARY):
+        if goes and call.peer == "secondary" and call.server == self.address("secondary"):
             call.is_awaited = self.config.secondary_replies == "forward" or said.needs_server
         is_rejected = call.peer is not None and not call.server
         verdict = "Invalid" if is_rejected or (route.unlisted and call.is_awaited) else "Accepted"
@@ -1658,19 +1623,19 @@ class Router:
             if said.mark:
                 put_newest(session.answers, said.mark, call.own_answer)
         decisions: list[Decision] = [call] if goes else []
-        if call.kind is Kind.STORED and (goes or call.refused or route.owner is None):
+        if call.kind == "stored" and (goes or call.refused or route.owner is None):
             memory.calls[call] = None
             memory.note(call)
             if call.refused:
                 what = f"{call.action} is kept and not sent: its session is refused: {call.refused}"
                 decisions.append(Told(what))
         # Once all that was stored for it is on disk.
-        return [*decisions, ToPeer(Peer.CHARGER, "", route.why, (session, call), needs_disk=True, call=call)]
+        return [*decisions, ToPeer("charger", "", route.why, (session, call), needs_disk=True, call=call)]
 
     def new_transaction_id(self, owner: Peer | None) -> int:
         """Return an id that is not in use and names its owner in the lowest bit."""
         while True:
-            transaction_id = random.randrange(FIRST_PROXY_ID, MAX_ID, 2) + (owner is Peer.SECONDARY)
+            transaction_id = random.randrange(FIRST_PROXY_ID, MAX_ID, 2) + (owner == "secondary")
             if transaction_id not in self.memory.sessions:
                 return transaction_id
 
@@ -1702,16 +1667,16 @@ class Router:
     def _copies(self, message: Message, said: Content, route: Route, askers: set[Peer]) -> list[Decision]:
         """Return what the other server sees of a Call: a message of its own, without a transaction."""
         config, session, action = self.config, route.session, message.action
-        if said.facts.role in (Role.METER, Role.EVENT):
-            is_shown = route.owner is Peer.SECONDARY and "MeterValues" in config.primary_copies
-            wanting = askers | ({Peer.PRIMARY} if is_shown else set())
+        if said.facts.role in ("meter", "event"):
+            is_shown = route.owner == "secondary" and "MeterValues" in config.primary_copies
+            wanting: set[Peer] = askers | ({"primary"} if is_shown else set())
             values = value_text(message.text, (3, "meterValue")) if wanting else ""
             connector = said.connector or (session and session.connector) or 0
             key = "connectorId" if said.facts.is_16 else "evseId"
             action, payload = "MeterValues", values and f'{{"{key}":{connector},"meterValue":{values}}}'
         else:
-            is_named = said.facts.role is Role.BOOT or action in config.secondary_copies
-            wanting = {Peer.SECONDARY} if is_named and route is STATION else set()
+            is_named = said.facts.role == "boot" or action in config.secondary_copies
+            wanting = {"secondary"} if is_named and route is STATION else set()
             payload = value_text(message.text, (3,)) if wanting else ""
         return [own_call(action, payload, peer) for peer in wanting - {route.owner} if payload]
 
@@ -1724,7 +1689,7 @@ class Router:
 
     def charger_gone(self) -> None:
         """Take note that nobody waits any more; what is stored may be joined by its repeat."""
-        self.waiting = {key: call for key, call in self.waiting.items() if call.kind is Kind.STORED}
+        self.waiting = {key: call for key, call in self.waiting.items() if call.kind == "stored"}
 
     def sweep(self, now: Instant) -> list[Decision]:
         """Remove what has expired."""
@@ -1751,19 +1716,19 @@ class Commands:
         self.waiting: list[Call] = []  # Unsent, by time of arrival; MAX_FEW of each server.
         self.sent: dict[str, Call] = {}  # What the charger may still answer, by message id; MAX_FEW.
         self.outstanding: Call | None = None  # The one of them that is not given up.
-        self.last_served = Peer.SECONDARY  # Whose Call the charger got last; the other comes first.
+        self.last_served = "secondary"  # Whose Call the charger got last; the other comes first.
 
     def server_call(self, peer: Peer, message: Message, now: Instant) -> list[Decision]:
         """Decide on a Call of a server."""
         said, name = content_of(self.router.vocabulary.server, message), message.message_id
         call = Call(message.text, peer, action=message.action, message_id=name, content=said, reply_to=name)
         call.queued = now.seconds
-        forbidden = self._forbidden(message) if peer is Peer.SECONDARY else ""
+        forbidden = self._forbidden(message) if peer == "secondary" else ""
         if why := forbidden or self._translated(call, peer):
             rejection = rejection_of(said.facts, message.payload)  # Not every schema has one.
             text = result_text(name, rejection) if rejection else error_text(name, "SecurityError", why)
             return [ToPeer(peer, text, f"refused: {why}", outcome="refused")]
-        if sum(other.peer is peer for other in self.waiting) >= MAX_FEW:
+        if sum(other.peer == peer for other in self.waiting) >= MAX_FEW:
             return self._given_up(call, "too many Calls wait for the charger already")
         self.waiting.append(call)
         return self._next(now)
@@ -1785,7 +1750,7 @@ class Commands:
         said, path, memory = call.content, call.content.facts.transaction, self.memory
         value, address = value_at(said.payload, path), self.router.address(peer)
         named = usable_id(value, said.facts.is_16)
-        its = (s for s in memory.sessions.values() if s.owner is peer and s.server == address)
+        its = (s for s in memory.sessions.values() if s.owner == peer and s.server == address)
         known = (s for s in its if str(s.server_id) == str(value) != "None")  # null names nothing.
         # Of several an open one, the newest.
         session = max(known, key=lambda session: (session.ended is None, session.begun), default=None)
@@ -1795,15 +1760,15 @@ class Commands:
             return ""
         other = memory.sessions.get(named or "")
         # What names nothing passes, but for a guest's stop.
-        is_odd = named is not None or (path != () and said.facts.role is Role.COMMAND)
-        is_foreign = (other and other.owner) or (peer is Peer.SECONDARY and is_odd)
-        return f"transaction {str(value)[:40]} is not one of {peer.value}" if is_foreign else ""
+        is_odd = named is not None or (path != () and said.facts.role == "command")
+        is_foreign = (other and other.owner) or (peer == "secondary" and is_odd)
+        return f"transaction {str(value)[:40]} is not one of {peer}" if is_foreign else ""
 
     def _next(self, now: Instant) -> list[Decision]:
         """Send the next Call if the charger has none to answer; the servers take turns."""
         if self.outstanding or not self.waiting:
             return []
-        others = (call for call in self.waiting if call.peer is not self.last_served)
+        others = (call for call in self.waiting if call.peer != self.last_served)
         call = next(others, self.waiting[0])
         self.waiting.remove(call)
         memory, said, facts, peer = self.memory, call.content, call.content.facts, call.peer
@@ -1816,9 +1781,9 @@ class Commands:
         about = call.action if said.request is None else said.request
         put_newest(memory.asked, about, (peer, call.message_id))
         wanted = said.payload.get("requestedMessage")
-        if facts.role is Role.TRIGGER and wanted in ("MeterValues", "TransactionEvent"):
+        if facts.role == "trigger" and wanted in ("MeterValues", "TransactionEvent"):
             memory.triggers[peer] = now.seconds + TRIGGER_SECONDS
-        if facts.role in (Role.REMOTE_START, Role.RESERVE) and said.badge is not None:
+        if facts.role in ("remote-start", "reserve") and said.badge is not None:
             badge, connector = normalized(said.badge), said.connector or None
             expiry = said.payload.get("expiryDate", said.payload.get("expiryDateTime"))  # Of a reservation.
             until = utc_of(expiry) or now.utc + CLAIM_SECONDS
@@ -1827,8 +1792,8 @@ class Commands:
             memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
             memory.claims = [*memory.claims, call.claim][-MAX_FEW:]
             memory.note(memory)
-        why, rows = f"{peer.value} calls {call.action}", (memory,) if call.claim else ()
-        return [ToPeer(Peer.CHARGER, call.text, why, rows)]  # The session may outlive the proxy.
+        why, rows = f"{peer} calls {call.action}", (memory,) if call.claim else ()
+        return [ToPeer("charger", call.text, why, rows)]  # The session may outlive the proxy.
 
     def charger_answer(self, message: Message, now: Instant) -> list[Decision]:
         """Decide on the charger's answer to a Call of a server."""
@@ -1838,10 +1803,10 @@ class Commands:
         decisions = self._learn(call, message) if call else []
         if call is None or call.reply_to is None or not call.peer:
             return [*decisions, Told("an answer to a Call", dropped=NOBODY_WAITS), *self._next(now)]
-        if call.content.facts.role in (Role.REMOTE_START, Role.RESERVE, Role.CANCEL, Role.COMMAND):
+        if call.content.facts.role in ("remote-start", "reserve", "cancel", "command"):
             outcome = message.action or str(message.payload.get("status", "done"))[:40]
             decisions.append(Told(f"{self.router.config.name(call.peer)} asked for {call.action}: {outcome}"))
-        done = "result" if message.type is MessageType.CALLRESULT else "error"
+        done = "result" if message.type == CALLRESULT else "error"
         answer = ToPeer(call.peer, under_id(message, call.reply_to), "the charger answers", outcome=done)
         return [answer, *decisions, *self._next(now)]
 
@@ -1849,11 +1814,11 @@ class Commands:
         """Void what the charger refuses; end what it cancels; own what it says has begun."""
         memory, claim, said = self.memory, call.claim, call.content
         status = str(message.payload.get("status", "Accepted"))
-        if message.type is MessageType.CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
+        if message.type == CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
             by_it = (call.peer, call.message_id)
             memory.asked = {about: by for about, by in memory.asked.items() if by != by_it}
             memory.drop_claims(lambda other: other is claim)
-        elif said.facts.role is Role.CANCEL:
+        elif said.facts.role == "cancel":
             key = call.peer, integer(value_at(said.payload, said.facts.reservation)) or 0
             memory.drop_claims(lambda other: (other.peer, other.reservation) == key)
         elif claim and claim in memory.claims:
@@ -1888,9 +1853,9 @@ class Commands:
 
     def server_gone(self, peer: Peer) -> None:
         """Forget the Calls of a server's connection that was lost; it will not wait for their answers."""
-        self.waiting = [call for call in self.waiting if call.peer is not peer]
+        self.waiting = [call for call in self.waiting if call.peer != peer]
         for call in self.sent.values():
-            call.reply_to = None if call.peer is peer else call.reply_to
+            call.reply_to = None if call.peer == peer else call.reply_to
 
 
 class Answers:
@@ -1915,35 +1880,35 @@ class Answers:
         if words and said.badge is not None:
             whose = self.router.config.name(call.peer)
             told.append(Told(f"{whose} answers {call.action} with {words}", said.badge))
-        if session and said.facts.role is not Role.METER:
+        if session and said.facts.role != "meter":
             message = self._learned(session, call, message, words, now)
-        if call.own_answer and (message.type is MessageType.CALLERROR or not call.is_awaited):
+        if call.own_answer and (message.type == CALLERROR or not call.is_awaited):
             call.is_awaited = False  # The proxy's own answer goes to the charger.
             return told
         call.own_answer, reply_to = "", self.router.stop_waiting(call)
         repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
-        if repeat and repeat.kind is Kind.RELAYED and message.type is MessageType.CALLRESULT:
+        if repeat and repeat.kind == "relayed" and message.type == CALLRESULT:
             reply_to = self.router.stop_waiting(repeat)  # If it is not sent yet, it needs not be.
         if reply_to is None:
             return [*told, Told("the charger has its answer, or waits no more", dropped=NOBODY_WAITS)]
-        if said.facts.role is Role.BOOT:
+        if said.facts.role == "boot":
             self.memory.heartbeat_interval = integer(message.payload.get("interval")) or HEARTBEAT_INTERVAL
             self.memory.note(self.memory)
-        if session and said.facts.role is Role.START and message.type is MessageType.CALLRESULT:
+        if session and said.facts.role == "start" and message.type == CALLRESULT:
             session.is_told, session.start = True, "" if words else session.start
         # The charger must not know of a session whose owner a restart would forget.
         rows = (session,) if session and not said.is_reading else ()
-        return [*told, ToPeer(Peer.CHARGER, under_id(message, reply_to), "its server answers", rows)]
+        return [*told, ToPeer("charger", under_id(message, reply_to), "its server answers", rows)]
 
     def _learned(self, session: Session, call: Call, message: Message, words: str, now: Instant) -> Message:
         """Keep what an answer tells of a session; return it as the charger is to hear it."""
-        said, memory, is_16 = call.content, self.memory, call.content.facts.role is Role.START
+        said, memory, is_16 = call.content, self.memory, call.content.facts.role == "start"
         if is_16 and session.server_id is not None:
             return message  # It was sent twice; the answer that came first counts.
         if not said.is_reading:
             memory.note(session)
         session.refused = words if said.is_start else session.refused
-        if message.type is MessageType.CALLERROR:
+        if message.type == CALLERROR:
             return message
         if is_16:
             raw = message.payload.get("transactionId")
@@ -1957,7 +1922,7 @@ class Answers:
                 message = message._replace(text=patch(message.text, (2, "transactionId"), session.key))
         if said.is_stop:
             session.delivered = now.utc
-        is_ignored = call.peer is Peer.SECONDARY and self.router.config.secondary_replies == "ignore"
+        is_ignored = call.peer == "secondary" and self.router.config.secondary_replies == "ignore"
         is_heard = not (is_ignored or (is_16 and session.is_told))
         if said.mark and is_heard and len(payload := value_text(message.text, (2,))) <= MAX_SELF_DESCRIPTION:
             put_newest(session.answers, said.mark, payload)
@@ -1968,7 +1933,7 @@ class Answers:
         reply_to = self.router.stop_waiting(call)
         text = "" if reply_to is None else result_text(reply_to, call.own_answer)
         call.own_answer = ""
-        if text and call.session and call.content.facts.role is Role.START:
+        if text and call.session and call.content.facts.role == "start":
             call.session.is_told = True
             self.memory.note(call.session)
         return text  # "": its charger is gone; a repeat is answered again.
@@ -1976,7 +1941,7 @@ class Answers:
     def delivered(self, call: Call, message: Message, now: Instant) -> str:
         """Forget a stored Call, or try it again, or keep it as refused: return the words against it."""
         memory, session, words = self.memory, call.session, words_of(message)
-        is_error = message.type is MessageType.CALLERROR
+        is_error = message.type == CALLERROR
         if is_error and not call.content.is_reading and call.tries < len(RETRY_SECONDS):
             call.not_before, call.sent = now.seconds + RETRY_SECONDS[call.tries], None
             call.tries += 1
@@ -1985,7 +1950,7 @@ class Answers:
             return words
         named = session.server_id if session else None  # 0 stands for no id at all.
         is_known = named not in (None, "") and not (type(named) is int and named < 1)
-        if not is_error and (is_known or call.content.facts.role is not Role.START):
+        if not is_error and (is_known or call.content.facts.role != "start"):
             memory.remove(call)
             return ""
         words, refused = words or "no transaction id", [call]
@@ -2042,8 +2007,8 @@ PURGE = (
 READERS: dict[str, Callable[[Any], Any]] = {  # By the type of an attribute: its value, of a column's.
     "bool": bool,
     "dict": json.loads,
-    "list": lambda text: [Claim(**{**claim, "peer": Peer(claim["peer"])}) for claim in json.loads(text)],
-    "Peer": lambda value: value and Peer(value),
+    "list": lambda text: [Claim(**claim) for claim in json.loads(text)],
+    "Peer": lambda name: name and SERVERS[SERVERS.index(name)],  # Raises ValueError for any other.
 }
 
 
@@ -2053,10 +2018,10 @@ class StateError(Exception):
 
 def to_column(value: Any) -> Any:
     """Return a value of a dataclass as sqlite takes it, whatever a peer has sent."""
-    if isinstance(value, Peer | Session):
-        return value.value if isinstance(value, Peer) else value.number
+    if isinstance(value, Session):
+        return value.number
     if isinstance(value, dict | list):
-        return json.dumps(value, default=lambda item: item.value if isinstance(item, Peer) else asdict(item))
+        return json.dumps(value, default=asdict)
     # Half of a surrogate pair is JSON, but no text for sqlite.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
@@ -2094,7 +2059,7 @@ class Journal:
         self.clock = clock
         self.path = path  # None: in memory only.
         # What has happened since the start, by metric and labels: words of the proxy's own, or Peers.
-        self.counts = Counter[tuple[str | Peer, ...]]()
+        self.counts = Counter[tuple[str, ...]]()
         # By badge, charger id and UTC seconds of its last showing, the oldest first; MAX_UNLISTED.
         self.unlisted: dict[str, tuple[str, float]] = {}
         self.memories: dict[str, Memory] = {}  # By charger id; MAX_MEMORIES.
@@ -2156,7 +2121,7 @@ class Journal:
             message, said = parse(row["text"]), of_row(Call, row)
             content = content_of(VOCABULARIES[row["version"]].charger, message)
             said |= {"session": sessions.get(row["session"]), "number": row["number"], "content": content}
-            call = Call(**said, kind=Kind.STORED, action=message.action, message_id=message.message_id)
+            call = Call(**said, kind="stored", action=message.action, message_id=message.message_id)
             self.memory(call.charger).calls[call] = None
         newest = [read(f"SELECT max(number) FROM {table}").fetchone()[0] for table in TABLES.values()]
         self.number = self.on_disk = max(number or 0 for number in newest)
@@ -2299,7 +2264,7 @@ MAX_FRAGMENTS = 4096  # Of one message, empty ones, too; the Sans-I/O layer itse
 MAX_WRITE_BUFFER = 2**20  # Bytes that a peer may leave unread, beside one message, before it is cut off.
 MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is forgotten.
 MAX_LOOK_UPS = 500  # Of names, at a time, each in a thread: one that hangs delays no other.
-MAX_DIALS = {Peer.PRIMARY: 150, Peer.SECONDARY: 50}  # At a time: secondaries that hang delay no charger.
+MAX_DIALS = {"primary": 150, "secondary": 50}  # At a time: secondaries that hang delay no charger.
 UNACKNOWLEDGED_MS = 60_000  # Then the system, where it can, ends the connection to a machine that is gone.
 # One buffer for all links: it is read out in the same callback that filled it. A view, because asyncio's TLS
 # fills slices of it, and slices of a bytearray are copies.
@@ -2345,7 +2310,7 @@ class DialError(Exception):
 
     def advice(self, peer: Peer, otherwise: str, version: str = "any version") -> str:
         """Return what a person can do about it, after an offer of this version."""
-        return (self.known or otherwise).format(peer=peer.value, version=version)
+        return (self.known or otherwise).format(peer=peer, version=version)
 
 
 # By subject: monotonic seconds of its last line, and how many were held back since; MAX_SUBJECTS.
@@ -2694,7 +2659,7 @@ DELIVERY_SECONDS = 120.0  # A secondary that leaves a stored Call unanswered for
 OWN_BOOT_SECONDS = 2.0  # A charger that has connected may send its BootNotification itself.
 MADE_UP_BOOT_SECONDS = 10.0  # After that, an unknown charger's is made up; its own primary does without.
 BOOT_RETRY_SECONDS = 60.0  # Where the server does not answer, or does not say when to ask again.
-REDIAL_SECONDS = {Peer.PRIMARY: (0.0, 5.0), Peer.SECONDARY: (1.0, 60.0)}  # The first pause, the longest.
+REDIAL_SECONDS = {"primary": (0.0, 5.0), "secondary": (1.0, 60.0)}  # The first pause, the longest.
 STEADY_SECONDS = 5.0  # A lost server is back when its connection has stood for so long.
 VERSION_SECONDS = 3600.0  # Between two tries of a version that the server has refused.
 MAX_LATE = 64  # Calls on one connection whose answer, however late, may still tell something.
@@ -2755,7 +2720,7 @@ class Outbox:
     def waiting(self) -> Iterator[Call]:
         """Yield the stored Calls for this server, in whatever version."""
         peer, address, calls = self.peer, self.server.url, self.relay.memory.calls
-        return (c for c in calls if c.peer is peer and c.server == address and not c.refused)
+        return (c for c in calls if c.peer == peer and c.server == address and not c.refused)
 
     def fill(self) -> None:
         """Take the stored Calls that this connection may carry."""
@@ -2765,9 +2730,9 @@ class Outbox:
     def put(self, call: Call) -> None:
         """Take a Call for this server."""
         call.queued = now = self.relay.now().seconds
-        if call.kind is not Kind.RELAYED:
+        if call.kind != "relayed":
             self.relay.deadline = 0.0
-        if call.kind is Kind.STORED:
+        if call.kind == "stored":
             self.stored += [call] if call.version == self.version else []
         elif len(self.live) >= MAX_LIVE or sum([len(c.text) for c in self.live]) > MAX_LIVE_TEXT:
             self.relay.router.stop_waiting(call)
@@ -2815,7 +2780,7 @@ class Outbox:
     @property
     def is_the_chargers(self) -> bool:
         """Whether the link is the one that the primary accepted for the charger."""
-        return self.peer is Peer.PRIMARY and self.relay.link is not None
+        return self.peer == "primary" and self.relay.link is not None
 
     def pump(self, now: float | None = None) -> None:
         """Send what may be sent now."""
@@ -2837,11 +2802,11 @@ class Outbox:
             log.debug("%s < %s (%s)", self.name, text, call.why)
             link.send(text)
             # Chargers that are answered in time are not looked at: they are many.
-            due = now + self.relay.host.call_timeout if call.kind is Kind.RELAYED else 0.0
+            due = now + self.relay.host.call_timeout if call.kind == "relayed" else 0.0
             call.sent, self.relay.deadline = now, min(self.relay.deadline, due)
             self.in_flight = self.sent[link, str(call.message_id)] = call
             if len(self.sent) > MAX_LATE:
-                late = [key for key, old in self.sent.items() if old.kind is not Kind.STORED]
+                late = [key for key, old in self.sent.items() if old.kind != "stored"]
                 for key in late[:-MAX_LATE]:
                     del self.sent[key]
 
@@ -2851,7 +2816,7 @@ class Outbox:
             self.leaving = None  # A restart would not send it again.
         elif self.leaving:
             self.relay.journal.wait(self.pump)
-        if not (self.live or self.stored) or (self.peer is Peer.SECONDARY and not self.is_booted):
+        if not (self.live or self.stored) or (self.peer == "secondary" and not self.is_booted):
             return None
         head, is_alone = self._first_stored(now) if self.stored else None, not (self.stored or self.leaving)
         for call in list(self.live) if self.version == self.relay.version else ():
@@ -2859,7 +2824,7 @@ class Outbox:
                 break
             if is_alone or not (call.session and self._is_behind(call.session, now)):
                 self.live.remove(call)
-                if call.kind is Kind.PASSING or call.reply_to is not None:
+                if call.kind == "passing" or call.reply_to is not None:
                     return call
         return head
 
@@ -2890,7 +2855,7 @@ class Outbox:
 
     def link_received(self, link: Link, text: str) -> None:
         message = message_of(text, link, self.version, self.name, self.relay)
-        if message and message.type in (MessageType.CALLRESULT, MessageType.CALLERROR):
+        if message and message.type in (CALLRESULT, CALLERROR):
             self._answered(link, message)
         elif message and link is self.link:
             self.relay.server_said(self.peer, message)
@@ -2907,11 +2872,11 @@ class Outbox:
         self.is_silent, now = False, self.relay.now()
         if call.action == "BootNotification":
             self._boot_answered(message, is_own=call.content is NOTHING)
-        if call.kind is Kind.RELAYED and call.reply_to is not None:
-            outcome = "result" if message.type is MessageType.CALLRESULT else "error"
-            self.relay.journal.counts["calls", Peer.CHARGER, self.peer, outcome] += 1
+        if call.kind == "relayed" and call.reply_to is not None:
+            outcome = "result" if message.type == CALLRESULT else "error"
+            self.relay.journal.counts["calls", "charger", self.peer, outcome] += 1
         decisions = self.relay.answers.answered(call, message, now) if call.content is not NOTHING else []
-        if call.kind is Kind.STORED:  # First: what is delivered is in nobody's way any more.
+        if call.kind == "stored":  # First: what is delivered is in nobody's way any more.
             self._delivered(call, message, now)
         self.relay.carry_out(decisions)
         if self.own or self.live or self.stored or self.leaving:
@@ -2942,7 +2907,7 @@ class Outbox:
 
     def _boot_answered(self, message: Message, is_own: bool) -> None:
         now = self.relay.now().seconds
-        status = message.payload.get("status") if message.type is MessageType.CALLRESULT else message.action
+        status = message.payload.get("status") if message.type == CALLRESULT else message.action
         interval = min(max(integer(message.payload.get("interval")) or 0, 0), DAY)
         self.is_booted = status == "Accepted"
         if not self.is_booted:
@@ -2952,13 +2917,13 @@ class Outbox:
                 log.warning("%s: answers the boot with %s; asked again in %g s", self.name, status, wait)
             return
         log.log(logging.INFO if is_own else logging.DEBUG, "%s: accepts the charger", self.name)
-        if self.peer is Peer.SECONDARY:  # The primary hears the charger's own.
+        if self.peer == "secondary":  # The primary hears the charger's own.
             self.heartbeat_interval = interval or HEARTBEAT_INTERVAL
         self.next_at = now + self.heartbeat_interval
         if is_own and self.relay.memory.version == self.version:
             statuses = [value_text(text, (3,)) for text in self.relay.memory.statuses.values()]
             self.own += [own_call("StatusNotification", payload) for payload in statuses]
-            self.live = [c for c in self.live if c.action != "StatusNotification" or c.kind is Kind.RELAYED]
+            self.live = [c for c in self.live if c.action != "StatusNotification" or c.kind == "relayed"]
 
     # The connection.
 
@@ -3014,7 +2979,7 @@ class Outbox:
         self.dialing = None
         if link and self.is_wanted:
             log.info("%s: connected to %s", self.name, self.server.url)
-            self.connected(link, needs_boot=self.peer is Peer.SECONDARY or bool(relay.memory.boot))
+            self.connected(link, needs_boot=self.peer == "secondary" or bool(relay.memory.boot))
             return
         self._redial_later()
         if link:
@@ -3031,11 +2996,11 @@ class Outbox:
         for key in [key for key in self.sent if key[0] is link]:
             call = self.sent.pop(key)
             call.sent = None  # What is stored goes again, with the same text and id;
-            if call.kind is Kind.PASSING and call.reply_to is not None:  # so does what `forward` waits for.
+            if call.kind == "passing" and call.reply_to is not None:  # so does what `forward` waits for.
                 self.live.insert(0, call)
-            elif call.kind is Kind.RELAYED and self.relay.router.stop_waiting(call) is not None:
+            elif call.kind == "relayed" and self.relay.router.stop_waiting(call) is not None:
                 # Not sent again: it may have been carried out, and its sender repeats it.
-                self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
+                self.relay.journal.counts["calls", "charger", self.peer, "unanswered"] += 1
         if link is self.link:
             now, self.trouble = self.relay.now().seconds, link.closed_by
             level = logging.INFO if self.is_wanted else logging.DEBUG
@@ -3078,12 +3043,12 @@ class Outbox:
 
     def _time_out(self, now: float) -> None:
         call, timeout = self.in_flight, self.relay.host.call_timeout
-        patience = min(PASSING_SECONDS, timeout) if call and call.kind is Kind.PASSING else timeout
+        patience = min(PASSING_SECONDS, timeout) if call and call.kind == "passing" else timeout
         if call and is_overdue(call, now, patience):
             self.in_flight = None
             log.warning("%s: %s was not answered; the next is sent", self.name, call.action)
-            if call.kind is Kind.RELAYED and self.relay.router.stop_waiting(call) is not None:
-                self.relay.journal.counts["calls", Peer.CHARGER, self.peer, "unanswered"] += 1
+            if call.kind == "relayed" and self.relay.router.stop_waiting(call) is not None:
+                self.relay.journal.counts["calls", "charger", self.peer, "unanswered"] += 1
         is_left = bool(self.stored) and is_overdue(self.stored[0], now, DELIVERY_SECONDS)
         if is_left and self.link and self.link.is_open and not self.is_the_chargers:
             log.warning("%s: left a stored Call unanswered for %g s; redialled", self.name, DELIVERY_SECONDS)
@@ -3145,7 +3110,7 @@ class Relay:
 
     def server_said(self, peer: Peer, message: Message) -> None:
         """Take a Call (or something as rare) of a server."""
-        if message.type is not MessageType.CALL:
+        if message.type != CALL:
             return  # It has been logged.
         if self.link and self.outboxes[peer].version == self.version:
             self.deadline = 0.0  # `call_timeout` runs.
@@ -3187,10 +3152,10 @@ class Relay:
         self.link, self.shown, self.deadline = link, shown, 0.0
         link.keep_alive(now.seconds, self.host.ping_interval)
         log.info("%s: charger connected (%s)", self.charger_id, version)
-        self.journal.counts["connections", Peer.CHARGER] += 1
+        self.journal.counts["connections", "charger"] += 1
         for peer, outbox in self.outboxes.items():
             outbox.away_since = link.opened
-            if peer is Peer.PRIMARY and primary:
+            if peer == "primary" and primary:
                 outbox.connected(primary, needs_boot=False)
             else:
                 outbox.boot_at = link.opened + (OWN_BOOT_SECONDS if memory.boot else MADE_UP_BOOT_SECONDS)
@@ -3201,13 +3166,13 @@ class Relay:
         message = message_of(text, link, self.version, self.charger_id, self) if link is self.link else None
         if message is None:
             return
-        if message.type is MessageType.CALL:
+        if message.type == CALL:
             if not (self.journal.failure and self._joins(message)):
                 self.carry_out(self.router.charger_call(message, self.now()))
-        elif message.type is MessageType.SEND:
-            if (primary := self.outboxes.get(Peer.PRIMARY)) and primary.link:
+        elif message.type == SEND:
+            if (primary := self.outboxes.get("primary")) and primary.link:
                 primary.link.send(text)  # Nobody answers it (OCPP 2.1 part 4, 4.2.5).
-        elif message.type is not MessageType.CALLRESULTERROR:
+        elif message.type != CALLRESULTERROR:
             self.carry_out(self.commands.charger_answer(message, self.now()))
 
     def _joins(self, message: Message) -> bool:
@@ -3234,13 +3199,13 @@ class Relay:
         for outbox in self.outboxes.values():
             outbox.charger_left()
         if link:
-            self.journal.counts["disconnections", Peer.CHARGER] += 1
+            self.journal.counts["disconnections", "charger"] += 1
             link.close(code, reason)
 
     async def dismiss(self) -> None:
         """Let go of a charger that does not answer, and of its primary; wait until the primary knows."""
-        outbox = self.outboxes[Peer.PRIMARY]
-        link, outbox.redial_after = outbox.link, REDIAL_SECONDS[Peer.PRIMARY][1]  # The newcomer goes first.
+        outbox = self.outboxes["primary"]
+        link, outbox.redial_after = outbox.link, REDIAL_SECONDS["primary"][1]  # The newcomer goes first.
         self.disconnect_charger(1001, "the charger does not answer")
         if link:
             link.close(1001, "the charger does not answer")
@@ -3256,7 +3221,7 @@ class Relay:
                     self._to_server(decision)
                 case Told():
                     self._tell(decision)
-                case ToPeer() if decision.peer is not Peer.CHARGER:
+                case ToPeer() if decision.peer != "charger":
                     self._answer(decision)
                 case _ if not (self.held or decision.rows or decision.call):
                     self._send(decision.text, decision.why)
@@ -3286,7 +3251,7 @@ class Relay:
             outbox.copy(call)
         elif outbox and call.server == outbox.server.url:
             outbox.put(call)
-        elif call.kind is Kind.STORED and call.peer:
+        elif call.kind == "stored" and call.peer:
             level = logging.DEBUG if call.content.is_reading else logging.WARNING
             what = "%s: %s is kept for %s, which the ini no longer names"
             log.log(level, what, self.charger_id, call.action, call.server)
@@ -3294,7 +3259,7 @@ class Relay:
     def _release(self) -> None:
         """Send the charger what does not wait any more, for its server or for the disk."""
         held, self.held, is_after, now = self.held, [], False, self.now().seconds
-        secondary = self.outboxes.get(Peer.SECONDARY)
+        secondary = self.outboxes.get("secondary")
         has_backlog = secondary is not None and secondary.has_backlog
         for cut in (old.call for old in held[:-MAX_HELD] if old.call):
             cut.reply_to = None
@@ -3311,7 +3276,7 @@ class Relay:
             if is_known or is_for_nobody or (self.journal.failure and not needs_disk):
                 self._send(self.answers.given(call) if call else decision.text, decision.why)
                 if call and call.peer:
-                    self.journal.counts["calls", Peer.CHARGER, call.peer, "recorded"] += 1
+                    self.journal.counts["calls", "charger", call.peer, "recorded"] += 1
             else:
                 self.held.append(decision)
                 self.journal.wait(self._release)
@@ -3326,7 +3291,7 @@ class Relay:
     def _answer(self, decision: ToPeer) -> None:
         """Send a server the answer to its Call."""
         outbox, outcome = self.outboxes[decision.peer], decision.outcome
-        self.journal.counts["calls", decision.peer, Peer.CHARGER, outcome] += 1
+        self.journal.counts["calls", decision.peer, "charger", outcome] += 1
         log.debug("%s < %s (%s)", outbox.name, decision.text, decision.why)
         if outcome == "refused":
             self.complaints.say(logging.INFO, decision.why, "%s: a Call is %s", outbox.name, decision.why)
@@ -3340,7 +3305,7 @@ class Relay:
         now = self.now()
         for link in self.links():
             link.keep_alive(now.seconds, self.host.ping_interval)
-        grace, primary, why = self.config.primary_grace, self.outboxes.get(Peer.PRIMARY), ""
+        grace, primary, why = self.config.primary_grace, self.outboxes.get("primary"), ""
         stuck = [held for held in self.held if not (held.call and held.call.is_awaited)]
         if stuck and self.journal.failure and now.seconds >= self.journal.begun + grace:
             why = "what it says cannot be kept"
@@ -3447,7 +3412,7 @@ def taken_offers(headers: Headers) -> list[str]:
 def refusal_of(error: DialError, versions: list[str]) -> RefusedError:
     """Return the primary's refusal as the charger's; anything but a 4xx means: come back later."""
     status, passed_on = error.status or 503, ("WWW-Authenticate", "Retry-After")
-    advice = error.advice(Peer.PRIMARY, "it may come again", " or ".join(versions))
+    advice = error.advice("primary", "it may come again", " or ".join(versions))
     if not 400 <= status < 500:
         return RefusedError(503, "primary cannot be reached", RETRY_AFTER, f": {error}; {advice}")
     headers = [(name, value) for name in passed_on for value in error.headers.get_all(name)]
@@ -3611,17 +3576,17 @@ class Proxy:
 
     async def _dial_primary(self, charger_id: str, versions: list[str], shown: Shown) -> Link | None:
         """Return the primary's link for this charger; None = it is local. Raises RefusedError."""
-        primary = self.config.charger(charger_id).servers[Peer.PRIMARY]
+        primary = self.config.charger(charger_id).servers["primary"]
         while primary.url != LOCAL:
             try:
-                return await self.dialer.dial(Peer.PRIMARY, primary, charger_id, versions, shown)
+                return await self.dialer.dial("primary", primary, charger_id, versions, shown)
             except DialError as error:
                 refusal, relay = refusal_of(error, versions), self.relays.get(charger_id)
                 if not (error.status and relay):
                     raise refusal from None
             # Some primaries allow one connection per charger; what is dead or left there is closed for it.
             # Where Pongs never come, the watchdog and the system tell the dead.
-            old, left = relay.link, relay.outboxes[Peer.PRIMARY].link
+            old, left = relay.link, relay.outboxes["primary"].link
             is_over = old.has_ponged and not await old.probe(PROBE_SECONDS) if old else left
             if not is_over or relay.link not in (old, None) or self.relays.get(charger_id) is not relay:
                 raise refusal
@@ -4093,7 +4058,7 @@ class Status(logging.Handler):
 
     async def ledger(self, asked: Record, most: int = 0, which: str = BY_DAYS) -> list[Record]:
         """Return sessions as they stand now, the newest first. Raises sqlite3.Error or RefusedError."""
-        names = {self.proxy.config.default.name(peer): peer.value for peer in SERVERS}
+        names = {self.proxy.config.default.name(peer): peer for peer in SERVERS}
         place = Record(owner="", charger="", badge="") | asked | {"rows": most or MAX_LEDGER_ROWS + 1}
         place |= {"owner": names.get(place["owner"], place["owner"]), "badge": normalized(place["badge"])}
         try:  # Days of this machine's clock, to the last microsecond.
@@ -4127,7 +4092,7 @@ class Status(logging.Handler):
         parts, sums = dict[tuple[str, str], list[str]](), Counter[tuple[str, str]]()
         async for row in in_turns(reversed(await self.ledger(asked | days)), AT_ONCE):
             if row["owner"]:
-                server = self.proxy.config.charger(row["charger"]).name(Peer(row["owner"]))
+                server = self.proxy.config.charger(row["charger"]).name(row["owner"])
                 place = (html.escape(server), html.escape(row["badge"] or "none"))
                 times = (time.localtime(row[at]) if row[at] else None for at in ("begun", "ended"))
                 told = [time.strftime("%Y-%m-%d %H:%M", at) if at else "" for at in times]
@@ -4154,7 +4119,7 @@ class Status(logging.Handler):
                 continue  # Somebody has mistyped an id.
             totals["chargers", state] += 1
             wanted = [o for o in relay.outboxes.values() if o.link or o.is_wanted] if relay else []
-            totals.update(("servers", o.peer.value, "connected" if o.link else "down") for o in wanted)
+            totals.update(("servers", o.peer, "connected" if o.link else "down") for o in wanted)
             totals.update(("down", o.relay.config.name(o.peer), o.trouble) for o in wanted if o.trouble)
             totals.update(("stored_calls", to_column(call.peer) or "unknown") for call in stored)
             totals[AGE] = max([totals[AGE], *(utc - call.since for call in stored)])
@@ -4194,7 +4159,7 @@ class Status(logging.Handler):
         named = [peer for each in (config.default, *config.chargers.values()) for peer in each.servers]
         told: Record = {"now": time.time(), "version": __version__, "find": find.strip().lower()}
         told |= {"scheme": "wss" if config.host.cert_chain else "ws", "addr": config.host.addr}
-        told |= {"port": self.proxy.port, "names": {p.value: config.default.name(p) for p in named}}
+        told |= {"port": self.proxy.port, "names": {p: config.default.name(p) for p in named}}
         told["sessions"], energy = await self.ledger({}, most), await self.journal.look_up(ENERGY)
         told["energy"] = {"months": energy[1::-1], "days": energy[2:]}
         totals, found = await self._look(told["find"])
@@ -4227,7 +4192,7 @@ class Status(logging.Handler):
             elif outbox:
                 state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
                 next_at = outbox.next_at + skew
-            server = {"peer": peer.value, "name": config.name(peer), "state": state, "words": why}
+            server = {"peer": peer, "name": config.name(peer), "state": state, "words": why}
             servers.append(server | {"next": next_at if next_at < math.inf else None})
         told = {"id": memory.charger, "online": link is not None, "version": memory.version}
         told |= {"since": link.opened + skew if link else memory.seen or None, "servers": servers}
@@ -4246,7 +4211,7 @@ class Status(logging.Handler):
             what = f"Messages wait: {waiting}, the oldest for {totals[AGE] / 60:.0f} min."
             yield {"what": what, "todo": "Each goes once its server is connected and accepts the charger."}
         for row in refused:
-            name = self.proxy.config.charger(row["charger"]).name(row["owner"] and Peer(row["owner"]))
+            name = self.proxy.config.charger(row["charger"]).name(row["owner"])
             what = f"{name} refuses the session of badge {row['badge']} at {row['charger']}"
             what += f" of {(row['wh'] or 0) / 1000:.2f} kWh: {row['words']}."
             todo = f"Ask who runs {name} to accept this badge and charger; the ledger has the session."
@@ -4426,18 +4391,18 @@ def whose_badge(charger: ChargerConfig, path: Path, badge: str) -> str:
 # --demo
 
 DEMO_TIME = "2026-01-01T00:00:00Z"
-DEMO = {Peer.PRIMARY: ("server", "04A1B2C3"), Peer.SECONDARY: ("secondary_server", "04D5E6F7")}
+DEMO = (("primary", "server", "04A1B2C3"), ("secondary", "secondary_server", "04D5E6F7"))
 DEMO_INI = "[host]\naddr = 127.0.0.1\nport = 0\n[ext-server]\n"
 
 
-async def demo_server(peer: Peer, ended: asyncio.Event, connection: websockets.ServerConnection) -> None:
+async def demo_server(peer: str, ended: asyncio.Event, connection: websockets.ServerConnection) -> None:
     """Accept everything, and tell what comes."""
     async for text in connection:
         message = parse(str(text))
         answer = content_of(CHARGER_16, message).answer("Accepted", DEMO_TIME, 1)
-        print(f"    {peer.value} gets {message.action} {dump(message.payload)}, answers {answer}")
+        print(f"    {peer} gets {message.action} {dump(message.payload)}, answers {answer}")
         await connection.send(result_text(message.message_id, answer))
-        if message.action == "StopTransaction" and peer is Peer.SECONDARY:
+        if message.action == "StopTransaction" and peer == "secondary":
             ended.set()
 
 
@@ -4452,8 +4417,8 @@ async def demo_charger(connection: websockets.ClientConnection) -> None:
         return answer
 
     await call("BootNotification", chargePointVendor="Demo", chargePointModel="One")
-    for peer, (_, badge) in DEMO.items():
-        print(f"\n--- a session with badge {badge}, which is on {peer.value}_rfid ---")
+    for peer, _, badge in DEMO:
+        print(f"\n--- a session with badge {badge}, which is on {peer}_rfid ---")
         start = {"connectorId": 1, "idTag": badge, "meterStart": 100, "timestamp": DEMO_TIME}
         number = (await call("StartTransaction", **start))["transactionId"]
         sample = [{"timestamp": DEMO_TIME, "sampledValue": [{"value": "150"}]}]
@@ -4466,11 +4431,11 @@ async def demo() -> int:
     print("Two servers, a proxy and a charger, on free ports of this machine.\n")
     ended, offers, ini = asyncio.Event(), [Subprotocol("ocpp1.6")], DEMO_INI
     async with asyncio.timeout(DEMO_SECONDS):
-        for peer, (key, badge) in DEMO.items():
+        for peer, key, badge in DEMO:
             play = partial(demo_server, peer, ended)
             server = await websockets.serve(play, "127.0.0.1", 0, subprotocols=offers)
             port = next(iter(server.sockets)).getsockname()[1]
-            ini += f"{key} = ws://127.0.0.1:{port}/ocpp\n{peer.value}_rfid = {badge}\n"
+            ini += f"{key} = ws://127.0.0.1:{port}/ocpp\n{peer}_rfid = {badge}\n"
         proxy = Proxy(Ini(Path("demo.ini"), {}, concern_of).load(ini))
         await proxy.start()
         async with websockets.connect(f"ws://127.0.0.1:{proxy.port}/DEMO-1", subprotocols=offers) as charger:

@@ -20,7 +20,7 @@ from tests.play.plays import Stage, StageLink
 from tests.play.script import goes_as_told, plays
 from tests.play.wires import Log, Patch, at_the_door, refused, request, smaller, visitor
 
-PRIMARY, SECONDARY = p.Peer.PRIMARY, p.Peer.SECONDARY
+PRIMARY, SECONDARY = p.SERVERS
 
 
 def seconds_to_dial(stage: Stage, name: str, happening: Callable[[], object]) -> float:

@@ -108,7 +108,7 @@ async def samples(status: p.Status) -> dict[tuple[str, ...], float]:
 
 def booked(proxy: p.Proxy, charger_id: str = "CP1", **told: Any) -> p.Session:
     """Book a session of the secondary, 4.2 kWh from 10 to 12, delivered; but for what is told otherwise."""
-    values: p.Record = {"owner": p.Peer.SECONDARY, "badge": "SECO1234", "connector": 1}
+    values: p.Record = {"owner": "secondary", "badge": "SECO1234", "connector": 1}
     values |= {"begun": TEN, "touched": TEN, "server": "ws://x", "ended": TEN + 7200}
     values |= {"delivered": TEN + 7200, "stop": "stop"}
     values |= {"meter_start": 1000.0, "meter_stop": 5200.0, "server_id": 7, "reason": "Local"}
@@ -223,9 +223,7 @@ async def test_one_finds_a_charger_and_asks_for_more_sessions() -> None:
             booked(proxy, f"HOME-{number % 110}")
         booked(proxy, "Z-IN-USE", ended=None)
         booked(proxy, "Z-OWES").owner = None
-        call = p.Call(
-            "[]", since=time.time(), kind=p.Kind.STORED, action="", message_id="x", content=p.NOTHING
-        )
+        call = p.Call("[]", since=time.time(), kind="stored", action="", message_id="x", content=p.NOTHING)
         proxy.journal.memories["Z-OWES"].calls[call] = None
         news = await shown(status)
         cards = [card["id"] for card in news["chargers"]]
@@ -297,7 +295,7 @@ async def test_the_ledger_of_some(monkeypatch: Patch) -> None:
     monkeypatch.setattr(p, "AT_ONCE", 2)
     async with watched("secondary_name = Employer AG") as (status, proxy, *_):
         booked(proxy, badge="A")
-        booked(proxy, badge="B", owner=p.Peer.PRIMARY, begun=TEN + 3600)
+        booked(proxy, badge="B", owner="primary", begun=TEN + 3600)
         for badge in "CDE":
             booked(proxy, "CP2", badge=badge, begun=TEN + p.DAY)
         for query, _, badges in (some.rpartition(" ") for some in SOME.split("; ")):
@@ -370,7 +368,7 @@ async def test_a_report_is_a_month_to_print(monkeypatch: Patch) -> None:
     async with watched("primary_name = Home\nsecondary_name = Employer <AG>") as (status, proxy, *_):
         for number in range(300):
             booked(proxy, f"CP{number % 3}", begun=TEN + number * 1800)
-        booked(proxy, owner=p.Peer.PRIMARY, badge="<b>=1+1")
+        booked(proxy, owner="primary", badge="<b>=1+1")
         booked(proxy, badge="LATE", begun=TEN + 27.6 * p.DAY)  # In June, here; in May by UTC.
         booked(proxy, badge="NOBODY", server="")
         reply = await get(status, "/report?month=2026-05")

@@ -264,7 +264,7 @@ def test_an_odd_message(entry: Entry, play: Play, caplog: pytest.LogCaptureFixtu
         check_heard(stage, entry["later"], text)
     assert complains(caplog) == entry.get("warns", False)
     stage.charger.calls("after", "Heartbeat")
-    while call := stage.outbox(p.Peer.PRIMARY).in_flight:
+    while call := stage.outbox("primary").in_flight:
         stage.primary.answers(call.message_id, currentTime="x")
     assert [3, "after", {"currentTime": "x"}] in stage.charger.hears()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import ocpp_2w_proxy as p
 from tests.play.plays import INI, Stage
 
-SECONDARY = p.Peer.SECONDARY
+SECONDARY = p.SERVERS[1]
 NORMAL = INI.format(more="")
 OTHER_SECONDARY = NORMAL.replace("ws://secondary.example", "ws://other.example")
 OTHER_PRIMARY = NORMAL.replace("ws://primary.example", "ws://other.example")

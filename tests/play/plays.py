@@ -139,7 +139,7 @@ class Stage:
         self.open()
         if connect:
             self.charger_connects()
-            if p.Peer.SECONDARY in self.relay.outboxes:
+            if "secondary" in self.relay.outboxes:
                 self.secondary_connects()
 
     def open(self) -> None:
@@ -174,7 +174,7 @@ class Stage:
         return self.relay.memory
 
     def waiting(self, peer: p.Peer | None) -> list[p.Call]:
-        return [call for call in self.memory.stored if call.peer is peer]
+        return [call for call in self.memory.stored if call.peer == peer]
 
     def outbox(self, peer: p.Peer) -> p.Outbox:
         return self.relay.outboxes[peer]
@@ -183,17 +183,17 @@ class Stage:
         version = version or self.version
         primary: Any = None
         charger: Any = StageLink(self, "charger", version)
-        if p.Peer.PRIMARY in self.relay.outboxes:
+        if "primary" in self.relay.outboxes:
             primary = self.primary = StageLink(self, "primary", version)
         self.charger = charger
         self.relay.connect(charger, primary, version, {})
 
     def secondary_connects(self, accepts: bool = True) -> None:
-        self.secondary = self.connects(p.Peer.SECONDARY)
+        self.secondary = self.connects("secondary")
         if not accepts:
             return
         self.charger.calls("boot", "BootNotification", chargePointVendor="V", chargePointModel="M")
-        if p.Peer.PRIMARY in self.relay.outboxes:
+        if "primary" in self.relay.outboxes:
             self.primary.answers("boot", status="Accepted", currentTime="2026-01-01T00:00:00Z", interval=300)
             self.primary.hears()
         self.answer_boot()
@@ -206,9 +206,9 @@ class Stage:
 
     def connects(self, peer: p.Peer) -> StageLink:
         outbox = self.outbox(peer)
-        link: Any = StageLink(self, peer.value, outbox.version)
+        link: Any = StageLink(self, peer, outbox.version)
         outbox.dialing = None
-        needs_boot = peer is p.Peer.SECONDARY or bool(self.memory.boot)
+        needs_boot = peer == "secondary" or bool(self.memory.boot)
         outbox.connected(link, needs_boot=needs_boot)
         stage_link: StageLink = link
         return stage_link

@@ -95,7 +95,7 @@ class Script:
             rows = self.stage.journal.database.execute(f"SELECT {columns} FROM sessions ORDER BY number")
             return "|".join(" ".join(map(str, row)).strip() for row in rows)
         if name == "refused at":
-            return " ".join(getattr(c.peer, "value", "nobody") for c in memory.calls if c.refused)
+            return " ".join(c.peer or "nobody" for c in memory.calls if c.refused)
         if name == "claims":
             return " ".join(claim.badge for claim in memory.claims)
         if name == "closed":
@@ -166,13 +166,13 @@ class Script:
 
     # The servers.
 
-    def server(self, name: str, verb: str, *more: str) -> None:
+    def server(self, name: p.Peer, verb: str, *more: str) -> None:
         link: StageLink = getattr(self.stage, name)
         if verb == "leaves":
             link.lost()
             self.due[name] = []
         elif verb in ("comes", "returns"):
-            setattr(self.stage, name, self.stage.connects(p.Peer(name)))
+            setattr(self.stage, name, self.stage.connects(name))
             self.listen()
             self.stage.passes(2.5 if verb == "returns" else 0)
         elif verb == "boots":  # What it answers to a BootNotification from now on; "-" is nothing.

@@ -16,10 +16,10 @@ import ocpp_2w_proxy as p
 from tests.play.kills import save
 from tests.play.plays import Stage, StageLink
 
-SERVERS = ("primary", "secondary")
+SERVERS: tuple[str, ...] = p.SERVERS
 PEERS = ("charger", *SERVERS)
 IDS = {"transactionId", "requestId", "remoteStartId"}  # What the proxy may translate.
-ANSWERS = (p.MessageType.CALLRESULT, p.MessageType.CALLERROR)
+ANSWERS = (p.CALLRESULT, p.CALLERROR)
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[-+.\w]+|\S', re.DOTALL)
 # Stands where something else was expected: badges of both lists, ids that are taken, not usable, the proxy's.
 ODD = [
@@ -46,7 +46,7 @@ def put(payload: dict[str, Any], path: p.FieldPath, value: Any) -> None:
 def template(action: str, facts: p.Facts, badge: str, version: str) -> str:
     """Return a Call of this Action with all that the vocabulary knows of it."""
     payload: dict[str, Any] = {"timestamp": "2026-01-01T00:00:00Z"}
-    if facts.role is p.Role.EVENT:
+    if facts.role == "event":
         payload.update(eventType="Started", seqNo=0)
     values = {"badge": badge, "badge_type": "ISO14443", "transaction": "{transaction}", "connector": 1}
     values |= {"request": 5, "reservation": 6, "remote_start": 8, "state": "Charging", "meter": 1000}
@@ -139,7 +139,7 @@ class Storm:
             if error.message_id is not None:
                 self.unreadable[peer, str(error.message_id)] += 1
             return
-        if message.type in (p.MessageType.CALL, p.MessageType.SEND):
+        if message.type in (p.CALL, p.SEND):
             self.said.setdefault((peer, str(message.message_id)), []).append(message)
         else:
             self.due[peer].pop(str(message.message_id), None)
@@ -174,9 +174,9 @@ class Storm:
                 link.on_closed(link)  # type: ignore[misc]
         if not self.stage.charger.is_open:
             self.stage.charger_connects()
-        for peer in SERVERS:
+        for peer in p.SERVERS:
             if not self.link(peer).is_open:
-                setattr(self.stage, peer, self.stage.connects(p.Peer(peer)))
+                setattr(self.stage, peer, self.stage.connects(peer))
         self.meet()
         self.check_tables()
 
@@ -189,7 +189,7 @@ class Storm:
             if peer == "charger":
                 assert all(self.stage.time - since >= 29 for since in self.due[peer].values()), "two at once"
                 assert message.message_id not in self.due[peer], "two under one id"
-            elif message.type is p.MessageType.CALL:
+            elif message.type == p.CALL:
                 self.check_forwarded(peer, message)
             self.due[peer][str(message.message_id)] = self.stage.time
 
@@ -203,7 +203,7 @@ class Storm:
             raise AssertionError(f"the secondary's answer reaches the charger: {message.text}")
         calls = self.said.get(key, ()) if peer == "charger" and self.is_fair else ()
         for call in calls:
-            if call.action == "StartTransaction" and message.type is p.MessageType.CALLRESULT:
+            if call.action == "StartTransaction" and message.type == p.CALLRESULT:
                 self.told[message.payload["transactionId"]] = call.payload["idTag"]
 
     def check_forwarded(self, peer: str, message: p.Message) -> None:
