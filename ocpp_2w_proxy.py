@@ -558,14 +558,15 @@ def parse(text: str) -> Message:
         raise MessageError(f"no JSON: {error}"[:200], text) from None
     if type(parts) is not list or len(parts) < 3:
         raise MessageError("no JSON array of three or more elements", text)
-    kind, message_id, action, payload = *parts[:3], parts[3] if len(parts) > 3 else []
+    parts += ["", ""]  # A CallResult has three parts, a Call four.
+    kind, message_id, action, payload, details, *_ = parts
     if type(kind) is not int or kind not in MESSAGE_TYPES:
         raise MessageError("unknown message type", text)
     is_id = 1 <= len(message_id) <= MAX_MESSAGE_ID if type(message_id) is str else type(message_id) is int
     if kind == CALLRESULT:
-        action, payload = "", {} if parts[2] == [] else parts[2]  # PHP writes an empty answer so.
+        payload, action = {} if action == [] else action, ""  # PHP writes an empty answer so.
     elif kind in (CALLERROR, CALLRESULTERROR):
-        payload = parts[4] if len(parts) > 4 and type(parts[4]) is dict else {}
+        payload = details if type(details) is dict else {}
     if payload is None:  # As good as {} (OCPP-J 1.6 4.2.1).
         payload = {}
     if not is_id or type(action) is not str or type(payload) is not dict:
@@ -1089,8 +1090,8 @@ def concern_of(action: str) -> str:
 # Routing
 #
 # Whose a message is. A message goes in, decisions with their reasons come out; the sections below carry
-# them out. Pure: no socket, no clock, no log. Time is passed in. Three classes of one job each: whose a Call
-# of the charger is (Router), the servers' Calls and claims (Commands), what servers' answers tell (Answers).
+# them out. Pure: no socket, clock or log. One job a class: whose a Call of the charger is (Router), the
+# servers' Calls and claims (Commands), what servers' answers tell (Answers).
 # ---------------------------------------------------------------------------------------------------------
 
 FIRST_PROXY_ID = 2_000_000_000  # From here on, transaction ids are the proxy's; Unix time gets there in 2033.
@@ -1876,15 +1877,14 @@ class Answers:
 
     def answered(self, call: Call, message: Message, now: Instant) -> list[Decision]:
         """Decide on a server's answer to a Call, late or not; only who still waits hears of it."""
-        session, said, words, told = call.session, call.content, words_of(message), list[Decision]()
-        if words and said.badge is not None:
-            whose = self.router.config.name(call.peer)
-            told.append(Told(f"{whose} answers {call.action} with {words}", said.badge))
+        session, said, words = call.session, call.content, words_of(message)
+        what = words and f"{self.router.config.name(call.peer)} answers {call.action} with {words}"
+        told = [Told(what, said.badge)] if what and said.badge is not None else []
         if session and said.facts.role != "meter":
             message = self._learned(session, call, message, words, now)
         if call.own_answer and (message.type == CALLERROR or not call.is_awaited):
             call.is_awaited = False  # The proxy's own answer goes to the charger.
-            return told
+            return [*told]
         call.own_answer, reply_to = "", self.router.stop_waiting(call)
         repeat = self.router.waiting.get((session, said.mark)) if session and reply_to is None else None
         if repeat and repeat.kind == "relayed" and message.type == CALLRESULT:
