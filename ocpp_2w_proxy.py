@@ -4286,7 +4286,7 @@ def set_up_logging(config: Config) -> None:
 
 async def serve(config: Config) -> int:
     """Run the proxy until SIGTERM or SIGINT; return the exit code."""
-    host, stopped, loop = config.host, asyncio.Event(), asyncio.get_running_loop()
+    host, stopped, loop = config.host, asyncio.Future[None](), asyncio.get_running_loop()
     try:
         if host.state == "none":
             log.warning("state = none: sessions and stored Calls are lost with the process")
@@ -4300,18 +4300,19 @@ async def serve(config: Config) -> int:
     loop.set_exception_handler(proxy.loop_failed)
     for number in (signal.SIGTERM, signal.SIGINT):
         with suppress(NotImplementedError):  # Windows; there, Ctrl-C cancels this task.
-            loop.add_signal_handler(number, stopped.set)
+            loop.add_signal_handler(number, stopped.cancel)
     place = f"{'wss' if host.cert_chain else 'ws'}://{host.addr}:{proxy.port}/"
     log.info("ocpp-2w-proxy %s listens on %s", __version__, place)
     status = Status(proxy, REDACTOR.clean)
     await status.start()
     with suppress(asyncio.CancelledError):
-        await stopped.wait()
+        await asyncio.wait([stopped, proxy.watchdog], return_when=asyncio.FIRST_COMPLETED)
+    code = EXIT_FAILED if proxy.watchdog.done() else EXIT_OK  # Without it no deadline ever comes.
     log.info("stopping")
     if status.server:
         status.server.close()
     await proxy.stop()
-    return EXIT_OK
+    return code
 
 
 # --check

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from websockets.typing import Subprotocol
@@ -95,6 +96,17 @@ for name in [name for name in dir(socket) if name.startswith("TCP_") and name !=
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+async def test_a_watchdog_that_fails_ends_it_with_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault that nobody foresaw: without deadlines it serves nobody; better a new start."""
+    (tmp_path / "proxy.ini").write_text(f"{LOCAL}[status]\nport = 0\n")
+    monkeypatch.setattr(p.Journal, "tick", Mock(side_effect=LookupError("nobody foresaw it")))
+    async with asyncio.timeout(PATIENCE):
+        assert await p.serve(p.load_config(tmp_path / "proxy.ini", {}, p.concern_of)) == p.EXIT_FAILED
+    assert "nobody foresaw it" in caplog.text
 
 
 async def test_it_runs_where_signal_handlers_and_socket_options_are_missing(tmp_path: Path) -> None:
