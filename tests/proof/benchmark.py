@@ -79,7 +79,7 @@ class Size(NamedTuple):
     herd: int  # Chargers that come at once.
 
 
-FULL = Size((100, 1000), (250, 500, 1000, 2000, 8000), 5, 5000, 2000)
+FULL = Size((100, 1000), (250, 500, 1000, 2000, 8000), 9, 5000, 2000)
 QUICK = Size((20,), (250, 2000), 1, 100, 50)
 
 
