@@ -1212,18 +1212,18 @@ class Session:
         return self.start if self.transaction_id is None else self.transaction_id
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class Claim:
-    """A server's word that the next session of a badge is its own (remote start, reservation)."""
+    """A server's word that the next session of a badge is its own; one session ends all that are equal."""
 
     peer: Peer
     server: str  # Its address.
     badge: str  # Normalized.
     connector: int | None  # None = any.
-    until: float  # UTC seconds.
-    transaction: str | None = None  # 2.x: as the charger's answer names it.
-    reservation: int | None = None
-    remote_start: int | None = None
+    until: float = field(compare=False)  # UTC seconds.
+    transaction: str | None = field(default=None, compare=False)  # 2.x: as the charger's answer names it.
+    reservation: int | None = field(default=None, compare=False)
+    remote_start: int | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -1390,7 +1390,7 @@ def reckon(session: Session, said: Content) -> None:
     """Take the energy that a Call tells of, and by the charger's clock the power: it may come late."""
     times = values_at(said.payload, ("meterValue", "*", "timestamp"))
     register, measured = said.register, utc_of(times[-1] if times else said.timestamp)
-    if register is None:
+    if register is None or (session.stop and said.is_reading):  # The stop has the last word.
         return
     session.meter_start = register if session.meter_start is None else session.meter_start
     session.meter_stop = register
@@ -1494,7 +1494,7 @@ class Router:
 
     def whose(self, route: Route) -> str:
         """Return what people call the owner."""
-        return "rejected" if route.unlisted == "reject" else self.config.name(route.owner)
+        return "nobody (rejected)" if route.unlisted == "reject" else self.config.name(route.owner)
 
     def route_of_badge(self, badge: str) -> Route:
         """Return whose a badge is, by the ini alone."""
@@ -1551,7 +1551,7 @@ class Router:
             return []
         session.owner, session.badge = route.owner, badge
         session.server = "" if route.unlisted == "reject" else self.address(route.owner)
-        self.memory.drop_claims(lambda claim: claim is route.claim)
+        self.memory.drop_claims(lambda claim: claim == route.claim)
         self.memory.note(session)
         what = f"a session of {self.whose(route)} begins on connector {session.connector}: {route.why}"
         decisions: list[Decision] = [Told(what, badge, bool(route.unlisted))]
@@ -1581,7 +1581,7 @@ class Router:
             call.server = session.server if session else self.address(route.owner)
         if call.peer == "primary" and call.server == self.config.servers["primary"].url != LOCAL:
             call.kind = "relayed"
-        elif session or said.facts.role == "stop":
+        elif (session and not is_primarys_alone) or said.facts.role == "stop":
             call.kind = "stored"
             if (dropped := memory.make_room(call)) is None:
                 return [Told("too much waits for its server; no more is taken", dropped=TOO_MANY)]
@@ -1662,8 +1662,9 @@ class Router:
         session.stopped_at, session.reason = said.timestamp, short(value_at(said.payload, said.facts.reason))
         session.stop = said.stop
         self.memory.end(session, now.utc)
-        what = f"session {session.transaction_id} of {self.config.name(session.owner)} ends"
-        return [Told(f"{what} on connector {session.connector}", session.badge)]
+        whose = self.config.name(session.owner) if session.server else "nobody (rejected)"
+        what = f"session {session.transaction_id} of {whose} ends on connector {session.connector}"
+        return [Told(what, session.badge)]
 
     def _copies(self, message: Message, said: Content, route: Route, askers: set[Peer]) -> list[Decision]:
         """Return what the other server sees of a Call: a message of its own, without a transaction."""
@@ -1790,7 +1791,6 @@ class Commands:
             until = utc_of(expiry) or now.utc + CLAIM_SECONDS
             ids = (integer(value_at(said.payload, path)) for path in (facts.reservation, facts.remote_start))
             call.claim = Claim(peer, self.router.address(peer), badge, connector, until, None, *ids)
-            memory.drop_claims(lambda old: (old.peer, old.badge, old.connector) == (peer, badge, connector))
             memory.claims = [*memory.claims, call.claim][-MAX_FEW:]
             memory.note(memory)
         why, rows = f"{peer} calls {call.action}", (memory,) if call.claim else ()
@@ -1879,7 +1879,8 @@ class Answers:
         """Decide on a server's answer to a Call, late or not; only who still waits hears of it."""
         session, said, words = call.session, call.content, words_of(message)
         what = words and f"{self.router.config.name(call.peer)} answers {call.action} with {words}"
-        told = [Told(what, said.badge)] if what and said.badge is not None else []
+        is_told = what and not (call.kind == "stored" and message.type == CALLERROR)  # That is a WARNING.
+        told = [Told(what, said.badge)] if is_told and said.badge is not None else []
         if session and said.facts.role != "meter":
             message = self._learned(session, call, message, words, now)
         if call.own_answer and (message.type == CALLERROR or not call.is_awaited):
@@ -2266,8 +2267,7 @@ MAX_SUBJECTS = 1000  # Of WARNINGs that are held back; beyond it the oldest is f
 MAX_LOOK_UPS = 500  # Of names, at a time, each in a thread: one that hangs delays no other.
 MAX_DIALS = {"primary": 150, "secondary": 50}  # At a time: secondaries that hang delay no charger.
 UNACKNOWLEDGED_MS = 60_000  # Then the system, where it can, ends the connection to a machine that is gone.
-# One buffer for all links: it is read out in the same callback that filled it. A view, because asyncio's TLS
-# fills slices of it, and slices of a bytearray are copies.
+# One for all links: it is read out in the callback that filled it. A view: asyncio's TLS fills slices of it.
 RECEIVE_BUFFER = memoryview(bytearray(2**16))
 # No level of the ini reaches it: its DEBUG lines would show credentials.
 LIBRARY_LOG = logging.Logger("websockets", logging.WARNING)
@@ -2353,8 +2353,6 @@ class Link(asyncio.BufferedProtocol):
         self.has_ponged = False
         self.ended: asyncio.Future[None] = self.loop.create_future()  # Done when nothing more will come.
         self.cut_because = ""  # Why the proxy itself has cut it.
-
-    # What its user does with it.
 
     @property
     def closed_by(self) -> str:
@@ -2594,7 +2592,7 @@ class Dialer:
         self.max_size = max_size  # Bytes of a message.
         self.places = {peer: asyncio.Semaphore(most) for peer, most in MAX_DIALS.items()}
         self.look_ups = ThreadPoolExecutor(MAX_LOOK_UPS, "look-up")  # Of names.
-        self.begin = asyncio.create_task  # Begins a dial that an outbox asks for; a play only notes it.
+        self.begin: Callable[..., Any] = asyncio.create_task  # Begins a dial; a play only notes it.
 
     async def dial(
         self, peer: Peer, server: ServerConfig, charger_id: str, offers: Iterable[str], shown: Shown
@@ -2603,6 +2601,8 @@ class Dialer:
         name, base = server.id or charger_id, uri_of(server.url)
         path = f"{base.path.rstrip('/')}/{urllib.parse.quote(name, safe='')}"
         user = (server.user or name) if server.user or server.password else None
+        if ":" in (user or ""):
+            raise DialError(f"a login cannot have the user {user}, with a colon: set {peer}_user to another")
         uri = replace(base, path=path, username=user, password=server.password)
         subprotocols = [Subprotocol(offer) for offer in offers]
         protocol = ClientProtocol(uri, subprotocols=subprotocols, max_size=self.max_size, logger=LIBRARY_LOG)
@@ -2690,9 +2690,7 @@ class Outbox:
     """One server of one charger. Owns the server's link and the lists of what goes to it."""
 
     def __init__(self, relay: Relay, peer: Peer, server: ServerConfig) -> None:
-        self.relay = relay
-        self.peer = peer
-        self.server = server
+        self.relay, self.peer, self.server = relay, peer, server
         self.name = f"{relay.charger_id}: {relay.config.name(peer)}"
         self.version = relay.version  # That the link speaks, or the next one is to speak.
         self.own: list[Call] = []  # The proxy's: boot, statuses, Heartbeat; they go first. MAX_FEW.
@@ -2735,11 +2733,11 @@ class Outbox:
         if call.kind == "stored":
             self.stored += [call] if call.version == self.version else []
         elif len(self.live) >= MAX_LIVE or sum([len(c.text) for c in self.live]) > MAX_LIVE_TEXT:
-            self.relay.router.stop_waiting(call)
+            if call.kind == "relayed":  # Others have the proxy's own answer.
+                self.relay.router.stop_waiting(call)
             self.relay.journal.counts["dropped_messages", "queue-full"] += 1
             what = f"{self.name}: {len(self.live)} Calls wait for it; each new one is dropped, now"
             self.relay.complaints.say(logging.WARNING, "queue", "%s %s", what, call.action)
-            return
         else:
             self.live.append(call)
         self.pump(now)
@@ -2829,12 +2827,13 @@ class Outbox:
         return head
 
     def _first_stored(self, now: float) -> Call | None:
-        """Return the first stored Call, unless something is in its way: the boot, the last one, the disk."""
+        """Return the first stored Call, unless something is in its way: boot, last one, disk, version."""
         journal, link, call = self.relay.journal, self.link, self.stored[0]
         if is_overdue(call, now, DELIVERY_SECONDS):  # Only at the primary: a secondary is disconnected.
             call = next((other for other in self.stored if not self._fails(other, now)), call)
         needs_no_boot = self.is_the_chargers and link and now >= link.opened + MADE_UP_BOOT_SECONDS
         is_barred = bool(self.leaving) or not (self.is_booted or needs_no_boot)
+        is_barred |= self.version != self.relay.version and self.version != self._wanted_version()
         if is_barred or call.sent is not None or now < call.not_before:
             return None
         if journal.has(call):
@@ -3124,6 +3123,7 @@ class Relay:
 
     def deliver(self) -> None:
         """Deliver what is left, without waiting for the charger; tell what has to wait."""
+        self.carry_out(self.router.sweep(self.now()))  # It may never come back.
         waiting = Counter(call.server for call in self.memory.stored if call.peer)
         for outbox in self.outboxes.values():
             outbox.fill()
@@ -3448,23 +3448,23 @@ class Proxy:
         self.watchdog.add_done_callback(lambda done: done.cancelled() or done.result())  # To be reported.
 
     def _deliver(self) -> None:
-        """Deliver what is stored, also what was refused, without waiting for the chargers."""
+        """Deliver what is stored, also what was refused or never ended, without waiting for the chargers."""
         for memory in list(self.journal.memories.values()):
             memory.retry(current_instant().utc)
-            if stored := memory.stored:
-                self._relay(memory.charger, stored[0].version).deliver()
+            if memory.stored or any(session.ended is None for session in memory.sessions.values()):
+                self._relay(memory.charger, memory.version).deliver()
 
     async def stop(self) -> None:
         """Close everything; what does not end by itself is cut."""
         self.server.close()
+        self.dialer.begin = lambda work, **_: work.close()  # Nobody is dialled any more.
         links = [link for relay in self.relays.values() for link in relay.links()]
         dials = [outbox.dialing for relay in self.relays.values() for outbox in relay.outboxes.values()]
         for task in filter(None, [self.watchdog, *dials, *self.handshakes.values()]):
             task.cancel()
         for link in links:
             link.close(1001, "the proxy is stopping")
-        if links:
-            await asyncio.wait([link.ended for link in links], timeout=STOP_SECONDS)
+        await asyncio.wait([self.watchdog, *(link.ended for link in links)], timeout=STOP_SECONDS)
         for link in [*links, *self.handshakes]:
             link.abort()
         await self.journal.close()

@@ -82,6 +82,14 @@ async def test_each_server_may_know_the_charger_by_another_name_and_login(
             assert "Sec-WebSocket-Extensions" not in asked.headers
 
 
+async def test_a_login_that_no_server_could_read_is_told(caplog: Log) -> None:
+    """HTTP has a colon between user and password; where the ini has no user, the charger's id is it."""
+    async with house("secondary_password = s") as (proxy, primary, _), charger(proxy, "DE:1"):
+        await eventually(lambda: "DE:1: secondary: cannot connect" in caplog.text)
+        assert "user DE:1, with a colon: set secondary_user" in caplog.text
+        assert len(primary.connections) == 1
+
+
 @pytest.mark.parametrize(
     ("shown", "password", "status"),
     [

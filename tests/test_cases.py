@@ -52,6 +52,10 @@ Who hears what of it.
     charger reads o {TRIGGERED}, secondary takes
     => primary: Meter Meter Meter|; secondary: Start Meter:7 Meter:7 Meter:7|Meter:7;
     charger: 1:Accepted m n m n m n|o
+28 Nor are they kept for a secondary that has refused the session.
+    charger starts 1, secondary fails, 11 s, secondary fails, 61 s, secondary fails,
+    primary asks TriggerMessage requestedMessage=MeterValues, charger reads m {TRIGGERED}
+    => primary: Meter; charger: 1:Accepted m; refused: Start
 What CallErrors refused is tried once more a day for thirty days; then it is kept, and sent nowhere.
     charger starts 1, secondary accepts, charger stops e, secondary fails, 11 s, secondary fails, 61 s,
     secondary fails, 29 days, proxy retries, secondary fails, look, 1.1 days, proxy retries

@@ -16,6 +16,12 @@ It outlives a kill.
 A remote start claims the next session of its badge, and one only,
     secondary asks RemoteStartTransaction idTag=guest, THEN, charger starts 1 GUEST, secondary takes, THEN,
     charger starts 2 GUEST 1 9 => secondary: Start; primary: Start; claims:
+also where its server asks twice and the charger refuses the second,
+    secondary claims GUEST, secondary calls r RemoteStartTransaction idTag=GUEST, charger answers r Rejected,
+    look, THEN, charger starts 1 GUEST => secondary: r:Rejected|Start; primary: |
+or accepts both,
+    2 times (secondary claims GUEST), THEN, charger starts 1 GUEST, secondary takes,
+    charger starts 2 GUEST 1 9 => secondary: Start; primary: Start; claims:
 for five minutes,
     secondary asks RemoteStartTransaction idTag=GUEST connectorId=1, THEN, 290 s, charger starts 1 GUEST
     => secondary: Start; primary:

@@ -198,6 +198,44 @@ def test_message_ids_are_not_reused_on_a_connection_that_outlives_the_charger(mo
     assert len(used) == 2
 
 
+# The end, and who never comes back, over real websockets.
+
+
+async def test_nobody_is_dialled_any_more_at_the_end(monkeypatch: Patch) -> None:
+    """A Call that waits would reach the primary, and its answer nobody."""
+    monkeypatch.setattr(p, "STOP_SECONDS", 0.5)
+    async with house() as (proxy, primary, _), charger(proxy) as cp:
+        primary.answers = None
+        for number in ("1", "2"):
+            await cp.connection.send(json.dumps([2, number, "Heartbeat", {}]))
+        await primary.heard.call("Heartbeat")
+        async with deaf(cp.connection):
+            await proxy.stop()
+        assert (len(primary.requests), primary.heard.actions()) == (1, ["Heartbeat"])
+
+
+async def test_what_a_charger_never_ended_is_delivered_without_it() -> None:
+    """A transaction without a badge is the primary's after thirty silent days."""
+    async with house("primary_user = u") as (proxy, primary, _):
+        async with charger(proxy, versions=["ocpp2.0.1"]) as cp:
+            await cp.boots()
+            start = {
+                "eventType": "Started",
+                "seqNo": 0,
+                "timestamp": "t",
+                "transactionInfo": {"transactionId": "T"},
+            }
+            await cp.calls("s", "TransactionEvent", triggerReason="CablePluggedIn", **start)
+        await eventually(lambda: not proxy.relays)
+        after = p.current_instant().utc + 31 * p.DAY
+        proxy.journal.clock = lambda: p.current_instant()._replace(utc=after)
+        proxy.retry_at = 0.0
+        assert (await primary.heard.call("TransactionEvent"))[3] == {
+            "triggerReason": "CablePluggedIn",
+            **start,
+        }
+
+
 # Takeover over real websockets.
 
 

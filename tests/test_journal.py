@@ -210,6 +210,11 @@ Its readings are saved once a minute, because each of them would keep the disk b
 when it is over, the next one is.
     charger starts 1 PRIM1, primary accepts, charger reads m meterValue=[{"sampledValue":[{"value":"1"}]}],
     61 s, charger reads n meterValue=[{"sampledValue":[{"value":"2"}]}] => file meter_stop: 2.0
+Its stop has the last word on its energy, whatever comes late.
+    charger starts 1, secondary accepts, charger reads m meterValue=[{"sampledValue":[{"value":"4000"}]}],
+    61 s, charger stops e meterStop=5000, charger reads n meterValue=[{"sampledValue":[{"value":"4400"}]}],
+    61 s, charger reads o meterValue=[{"sampledValue":[{"value":"4500"}]}], secondary takes
+    => file meter_start meter_stop: 0.0 5000.0
 That a start was refused is told in its owner's words, for a session that has ended as well.
     charger starts 1, charger stops e, secondary fails, 11 s, secondary fails, 61 s, secondary fails
     => file refused is_refused: CallError InternalError 1

@@ -69,6 +69,14 @@ So it is where they are too long; the other server's go on.
     charger starts 2 SECO1 2, charger starts 3 PRIM1 3, look, limit ends, proxy killed, secondary takes,
     charger starts 2 SECO1 2
     => primary: Start|; charger: 1:Accepted|2:Accepted; secondary: |Start Start; sessions: 3
+A CallError is told in one line, a verdict too.
+    charger starts 1, secondary fails, 11 s, secondary blocks, charger stops e, secondary takes
+    => told StartTransaction got a CallError: 1; told answers StartTransaction with CallError: 0;
+    told answers StartTransaction with status Blocked: 1
+A Call beyond what may wait for a secondary is dropped, and has the proxy's answer all the same.
+    limit is MAX_LIVE 2, secondary leaves, charger shows 1, charger shows 2, charger shows 3,
+    secondary returns, secondary takes
+    => charger: 1:Accepted 2:Accepted 3:Accepted; secondary: Authorize Authorize
 What is in flight is not dropped for what comes: its answer may be on the way.
     charger starts 1, secondary accepts, limit is MAX_STORED 2, charger reads a n=0, charger reads b n=1,
     charger reads c n=2, charger reads d n=3, secondary takes => secondary: Start Meter:7/0 Meter:7/3
@@ -117,6 +125,11 @@ Stored Calls that the primary never answers push no relayed one out: only those 
     limit is MAX_LATE 3, charger tells 0 Started, charger tells 1, charger tells 2, charger tells 3,
     charger tells 4, charger tells 5, charger tells 6 Ended PRIM1, 430 s, look, charger beats h
     => charger: T0 T1 T2 T3 T4 T5|h; stored: Event Event Event Event Event Event
+The link of another version gives way to a charger that starts a session, though more is left for it.
+    secondary leaves, charger tells 0 Started SECO1, charger tells 1, charger tells 2 Ended, charger leaves,
+    charger returns ocpp1.6, primary takes, 12 s, secondary comes, secondary boots Accepted 300, look,
+    charger starts 1 SECO1, secondary takes, look, 5 s, secondary comes, secondary takes
+    => secondary: Event:0||Start; stored: Event Event
 Where the primary leaves one unanswered, the next ones go, but none of them before the disk has the last.
     charger tells 0 Started, charger tells 1, charger tells 2, charger tells 3 Ended PRIM1, 122 s,
     primary forgets, look, disk full, primary takes, 10 s, look, disk well, 2 s
