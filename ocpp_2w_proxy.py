@@ -2707,7 +2707,8 @@ class Outbox:
         # Monotonic seconds of the next step: to dial; connected, to send it a boot; booted, a Heartbeat.
         self.next_at = math.inf
         self.redial_after = REDIAL_SECONDS[peer][0]  # Seconds; grows with each dial.
-        self.trouble = ""  # Why it is not connected, as it was logged last.
+        self.trouble = ""  # Why it is not connected, as it was logged last,
+        self.advice = ""  # and what to do about it; "" = nothing.
         self.other_version_at = 0.0  # When another version than the charger's may be tried again; monotonic.
         self.away_since = 0.0  # Monotonic seconds; since when the charger is without it, if it is.
         self.is_booted = False  # The server accepted a BootNotification on this connection.
@@ -2971,8 +2972,8 @@ class Outbox:
             if version != relay.version and (link or (error.status or 0) // 100 == 4):
                 self.other_version_at = relay.now().seconds + VERSION_SECONDS
             if self.trouble != str(error):
-                self.trouble = str(error)
-                advice = error.advice(self.peer, "it is dialled again", version)
+                self.trouble, self.advice = str(error), error.advice(self.peer, "", version)
+                advice = self.advice or "it is dialled again"
                 log.warning("%s: cannot connect to %s: %s; %s", self.name, self.server.url, error, advice)
             link = None
         self.dialing = None
@@ -3001,7 +3002,7 @@ class Outbox:
                 # Not sent again: it may have been carried out, and its sender repeats it.
                 self.relay.journal.counts["calls", "charger", self.peer, "unanswered"] += 1
         if link is self.link:
-            now, self.trouble = self.relay.now().seconds, link.closed_by
+            now, self.trouble, self.advice = self.relay.now().seconds, link.closed_by, ""
             level = logging.INFO if self.is_wanted else logging.DEBUG
             log.log(level, "%s: disconnected (%s)", self.name, link.closed_by)
             if self.relay.link and now >= link.opened + STEADY_SECONDS:
@@ -4089,11 +4090,12 @@ class Status(logging.Handler):
         except (ValueError, OverflowError):
             raise RefusedError(400, "month: expected one, as 2026-01") from None
         days = {"from": f"{first:%Y-%m-%d}", "to": f"{last:%Y-%m-%d}"}
-        parts, sums = dict[tuple[str, str], list[str]](), Counter[tuple[str, str]]()
+        parts, sums, badges = dict[tuple[str, str], list[str]](), Counter[tuple[str, str]](), dict[str, str]()
         async for row in in_turns(reversed(await self.ledger(asked | days)), AT_ONCE):
             if row["owner"]:
                 server = self.proxy.config.charger(row["charger"]).name(row["owner"])
-                place = (html.escape(server), html.escape(row["badge"] or "none"))
+                badge = badges.setdefault(normalized(row["badge"]), row["badge"] or "none")
+                place = (html.escape(server), html.escape(badge))
                 times = (time.localtime(row[at]) if row[at] else None for at in ("begun", "ended"))
                 told = [time.strftime("%Y-%m-%d %H:%M", at) if at else "" for at in times]
                 told += [row["charger"], row["state"]]
@@ -4120,13 +4122,14 @@ class Status(logging.Handler):
             totals["chargers", state] += 1
             wanted = [o for o in relay.outboxes.values() if o.link or o.is_wanted] if relay else []
             totals.update(("servers", o.peer, "connected" if o.link else "down") for o in wanted)
-            totals.update(("down", o.relay.config.name(o.peer), o.trouble) for o in wanted if o.trouble)
+            totals.update(("down", o.server.name, o.trouble, o.advice) for o in wanted if o.trouble)
             totals.update(("stored_calls", to_column(call.peer) or "unknown") for call in stored)
             totals[AGE] = max([totals[AGE], *(utc - call.since for call in stored)])
             recent = [s for s in memory.sessions.values() if (s.ended or utc) >= utc - SESSION_SECONDS]
             opened = [session for session in recent if session.ended is None]
+            refused = {call.session for call in memory.calls if call.refused}
             for s in recent:
-                what = "refused" if s.refused else "ended" if s.ended else "open"
+                what = "refused" if s in refused else "ended" if s.ended else "open"
                 what = "rejected" if s.owner and not s.server else what
                 totals["sessions", to_column(s.owner) or "unknown", what] += 1
             is_well = all(outbox.link for outbox in wanted) and not stored
@@ -4188,7 +4191,7 @@ class Status(logging.Handler):
         for peer in config.servers if relay else ():
             outbox, state, why, next_at = outboxes.get(peer), LOCAL, "", math.inf
             if outbox and outbox.link:
-                state = "connected" if outbox.is_booted else "has not accepted the boot yet"
+                state = "connected" if outbox.is_booted or peer == "primary" else "has not accepted the boot"
             elif outbox:
                 state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
                 next_at = outbox.next_at + skew
@@ -4204,9 +4207,15 @@ class Status(logging.Handler):
         if trouble := self.proxy.trouble():
             yield {"what": f"The proxy cannot serve: {trouble}.", "todo": "See the disk, and the log."}
         downs = Counter({key: count for key, count in totals.items() if key[0] == "down"})
-        for (_, server, why), count in downs.most_common(MOST_TROUBLES):
+        for (_, server, why, advice), count in downs.most_common(MOST_TROUBLES):
             what = f"{server} is down for {count} charger{'s' * (count > 1)}: {self.clean(why)}."
-            yield {"what": what, "todo": "It is dialled again. What belongs to it waits here, safe on disk."}
+            todo = (
+                f"{advice[:1].upper()}{advice[1:] or 'It is dialled again'}. What belongs to it waits here."
+            )
+            yield {"what": what, "todo": todo}
+        if totals["chargers", "offline"]:
+            what = f"Not connected, of the chargers seen lately: {totals['chargers', 'offline']}."
+            yield {"what": what, "todo": "If it was refused, the log says why; else look at its network."}
         if totals[AGE] > LATE_SECONDS:
             what = f"Messages wait: {waiting}, the oldest for {totals[AGE] / 60:.0f} min."
             yield {"what": what, "todo": "Each goes once its server is connected and accepts the charger."}

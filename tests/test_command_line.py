@@ -219,7 +219,11 @@ NO_LIST = "its badge is on no list: unknown_rfid ="
         ("04D1", "", "primary: its badge is on primary_rfid, ocpp-2w-proxy.ini:7 (04d*)"),
         ("04DD", "", "secondary: its badge is on secondary_rfid, ocpp-2w-proxy.ini:10 (04dd*)"),
         ("05", "", f"primary: {NO_LIST} primary, by default"),
-        ("05", "[charger CP1]\nunknown_rfid = reject\n", f"nobody (rejected): {NO_LIST} reject, ocpp-2w-proxy.ini:13"),
+        (
+            "05",
+            "[charger CP1]\nunknown_rfid = reject\n",
+            f"nobody (rejected): {NO_LIST} reject, ocpp-2w-proxy.ini:13",
+        ),
         ("04A1B2C8", "", f"primary: {NO_LIST} primary, by default; 04a1b2c3 in line 11 is nearly the same"),
     ],
 )

@@ -172,7 +172,8 @@ A forgotten id of the proxy is its owner's, which does not know it: a stop is ke
     file number: ; refused at: primary secondary;
     told its start is not known here: 2
 What becomes of a badge on no list is told.
-    charger shows a STRANGER => charger: a:Invalid; told Authorize is for nobody (rejected): its badge is on no list: 1
+    charger shows a STRANGER
+    => charger: a:Invalid; told Authorize is for nobody (rejected): its badge is on no list: 1
 """,
     more="unknown_rfid = reject",
 )

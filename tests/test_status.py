@@ -177,6 +177,19 @@ async def test_power_goes_by_the_chargers_clock(monkeypatch: Patch) -> None:
             assert (await shown(status))["chargers"][0]["sessions"][0]["kw"] == pytest.approx(kw, abs=0.001)
 
 
+async def test_what_keeps_somebody_out_is_a_trouble_with_what_to_do() -> None:
+    """A login that the secondary refuses; a charger that is gone. A primary is fine without a second boot."""
+    async with watched() as (status, proxy, _, secondary):
+        secondary.refusal = (401, {})
+        async with charger(proxy):
+            news = await sees(status, lambda news: news["trouble"])
+            assert news["trouble"][0]["what"] == "secondary is down for 1 charger: HTTP 401 Unauthorized."
+            assert news["trouble"][0]["todo"].startswith("Check secondary_user and secondary_password")
+            assert news["chargers"][0]["servers"][0]["state"] == "connected"
+        news = await sees(status, lambda news: news["offline"])
+        assert news["trouble"][-1]["what"] == "Not connected, of the chargers seen lately: 1."
+
+
 async def test_what_waits_for_its_server_is_a_trouble(monkeypatch: Patch) -> None:
     """Since when, how many messages, after a minute with what is done about it; an alarm can watch it."""
     async with watched() as (status, _, _, secondary), charger(status.proxy) as cp:
@@ -367,7 +380,8 @@ async def test_a_report_is_a_month_to_print(monkeypatch: Patch) -> None:
     in_zone(monkeypatch, "Europe/Berlin")
     async with watched("primary_name = Home\nsecondary_name = Employer <AG>") as (status, proxy, *_):
         for number in range(300):
-            booked(proxy, f"CP{number % 3}", begun=TEN + number * 1800)
+            badge = ("SECO1234", "seco:12-34")[number % 2]  # One badge, however a charger writes it.
+            booked(proxy, f"CP{number % 3}", begun=TEN + number * 1800, badge=badge)
         booked(proxy, owner="primary", badge="<b>=1+1")
         booked(proxy, badge="LATE", begun=TEN + 27.6 * p.DAY)  # In June, here; in May by UTC.
         booked(proxy, badge="NOBODY", server="")

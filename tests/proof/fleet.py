@@ -507,6 +507,8 @@ def command(parser: argparse.ArgumentParser, play: Callable[[Path, Any], Corouti
     with tempfile.TemporaryDirectory() as temporary, rig.many_files():
         folder = options.keep or Path(temporary)
         folder.mkdir(exist_ok=True)
+        if any(folder.iterdir()):
+            parser.error(f"{folder} is not empty; what an earlier run has left would count as lost")
         report = asyncio.run(play(folder, options))
     print(f"seed {options.seed}\n\n{report}")
     return 1 if report.problems else 0
