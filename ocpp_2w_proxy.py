@@ -1390,7 +1390,7 @@ def reckon(session: Session, said: Content) -> None:
     """Take the energy that a Call tells of, and by the charger's clock the power: it may come late."""
     times = values_at(said.payload, ("meterValue", "*", "timestamp"))
     register, measured = said.register, utc_of(times[-1] if times else said.timestamp)
-    if register is None or (session.stop and said.is_reading):  # The stop has the last word.
+    if register is None or (session.stop and register < (session.meter_stop or 0.0)):  # It comes late.
         return
     session.meter_start = register if session.meter_start is None else session.meter_start
     session.meter_stop = register
@@ -1816,13 +1816,13 @@ class Commands:
         memory, claim, said = self.memory, call.claim, call.content
         status = str(message.payload.get("status", "Accepted"))
         if message.type == CALLERROR or not status.startswith("Accepted"):  # Or AcceptedCanceled.
-            by_it = (call.peer, call.message_id)
-            memory.asked = {about: by for about, by in memory.asked.items() if by != by_it}
+            memory.asked = {k: by for k, by in memory.asked.items() if by != (call.peer, call.message_id)}
             memory.drop_claims(lambda other: other is claim)
         elif said.facts.role == "cancel":
             key = call.peer, integer(value_at(said.payload, said.facts.reservation)) or 0
             memory.drop_claims(lambda other: (other.peer, other.reservation) == key)
-        elif claim and claim in memory.claims:
+        elif claim and any(other is claim for other in memory.claims):
+            memory.drop_claims(lambda older: older == claim and older is not claim)
             claim.transaction = short(message.payload.get("transactionId"))
             if session := memory.sessions.get(claim.transaction):
                 route = Route(call.peer, "its remote start", claim=claim)
@@ -2138,7 +2138,7 @@ class Journal:
         """Whether a charger is remembered, or can be: the oldest idle one is forgotten for it."""
         if charger_id in self.memories or len(self.memories) < MAX_MEMORIES:
             return True
-        unused = (m for m in self.memories.values() if not (m.charger in in_use or m.stored))
+        unused = (m for m in self.memories.values() if not (m.charger in in_use or m.calls))
         idle = next((m for m in unused if all(s.ended is not None for s in m.sessions.values())), None)
         if idle:
             idle.note(self.memories.pop(idle.charger), is_there=False)
@@ -2834,8 +2834,9 @@ class Outbox:
             call = next((other for other in self.stored if not self._fails(other, now)), call)
         needs_no_boot = self.is_the_chargers and link and now >= link.opened + MADE_UP_BOOT_SECONDS
         is_barred = bool(self.leaving) or not (self.is_booted or needs_no_boot)
-        is_barred |= self.version != self.relay.version and self.version != self._wanted_version()
         if is_barred or call.sent is not None or now < call.not_before:
+            return None
+        if self.version != self.relay.version and self.version != self._wanted_version():
             return None
         if journal.has(call):
             return call
@@ -2947,12 +2948,11 @@ class Outbox:
 
     def _wanted_version(self) -> str:
         """Return the version to speak: the charger's, unless only Calls of another one are left."""
-        relay, versions = self.relay, [call.version for call in self.waiting()]
+        relay = self.relay
         is_busy = self.live or self.own or any(s.ended is None for s in relay.memory.sessions.values())
         is_early = relay.now().seconds < self.other_version_at
-        if not versions or (relay.link and (is_busy or is_early or relay.version in versions)):
-            return relay.version
-        return versions[0]
+        versions = [] if relay.link and (is_busy or is_early) else [call.version for call in self.waiting()]
+        return relay.version if not versions or (relay.link and relay.version in versions) else versions[0]
 
     def dial(self) -> None:
         """Begin to open a connection, unless one is there or being opened."""
@@ -3448,12 +3448,13 @@ class Proxy:
         self.watchdog = asyncio.create_task(self._watchdog(), name="watchdog")
         self.watchdog.add_done_callback(lambda done: done.cancelled() or done.result())  # To be reported.
 
-    def _deliver(self) -> None:
+    async def _deliver(self) -> None:
         """Deliver what is stored, also what was refused or never ended, without waiting for the chargers."""
-        for memory in list(self.journal.memories.values()):
-            memory.retry(current_instant().utc)
-            if memory.stored or any(session.ended is None for session in memory.sessions.values()):
-                self._relay(memory.charger, memory.version).deliver()
+        async for memory in in_turns(self.journal.memories.values(), RELAYS_AT_ONCE):
+            memory.retry(utc := current_instant().utc)
+            is_over = any(utc - s.touched > SILENT_SECONDS for s in memory.sessions.values())
+            if memory.stored or is_over:
+                self._relay(memory.charger, memory.version or "ocpp1.6").deliver()
 
     async def stop(self) -> None:
         """Close everything; what does not end by itself is cut."""
@@ -3585,8 +3586,7 @@ class Proxy:
                 refusal, relay = refusal_of(error, versions), self.relays.get(charger_id)
                 if not (error.status and relay):
                     raise refusal from None
-            # Some primaries allow one connection per charger; what is dead or left there is closed for it.
-            # Where Pongs never come, the watchdog and the system tell the dead.
+            # Some primaries allow one connection a charger: a dead one goes. Without Pongs, time tells.
             old, left = relay.link, relay.outboxes["primary"].link
             is_over = old.has_ponged and not await old.probe(PROBE_SECONDS) if old else left
             if not is_over or relay.link not in (old, None) or self.relays.get(charger_id) is not relay:
@@ -3613,7 +3613,7 @@ class Proxy:
             self.journal.tick()
             if now >= self.retry_at:
                 self.retry_at = now + DAY
-                self._deliver()
+                await self._deliver()
             if is_watching := now >= watch_at:
                 watch_at = now + self.config.host.watchdog_interval
             async for relay in in_turns(self.relays.values(), RELAYS_AT_ONCE):
@@ -4191,7 +4191,8 @@ class Status(logging.Handler):
         for peer in config.servers if relay else ():
             outbox, state, why, next_at = outboxes.get(peer), LOCAL, "", math.inf
             if outbox and outbox.link:
-                state = "connected" if outbox.is_booted or peer == "primary" else "has not accepted the boot"
+                is_ready = outbox.is_booted or outbox.next_at == math.inf  # No boot is due.
+                state = "connected" if is_ready else "has not accepted the boot yet"
             elif outbox:
                 state, why = "down" if outbox.is_wanted else "not needed", self.clean(outbox.trouble)
                 next_at = outbox.next_at + skew

@@ -22,6 +22,8 @@ also where its server asks twice and the charger refuses the second,
 or accepts both,
     2 times (secondary claims GUEST), THEN, charger starts 1 GUEST, secondary takes,
     charger starts 2 GUEST 1 9 => secondary: Start; primary: Start; claims:
+and though its server asks often, the other's claim stands;
+    primary claims SECO1, 64 times (secondary claims GUEST), THEN, charger starts 1 SECO1 => primary: Start
 for five minutes,
     secondary asks RemoteStartTransaction idTag=GUEST connectorId=1, THEN, 290 s, charger starts 1 GUEST
     => secondary: Start; primary:
@@ -37,7 +39,8 @@ it is forgotten when its time is over.
 A reservation claims until its expiry date,
     secondary asks ReserveNow idTag=GUEST reservationId=5 expiryDate=2027-01-15T08:20:00Z, THEN, 150 s,
     charger starts 1 GUEST => secondary: Start; primary:
-and not longer,
+and not longer, also where its server has shortened it,
+    secondary asks ReserveNow idTag=GUEST reservationId=5 expiryDate=2027-01-15T09:20:00Z,
     secondary asks ReserveNow idTag=GUEST reservationId=5 expiryDate=2027-01-15T08:20:00Z, THEN, 210 s,
     charger starts 1 GUEST => primary: Start
 for any connector if that is 0, else for its own,

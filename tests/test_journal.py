@@ -210,7 +210,12 @@ Its readings are saved once a minute, because each of them would keep the disk b
 when it is over, the next one is.
     charger starts 1 PRIM1, primary accepts, charger reads m meterValue=[{"sampledValue":[{"value":"1"}]}],
     61 s, charger reads n meterValue=[{"sampledValue":[{"value":"2"}]}] => file meter_stop: 2.0
-Its stop has the last word on its energy, whatever comes late.
+What comes after its stop only counts up: some stops say nothing of energy.
+    charger starts 1, secondary accepts, charger stops e meterStop=null,
+    charger reads n meterValue=[{"sampledValue":[{"value":"4400"}]}], 61 s,
+    charger reads o meterValue=[{"sampledValue":[{"value":"4500"}]}], secondary takes
+    => file meter_start meter_stop: 0.0 4500.0
+An older reading that comes late takes nothing away.
     charger starts 1, secondary accepts, charger reads m meterValue=[{"sampledValue":[{"value":"4000"}]}],
     61 s, charger stops e meterStop=5000, charger reads n meterValue=[{"sampledValue":[{"value":"4400"}]}],
     61 s, charger reads o meterValue=[{"sampledValue":[{"value":"4500"}]}], secondary takes
@@ -470,7 +475,33 @@ def test_a_charger_that_was_forgotten_for_others_is_known_again_when_it_comes(
     assert set(StageJournal(now, tmp_path / "state.db").memories) == {"A", "C"}
 
 
+def test_a_charger_with_a_refused_session_is_not_forgotten_for_others(monkeypatch: Patch) -> None:
+    """It is tried again, in the version of the charger."""
+    monkeypatch.setattr(p, "MAX_MEMORIES", 1)
+    stage = Stage()
+    goes_as_told(
+        stage, "charger starts 1, charger stops e, 3 times (secondary fails, 61 s)", {"refused": "Start Stop"}
+    )
+    assert not stage.journal.has_room("CP2", ())
+
+
 # With the thread that writes, and real peers.
+
+
+async def test_what_is_left_of_a_charger_that_nothing_is_known_of_is_delivered(tmp_path: Path) -> None:
+    """Its Calls say in which version they are written."""
+    path = tmp_path / "state.db"
+    async with house(state=path) as (proxy, _, secondary), charger(proxy) as cp:
+        await secondary.stop()
+        await cp.starts("SECO1")
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM chargers")
+    async with server() as secondary:
+        ini = f"[ext-server]\nserver = local\nsecondary_server = {secondary.url}\nsecondary_rfid = *\n"
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE calls SET server = ?", (secondary.url,))
+        async with running(ini, path):
+            assert await secondary.heard.call("StartTransaction")
 
 
 async def test_what_is_left_is_delivered_by_the_next_run_without_the_charger(tmp_path: Path) -> None:
