@@ -3452,8 +3452,7 @@ class Proxy:
         """Deliver what is stored, also what was refused or never ended, without waiting for the chargers."""
         async for memory in in_turns(self.journal.memories.values(), RELAYS_AT_ONCE):
             memory.retry(utc := current_instant().utc)
-            is_over = any(utc - s.touched > SILENT_SECONDS for s in memory.sessions.values())
-            if memory.stored or is_over:
+            if memory.stored or any(utc - s.touched > SILENT_SECONDS for s in memory.sessions.values()):
                 self._relay(memory.charger, memory.version or "ocpp1.6").deliver()
 
     async def stop(self) -> None:
@@ -3586,7 +3585,8 @@ class Proxy:
                 refusal, relay = refusal_of(error, versions), self.relays.get(charger_id)
                 if not (error.status and relay):
                     raise refusal from None
-            # Some primaries allow one connection a charger: a dead one goes. Without Pongs, time tells.
+            # Some primaries allow one connection a charger: what is dead or left there is closed for it.
+            # Where Pongs never come, the watchdog tells the dead.
             old, left = relay.link, relay.outboxes["primary"].link
             is_over = old.has_ponged and not await old.probe(PROBE_SECONDS) if old else left
             if not is_over or relay.link not in (old, None) or self.relays.get(charger_id) is not relay:
@@ -4210,10 +4210,8 @@ class Status(logging.Handler):
         downs = Counter({key: count for key, count in totals.items() if key[0] == "down"})
         for (_, server, why, advice), count in downs.most_common(MOST_TROUBLES):
             what = f"{server} is down for {count} charger{'s' * (count > 1)}: {self.clean(why)}."
-            todo = (
-                f"{advice[:1].upper()}{advice[1:] or 'It is dialled again'}. What belongs to it waits here."
-            )
-            yield {"what": what, "todo": todo}
+            todo = advice[:1].upper() + advice[1:] or "It is dialled again"
+            yield {"what": what, "todo": f"{todo}. What belongs to it waits here."}
         if totals["chargers", "offline"]:
             what = f"Not connected, of the chargers seen lately: {totals['chargers', 'offline']}."
             yield {"what": what, "todo": "If it was refused, the log says why; else look at its network."}

@@ -44,7 +44,7 @@ MOST_LINES = {
     "Outbox": 410,
     "Relay": 280,
     "Proxy": 330,
-    "Status": 569,
+    "Status": 567,
     "Command line": 260,
 }
 INPUT_AND_OUTPUT = {"asyncio", "log", "logging", "os", "socket", "ssl", "sys", "time", "print", "open"}

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema  # type: ignore[import-untyped]
 import ocpp  # type: ignore[import-untyped]
@@ -325,3 +325,13 @@ def test_vendors_keys_for_the_servers_address_and_the_login_are_guarded() -> Non
         assert p.guarded_by(*key_is(key)) == p.guarded_by(*variables(("VendorStation", key))) == key
     guarded = {key for key in ConfigurationKey if p.guarded_by(*key_is(key.value))}
     assert guarded == {ConfigurationKey.authorization_key, ConfigurationKey.security_profile}
+
+
+def test_each_role_of_the_tables_is_one_that_the_router_knows() -> None:
+    """A word that is written wrong would make an Action a station's matter."""
+    rows = [
+        facts
+        for words in p.VOCABULARIES.values()
+        for facts in (*words.charger.values(), *words.server.values())
+    ]
+    assert {facts.role for facts in rows} == {*get_args(p.Role)}
